@@ -1,0 +1,183 @@
+"""The configuration of a run: every key with its default, checks, and what a workdir remembers.
+
+A config file in configs/ starts from `default_config()` and changes what its experiment changes, so
+that the difference of two files is the difference of two experiments. The config is locked: a
+misspelt key is an error, never a silent no-op.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+# Keys that say how a run is kept, not what it computes; they may change between two starts.
+BOOKKEEPING_KEYS = ("checkpoint.",)
+
+
+def default_config() -> ConfigDict:
+    """Every key that exists, with the papers' value where they name one (OTTER, released code)."""
+    config = ConfigDict()
+    config.seed = 0
+    config.batch_size = 512
+    config.total_epochs = 10.0
+    config.total_steps = placeholder(int)  # Where set, it wins over total_epochs.
+    config.log_every_steps = 50
+
+    config.data = ConfigDict()
+    config.data.train = "open_clipart"  # A SPEC: open_clipart | webdataset:PATH.
+    config.data.image_size = 224
+    config.data.fit = "crop"  # crop | pad (pads to a square on white; suits drawings).
+    config.data.augmentation = "resize_random_crop"  # | random_resized_crop | none
+    config.data.flip = False
+    config.data.max_tokens = 60
+    config.data.threads = 2
+    config.data.cache_features = True  # Frozen tower, no augmentation: compute its features once.
+
+    config.model = ConfigDict()
+    config.model.embed_dim = 768
+    config.model.dtype = "float32"  # Compute type of the towers; losses stay in float32.
+    for tower, name in (("image", "efficientnet_lite0"), ("text", "bert")):
+        config.model[tower] = ConfigDict()
+        config.model[tower].name = name
+        config.model[tower].pretrained = placeholder(str)
+        config.model[tower].frozen = False
+        config.model[tower].projection = "linear"  # linear | mlp | auto (none if widths agree)
+    config.model.text.tokenizer = placeholder(str)  # Default: the folder of model.text.pretrained.
+
+    config.objective = ConfigDict()
+    config.objective.name = "otter"  # infonce | label_smoothing | kd | otter
+    config.objective.alpha = 0.5  # Weight of the given pairs against the soft targets.
+    config.objective.epsilon = 0.15  # Entropic regulariser of the transport, in cosine units.
+    config.objective.iterations = 5  # Sinkhorn iterations, rows first.
+    # Image-image and text-text similarity in the teacher's matrix, and whether the given pairs are
+    # taken out of it. Unset: 1, 1, True for otter; 0, 0, False for kd.
+    config.objective.image_weight = placeholder(float)
+    config.objective.text_weight = placeholder(float)
+    config.objective.remove_diagonal = placeholder(bool)
+    config.objective.smoothing = 0.1  # Label smoothing's e; the paper does not give its value.
+    config.objective.teacher_scale = 100.0  # KD: softmax(teacher_scale * similarity).
+    config.objective.mixed_target = False  # One target alpha I + (1 - alpha) P, as in the paper.
+    config.objective.stop_gradient_keys = False  # As multi-process runs of the released code.
+
+    config.teacher = ConfigDict()
+    config.teacher.decay = 0.999
+    config.teacher.warmup = True  # decay_t = min(decay, (1 + t) / (10 + t))
+    config.teacher.train_mode = False  # Dropout and batch statistics in the teacher, as released.
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "sgd"  # sgd | adamw
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.momentum = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.warmup_steps = 0
+    config.optimizer.gradient_clip = placeholder(float)  # Global norm.
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_steps = 1000
+    config.checkpoint.keep = 2
+
+    config.evaluate = ConfigDict()
+    config.evaluate.sets = ("open_clipart",)
+    config.evaluate.every_steps = 0  # 0: only before and after training.
+    config.evaluate.batch_size = 64
+    config.evaluate.template = "a photo of {}."
+    return config.lock()
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses values that could only fail later.
+
+    Raises:
+      ValueError: naming the key, what was found and what would be right.
+    """
+    _choice(config, "data.fit", ("crop", "pad"))
+    _choice(config, "data.augmentation", ("none", "resize_random_crop", "random_resized_crop"))
+    _choice(config, "optimizer.name", ("sgd", "adamw"))
+    _choice(config, "model.dtype", ("float32", "bfloat16"))
+    for tower in ("image", "text"):
+        _choice(config, f"model.{tower}.projection", ("linear", "mlp", "auto"))
+    for key in ("batch_size", "log_every_steps", "checkpoint.every_steps", "checkpoint.keep",
+                "data.image_size", "data.max_tokens", "data.threads", "model.embed_dim",
+                "evaluate.batch_size", "total_steps", "total_epochs"):  # fmt: skip
+        value = _get(config, key)
+        if value is not None and value <= 0:
+            raise ValueError(f"config.{key}={value}: it must be positive")
+    for key in ("optimizer.learning_rate", "optimizer.weight_decay", "evaluate.every_steps"):
+        if not _get(config, key) >= 0:
+            raise ValueError(f"config.{key}={_get(config, key)}: it must not be negative")
+    if not 0 <= config.teacher.decay < 1:
+        raise ValueError(f"config.teacher.decay={config.teacher.decay}: it must lie in [0, 1)")
+    if config.batch_size < 2:
+        raise ValueError("config.batch_size=1: a contrastive loss needs at least 2 pairs a batch")
+    if "{}" not in config.evaluate.template:
+        raise ValueError(
+            f"config.evaluate.template={config.evaluate.template!r}: it needs a {{}} for the name"
+        )
+
+
+def total_steps(config: ConfigDict, num_pairs: int) -> int:
+    """Length of the run in steps; an epoch is `num_pairs` / `batch_size` steps, not rounded."""
+    if config.total_steps is not None:
+        return int(config.total_steps)
+    return max(1, int(config.total_epochs * num_pairs / config.batch_size))
+
+
+def save(config: ConfigDict, path: Path) -> None:
+    """Writes the config as JSON, atomically."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(config.to_json(indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def load(path: Path) -> ConfigDict:
+    """Reads a saved config; keys that have come since get their defaults.
+
+    Raises:
+      FileNotFoundError: if there is none.
+      ValueError: if it has a key that does not exist.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} is not a workdir: it has no {path.name}")
+    config = default_config()
+    for key, value in _flatten(json.loads(path.read_text(encoding="utf-8"))).items():
+        if key not in _flatten(config.to_dict()):
+            raise ValueError(f"{path}: unknown key {key!r}")
+        config.update_from_flattened_dict({key: tuple(value) if isinstance(value, list) else value})
+    return config
+
+
+def differences(
+    saved: ConfigDict, asked: ConfigDict, ignore: Iterable[str] = BOOKKEEPING_KEYS
+) -> list[str]:
+    """Lines `key: saved -> asked` for every key that differs, but for prefixes in `ignore`."""
+    old, new = _flatten(saved.to_dict()), _flatten(asked.to_dict())
+    keys = [key for key in sorted(old | new) if not key.startswith(tuple(ignore))]
+    return [
+        f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
+        for key in keys
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _choice(config: ConfigDict, key: str, choices: tuple[str, ...]) -> None:
+    if _get(config, key) not in choices:
+        raise ValueError(f"config.{key}={_get(config, key)!r}: choose from {', '.join(choices)}")
+
+
+def _get(config: ConfigDict, key: str) -> object:
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat

@@ -1,0 +1,62 @@
+"""One cross-entropy for all methods: student similarities against a row-stochastic target."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+MAX_SCALE = 100.0
+
+
+class Embeddings(NamedTuple):
+    """Image and text embeddings of one batch, [N, d] each; row i of both is one given pair."""
+
+    image: jax.Array
+    text: jax.Array
+
+
+class Targets(NamedTuple):
+    """Row-stochastic targets, [N, N] each: images over texts, and texts over images."""
+
+    image: jax.Array
+    text: jax.Array
+
+
+def normalize(x: jax.Array) -> jax.Array:
+    """Unit rows in float32 (or wider); a zero row stays zero and has a finite gradient."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
+
+
+def scale_from_log(log_scale: jax.Array) -> jax.Array:
+    """exp(log_scale) clamped to [1, 100]; beyond the clamp no gradient, at its rim the full one."""
+    scale = jnp.exp(log_scale.astype(jnp.promote_types(log_scale.dtype, jnp.float32)))
+    inside = (scale >= 1.0) & (scale <= MAX_SCALE)
+    return jnp.where(inside, scale, jax.lax.stop_gradient(jnp.clip(scale, 1.0, MAX_SCALE)))
+
+
+def cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
+    """Mean over rows of - sum_j target_ij log softmax_j(logits_ij), a scalar."""
+    return -jnp.mean(jnp.sum(target * jax.nn.log_softmax(logits, axis=1), axis=1))
+
+
+def entropy(target: jax.Array) -> jax.Array:
+    """Mean entropy of the rows in nats, a scalar in [0, log N]."""
+    return -jnp.mean(jnp.sum(jax.scipy.special.xlogy(target, target), axis=1))
+
+
+def symmetric_cross_entropy(
+    student: Embeddings, scale: jax.Array, targets: Targets, *, stop_gradient_keys: bool = False
+) -> jax.Array:
+    """The loss of both directions, summed as in the released code (not averaged).
+
+    Args:
+      student: embeddings with unit rows.
+      scale: scalar factor of the similarities, 1 / temperature.
+      targets: what each direction should predict.
+      stop_gradient_keys: if True, a direction's gradient flows through its queries alone.
+    """
+    keys = jax.lax.stop_gradient(student) if stop_gradient_keys else student
+    image_to_text = cross_entropy(scale * student.image @ keys.text.T, targets.image)
+    text_to_image = cross_entropy(scale * student.text @ keys.image.T, targets.text)
+    return image_to_text + text_to_image

