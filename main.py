@@ -1,0 +1,51 @@
+"""Trains or evaluates: python main.py --config=configs/NAME.py --workdir=DIR [--config.KEY=VALUE].
+
+This file is short on purpose: everything is in otter_jax/, where it can be imported and tested.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's chatter; its errors still show.
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if missing, else resumed.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv: Sequence[str]) -> None:
+    """Hands over to otter_jax.train; what is wrong with the input ends in one line, exit code 2."""
+    if len(argv) > 1:
+        fail(f"unknown argument {argv[1]!r}: flags are --config, --workdir, --mode, --config.KEY")
+    from otter_jax import train
+
+    run = {"train": train.train, "evaluate": train.evaluate}[_MODE.value]
+    try:
+        run(_CONFIG.value, Path(_WORKDIR.value))
+    except (ValueError, FileNotFoundError, ModuleNotFoundError, FloatingPointError) as error:
+        if os.environ.get("OTTER_TRACEBACK"):
+            raise
+        fail(str(error))
+
+
+def fail(reason: str) -> None:
+    """Ends the program with one line."""
+    sys.exit(f"otter_jax: {reason}")
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """absl's parser, with one line instead of a traceback for a wrong config key or value."""
+    try:
+        return flags.FLAGS(list(argv))
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        fail(" ".join(str(error).split()))
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

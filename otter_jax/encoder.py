@@ -1,0 +1,212 @@
+"""A dual encoder at work: images and texts in, unit embeddings out, on every device.
+
+This is what `otter_jax.load` gives to users, what evaluates during training, and what computes the
+features of frozen towers once.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from PIL import Image
+
+from otter_jax import sharding
+from otter_jax.data import images as image_functions
+from otter_jax.data.texts import Tokenizer
+from otter_jax.models import dual_encoder, pretrained
+from otter_jax.models.dual_encoder import FunctionalModel, Variables
+from otter_jax.objectives import normalize
+from otter_jax.step import named_key
+
+
+def build_module(config: ConfigDict) -> dual_encoder.DualEncoder:
+    """The network of a config: towers with their pretrained weights, fresh projections."""
+
+    def rngs(name: str) -> nnx.Rngs:
+        return nnx.Rngs(named_key(config.seed, name))
+
+    model, dtype = config.model, np.dtype(config.model.dtype)
+    image = pretrained.create_image_tower(
+        model.image.name, model.image.pretrained, rngs=rngs("image tower"), dtype=dtype
+    )
+    text = pretrained.create_text_tower(
+        model.text.name, model.text.pretrained, rngs=rngs("text tower"), dtype=dtype
+    )
+    return dual_encoder.DualEncoder(
+        image,
+        text,
+        embed_dim=model.embed_dim,
+        image_projection=model.image.projection,
+        text_projection=model.text.projection,
+        freeze_image=model.image.frozen,
+        freeze_text=model.text.frozen,
+        rngs=rngs("projections"),
+    )
+
+
+def make_tokenizer(config: ConfigDict) -> Tokenizer:
+    """The tokenizer of the text tower: `model.text.tokenizer`, else the pretrained folder's."""
+    path = config.model.text.tokenizer or config.model.text.pretrained
+    if path is None:
+        raise ValueError("config.model.text.tokenizer: a text tower without weights needs one")
+    return Tokenizer(pretrained.find_pretrained(path), config.data.max_tokens)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _image_features(model: FunctionalModel, variables: Variables, images: jax.Array) -> jax.Array:
+    return model.bind(variables).image_features(images)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _text_features(
+    model: FunctionalModel, variables: Variables, tokens: jax.Array, token_mask: jax.Array
+) -> jax.Array:
+    return model.bind(variables).text_features(tokens, token_mask)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _project_image(model: FunctionalModel, variables: Variables, features: jax.Array) -> jax.Array:
+    return normalize(model.bind(variables).image_projection(features))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _project_text(model: FunctionalModel, variables: Variables, features: jax.Array) -> jax.Array:
+    return normalize(model.bind(variables).text_projection(features))
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """Images and texts to unit embeddings, in batches of one shape, split over the mesh."""
+
+    model: FunctionalModel
+    variables: Variables
+    tokenizer: Tokenizer
+    mesh: Mesh
+    image_size: int
+    fit: str = "crop"
+    batch_size: int = 64
+
+    def replace(self, variables: Variables) -> "Encoder":
+        """The same network with other arrays; nothing is compiled again."""
+        return dataclasses.replace(self, variables=variables)
+
+    def encode_image(self, images: Sequence[Image.Image | np.ndarray] | np.ndarray) -> np.ndarray:
+        """Unit image embeddings.
+
+        Args:
+          images: PIL images or uint8 [H, W, 3] arrays of any size, or one uint8 [N, H, W, 3].
+
+        Returns:
+          float32 [N, embed_dim].
+        """
+        arrays = (np.asarray(i.convert("RGB")) if isinstance(i, Image.Image) else i for i in images)
+        return self.project_image(self.image_features(self.transform(array) for array in arrays))
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit text embeddings, float32 [N, embed_dim]."""
+        return self.project_text(self.text_features(texts))
+
+    def classify(
+        self,
+        images: Sequence[Image.Image | np.ndarray] | np.ndarray,
+        labels: Sequence[str],
+        template: str = "a photo of {}.",
+    ) -> np.ndarray:
+        """Probability of every label for every image, float32 [N, len(labels)]; rows sum to 1."""
+        from otter_jax.evaluation.zero_shot import class_bank
+
+        bank = class_bank(self.encode_text, labels, [template])
+        scale = np.exp(np.asarray(self.variables.params["log_scale"]))
+        logits = np.clip(scale, 1.0, 100.0) * self.encode_image(images) @ bank.T
+        return np.asarray(jax.nn.softmax(logits, axis=1))
+
+    def transform(self, image: np.ndarray) -> np.ndarray:
+        """The evaluation transform to uint8 [image_size, image_size, 3]."""
+        if image.shape == (self.image_size, self.image_size, 3):
+            return image
+        return image_functions.evaluation_transform(image, self.image_size, fit=self.fit)
+
+    def image_features(self, images: Iterable[np.ndarray]) -> np.ndarray:
+        """Tower features [N, width] of transformed images, taken one by one as they are needed."""
+        width = self.model.bind(self.variables).image.width
+        run = functools.partial(_image_features, self.model, self.variables)
+        return self._in_batches(run, ((image,) for image in images), width)
+
+    def text_features(self, texts: Sequence[str]) -> np.ndarray:
+        """Tower features [N, width] of texts."""
+        width = self.model.bind(self.variables).text.width
+        run = functools.partial(_text_features, self.model, self.variables)
+        tokens, token_mask = self.tokenizer(texts)
+        return self._in_batches(run, zip(tokens, token_mask, strict=True), width)
+
+    def project_image(self, features: np.ndarray) -> np.ndarray:
+        """Image tower features [N, width] -> unit embeddings [N, embed_dim]."""
+        return np.asarray(_project_image(self.model, self.variables, features))
+
+    def project_text(self, features: np.ndarray) -> np.ndarray:
+        """Text tower features [N, width] -> unit embeddings [N, embed_dim]."""
+        return np.asarray(_project_text(self.model, self.variables, features))
+
+    def _in_batches(
+        self,
+        run: Callable[..., jax.Array],
+        rows: Iterable[tuple[np.ndarray, ...]],
+        width: int,
+    ) -> np.ndarray:
+        """Applies `run` to fixed-size, zero-padded batches of rows and drops the padding."""
+        devices = self.mesh.devices.size
+        size = -(-self.batch_size // devices) * devices
+        results = [np.zeros((0, width), np.float32)]
+        rows = iter(rows)
+        while batch := [row for _, row in zip(range(size), rows, strict=False)]:
+            columns = [np.stack(column) for column in zip(*batch, strict=True)]
+            padding = size - len(batch)
+            padded = [np.pad(c, [(0, padding)] + [(0, 0)] * (c.ndim - 1)) for c in columns]
+            placed = jax.device_put(padded, sharding.split_rows(self.mesh))
+            results.append(np.asarray(run(*placed))[: len(batch)])
+        return np.concatenate(results)
+
+
+def make_encoder(
+    config: ConfigDict,
+    model: FunctionalModel,
+    variables: Variables,
+    mesh: Mesh,
+    tokenizer: Tokenizer | None = None,
+) -> Encoder:
+    """The encoder of a config with given arrays."""
+    return Encoder(
+        model=model,
+        variables=variables,
+        tokenizer=tokenizer or make_tokenizer(config),
+        mesh=mesh,
+        image_size=config.data.image_size,
+        fit=config.data.fit,
+        batch_size=config.evaluate.batch_size,
+    )
+
+
+def load(path: str | Path) -> Encoder:
+    """The trained model of a workdir, from its latest checkpoint.
+
+    Args:
+      path: a workdir, with config.json and checkpoints/.
+
+    Raises:
+      FileNotFoundError: if it is no workdir or has no finished checkpoint.
+    """
+    from otter_jax import checkpoints, config
+
+    workdir = Path(path)
+    settings = config.load(workdir / "config.json")
+    mesh = sharding.make_mesh()
+    model, fresh = dual_encoder.split(build_module(settings))
+    with checkpoints.Checkpoints(workdir / "checkpoints") as saved:
+        variables = saved.restore_variables(sharding.put_state(mesh, fresh))
+    return make_encoder(settings, model, variables, mesh)

@@ -1,0 +1,86 @@
+"""The pictures of a run: what the soft targets match with what, and what the model answers."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from otter_jax import figures
+from otter_jax.data import images
+from otter_jax.data.sources import Source
+from otter_jax.encoder import Encoder
+from otter_jax.features import FeatureStore
+
+PAIRS_SHOWN = 18
+IMAGES_SHOWN = 24
+THUMBNAIL = 96
+
+
+def strongest_links(target: np.ndarray, count: int) -> np.ndarray:
+    """The pairs of a batch that a soft target links most, linked ones beside each other.
+
+    Args:
+      target: row-stochastic [N, N].
+      count: how many pairs are wanted.
+
+    Returns:
+      int [min(count, N)], distinct.
+    """
+    links = np.where(np.eye(len(target), dtype=bool), 0.0, target + target.T)
+    chosen: list[int] = []
+    for cell in np.argsort(-links, axis=None, kind="stable"):
+        row, column = divmod(int(cell), len(target))
+        # A chosen pair's further links are shown anyway: look for new pairs first.
+        if row not in chosen and column not in chosen:
+            chosen += [row, column]
+        if len(chosen) >= count:
+            break
+    remaining = [number for number in range(len(target)) if number not in chosen]
+    return np.array((chosen + remaining)[:count])
+
+
+def draw_batch_targets(
+    folder: Path, source: Source, records: np.ndarray, target: np.ndarray, encoder: Encoder
+) -> None:
+    """soft_targets.png: the most linked pairs of one batch, and how their target is spread.
+
+    Args:
+      folder: where to draw.
+      source: the training pairs.
+      records: [N] which of them are in the batch.
+      target: [N, N] soft target of images over texts, computed on the whole batch.
+      encoder: for its image size.
+    """
+    shown = strongest_links(target, PAIRS_SHOWN)
+    pairs = [source[int(number)] for number in records[shown]]
+    thumbnails = [
+        images.evaluation_transform(images.decode(pair.image), THUMBNAIL, fit=encoder.fit)
+        for pair in pairs
+    ]
+    figures.draw_targets(
+        folder / "soft_targets.png",
+        np.stack(thumbnails),
+        [pair.caption for pair in pairs],
+        target[np.ix_(shown, shown)],
+        title=f"What the teacher matches with what: {len(shown)} pairs of a batch of {len(target)}",
+    )
+
+
+def draw_set(folder: Path, each: Any, encoder: Encoder, store: FeatureStore) -> None:
+    """predictions_SET.png: some images of an evaluation set with their five best names."""
+    shown, names, truth, ranked, scores = each.answers(encoder, store, IMAGES_SHOWN)
+    figures.draw_predictions(
+        folder / f"predictions_{file_name(each.name)}.png",
+        shown,
+        truth,
+        [
+            [(names[number], float(score)) for number, score in zip(row, values, strict=True)]
+            for row, values in zip(ranked, scores, strict=True)
+        ],
+        title=f"{each.name}: the five best of {len(names):,} names",
+    )
+
+
+def file_name(name: str) -> str:
+    """A set's name as part of a file name."""
+    return "".join(letter if letter.isalnum() else "_" for letter in name).strip("_")

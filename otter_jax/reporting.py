@@ -1,0 +1,238 @@
+"""What a run says: lines on the screen, metrics.jsonl, timings.jsonl, TensorBoard, final tables.
+
+metrics.jsonl holds only what the config and the seed determine, so that two runs can be compared
+byte for byte; whatever depends on the machine goes to timings.jsonl.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import jax
+import numpy as np
+
+
+Item = TypeVar("Item")
+
+
+def say(line: str = "") -> None:
+    """Prints a line, from the first process only."""
+    if jax.process_index() == 0:
+        print(line, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min 05 s, 2 h 07 min."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def progress(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
+    """Passes items on and shows how many are done, how fast, and the time left.
+
+    On a terminal one line is rewritten; elsewhere a line appears about every ten seconds.
+    """
+    start = shown = time.perf_counter()
+    live = sys.stdout.isatty() and jax.process_index() == 0
+    done = 0
+    for done, item in enumerate(items, start=1):
+        yield item
+        now = time.perf_counter()
+        if now - shown > (0.2 if live else 10.0) and done < total:
+            shown, rate = now, done / (now - start)
+            left = duration((total - done) / rate)
+            line = f"{label}: {done} of {total}, {rate:.0f} a second, {left} left"
+            print(f"\r\033[K{line}", end="", flush=True) if live else say(line)
+    elapsed = time.perf_counter() - start
+    if live:
+        print("\r\033[K", end="")
+    say(f"{label}: {done} in {duration(elapsed)} ({done / max(elapsed, 1e-9):.0f} a second)")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes readable JSON; a reader finds the old file or the new one, never half of one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_evaluation(path: Path, step: int) -> dict[str, dict[str, float]]:
+    """`{set: {metric: value}}` as metrics.jsonl has it for one step; empty where it has none."""
+    results: dict[str, dict[str, float]] = {}
+    for line in _complete_lines(path):
+        values = json.loads(line)
+        if values["step"] != step:
+            continue
+        for name, value in values.items():
+            if name.startswith("eval/"):
+                name, _, metric = name.removeprefix("eval/").rpartition("/")
+                results.setdefault(name, {})[metric] = value
+    return results
+
+
+class JsonLines:
+    """A file of one JSON object a line, each with its `step`; goes on where a run resumes."""
+
+    def __init__(self, path: Path, resume_step: int):
+        """Opens `path` and drops the lines of steps after `resume_step`, which will come again."""
+        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= resume_step]
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        partial.replace(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends one line and hands it to the operating system."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def _complete_lines(path: Path) -> list[str]:
+    """The lines of a file that may be missing or end in the middle of one."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n")]
+
+
+class Reporter:
+    """Writes metrics of steps and evaluations to every place; the first process alone does."""
+
+    def __init__(self, workdir: Path, *, total_steps: int, resume_step: int, batch_size: int):
+        """Opens the files of `workdir`; the clock for rate and time left starts here."""
+        self._files: list[Any] = []
+        self._total_steps = total_steps
+        self._batch_size = batch_size
+        self._last = (resume_step, time.perf_counter())
+        self._waited = 0.0
+        self._tensorboard = None
+        if jax.process_index() == 0:
+            from tensorboardX import SummaryWriter
+
+            self._metrics = JsonLines(workdir / "metrics.jsonl", resume_step)
+            self._timings = JsonLines(workdir / "timings.jsonl", resume_step)
+            self._tensorboard = SummaryWriter(
+                str(workdir / "tensorboard"), purge_step=resume_step + 1
+            )
+            self._files = [self._metrics, self._timings, self._tensorboard]
+
+    def __enter__(self) -> Self:
+        """Returns itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes the files."""
+        for file in self._files:
+            file.close()
+
+    def waiting(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Passes batches on and adds up the time that was spent waiting for them."""
+        batches = iter(batches)
+        while True:
+            start = time.perf_counter()
+            batch = next(batches)
+            self._waited += time.perf_counter() - start
+            yield batch
+
+    def step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Reports the metrics of a train step, and on the screen its rate and the time left."""
+        values = {f"train/{name}": float(np.asarray(metrics[name])) for name in sorted(metrics)}
+        timings = self._timings_since(step)
+        self._write(step, values, timings)
+        left = (self._total_steps - step) / timings["time/steps_per_second"]
+        parts = [f"{values['train/loss']:.4f} loss"]
+        parts += [
+            f"{value:.4f} {name.removeprefix('train/loss_')}"
+            for name, value in values.items()
+            if name.startswith("train/loss_")
+        ]
+        parts.append(f"temperature {values['train/temperature']:.4f}")
+        say(
+            f"step {step:>6} of {self._total_steps}  {'  '.join(parts)}  "
+            f"{timings['time/steps_per_second']:.1f} steps/s  {duration(left)} left"
+        )
+
+    def evaluation(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
+        """Reports `{set: {metric: value}}` measured after `step` updates."""
+        flat = {
+            f"eval/{name}/{metric}": value
+            for name, metrics in results.items()
+            for metric, value in metrics.items()
+        }
+        self._write(step, flat, {})
+
+    def _timings_since(self, step: int) -> dict[str, float]:
+        (last_step, last_time), now = self._last, time.perf_counter()
+        elapsed = max(now - last_time, 1e-9)
+        rate = max(step - last_step, 1) / elapsed
+        timings = {
+            "time/steps_per_second": rate,
+            "time/images_per_second": rate * self._batch_size,
+            "time/data_wait": self._waited / elapsed,
+        }
+        self._last, self._waited = (step, now), 0.0
+        return timings
+
+    def _write(self, step: int, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:
+        if self._tensorboard is None:
+            return
+        self._metrics.write(step, metrics)
+        if timings:
+            self._timings.write(step, timings)
+        for name, value in (metrics | timings).items():
+            self._tensorboard.add_scalar(name, value, step)
+
+
+def results_table(results: Mapping[str, Any]) -> str:
+    """The final table: every metric of every set after training, before it, and by chance.
+
+    Args:
+      results: results.json; `chance` and `before` have the same form as the rest.
+    """
+    rows = [("", "after", "before", "chance")]
+    for name, metrics in results.items():
+        if name in ("before", "chance"):
+            continue
+        for metric, value in metrics.items():
+            others = (
+                results.get(key, {}).get(name, {}).get(metric) for key in ("before", "chance")
+            )
+            rows.append((f"{name}  {metric}", *(_percent(number) for number in (value, *others))))
+    return "\n".join(_aligned(rows))
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]

@@ -1,0 +1,50 @@
+"""The mesh and where things live on it: batches split over the devices, all state on each.
+
+Everything is written from the global view: `jax.jit` over a mesh with Auto axes lets the compiler
+split the work, so batch norm and the contrastive loss see the whole batch on any device count.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+def make_mesh() -> Mesh:
+    """One axis, `data`, over all devices of all processes."""
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def split_rows(mesh: Mesh) -> NamedSharding:
+    """Arrays whose first axis is the batch."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Arrays that every device holds whole: parameters, optimizer state, scalars."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch_size(mesh: Mesh, batch_size: int) -> None:
+    """Refuses a batch that does not divide over the devices (ValueError)."""
+    devices = mesh.devices.size
+    if batch_size % devices:
+        lower = batch_size // devices * devices
+        raise ValueError(
+            f"config.batch_size={batch_size} does not divide over {devices} devices: "
+            f"try {lower or devices} or {lower + devices}"
+        )
+
+
+def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """This process's rows of a batch, as global arrays split over the devices."""
+    sharding = split_rows(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
+    }
+
+
+def put_state(mesh: Mesh, tree: Any) -> Any:
+    """A pytree of arrays, whole on every device."""
+    return jax.device_put(tree, replicated(mesh))

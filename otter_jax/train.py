@@ -1,0 +1,377 @@
+"""train(config, workdir): reads from top to bottom in the order in which a run happens."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from otter_jax import config as config_lib
+from otter_jax import gallery, objectives, reporting, sharding
+from otter_jax.checkpoints import Checkpoints
+from otter_jax.data import batches, images
+from otter_jax.data.sources import Source, open_source
+from otter_jax.encoder import Encoder, build_module, make_encoder
+from otter_jax.evaluation.sets import EvaluationSet, open_sets
+from otter_jax.features import FeatureStore
+from otter_jax.models import dual_encoder
+from otter_jax.models.dual_encoder import FunctionalModel
+from otter_jax.reporting import Reporter, say
+from otter_jax.step import (
+    TrainState,
+    initial_state,
+    make_optimizer,
+    make_schedule,
+    make_target_step,
+    make_train_step,
+)
+
+Results = dict[str, Any]
+
+
+@dataclasses.dataclass
+class Parts:
+    """What training and evaluation are made of, built once from a config."""
+
+    config: ConfigDict
+    workdir: Path
+    mesh: Mesh
+    options: objectives.Options
+    model: FunctionalModel
+    encoder: Encoder  # With the untrained variables.
+    store: FeatureStore
+    sets: list[EvaluationSet]
+
+    def evaluate(self, variables: dual_encoder.Variables) -> dict[str, dict[str, float]]:
+        """`{set: {metric: value}}` of a model with these variables."""
+        encoder = self.encoder.replace(variables)
+        return {each.name: each.evaluate(encoder, self.store) for each in self.sets}
+
+
+@dataclasses.dataclass
+class TrainingData:
+    """The pairs to train on: how to load some of them, and how many there are."""
+
+    source: Source
+    load: batches.Loader
+    records: np.ndarray  # Numbers in `source` of the records that can be used.
+    unreadable: dict[str, str]  # Key of a record -> why its image cannot be read.
+
+
+def train(config: ConfigDict, workdir: Path) -> Results:
+    """Trains, or goes on training, in `workdir`; returns what results.json holds.
+
+    Raises:
+      ValueError, FileNotFoundError, ModuleNotFoundError: one line on what is wrong with the config
+        or the workdir, before anything is written.
+      FloatingPointError: if the loss is no longer finite; the checkpoints are kept.
+    """
+    config_lib.check(config)
+    refuse_other_config(config, workdir)
+    options = objectives.make_options(**config.objective)
+    mesh = sharding.make_mesh()
+    sharding.check_batch_size(mesh, config.batch_size)
+    source = open_source(config.data.train)
+    total_steps = config_lib.total_steps(config, len(source))
+    schedule = make_schedule(config, total_steps)
+    if finished := read_finished(workdir, total_steps):
+        say(f"{workdir} is finished ({total_steps} steps); its results:\n")
+        say(reporting.results_table(finished))
+        return finished
+    claim_workdir(config, workdir)
+
+    parts = build_parts(config, workdir, mesh, options)
+    describe(parts, source, total_steps)
+    data = open_training_data(parts, source)
+    optimizer = make_optimizer(config, schedule)
+    fresh = initial_state(parts.encoder.variables, optimizer, uses_teacher=options.uses_teacher)
+    step = make_train_step(parts.model, options, optimizer, schedule, config, mesh)
+
+    with Checkpoints(workdir / "checkpoints", config.checkpoint.keep) as saved:
+        start = saved.latest_step
+        with Reporter(
+            workdir,
+            total_steps=total_steps,
+            resume_step=-1 if start is None else start,
+            batch_size=config.batch_size,
+        ) as report:
+            if start is None:
+                report.evaluation(0, parts.evaluate(fresh.variables))
+                state = sharding.put_state(mesh, fresh)
+            else:
+                say(f"resuming after step {start}")
+                state = saved.restore(sharding.put_state(mesh, fresh))
+            state = run_steps(parts, data, step, state, total_steps, saved, report)
+            write_data_note(parts, data)
+            return finish(parts, data, state, report, total_steps)
+
+
+def run_steps(
+    parts: Parts,
+    data: TrainingData,
+    step: Any,
+    state: TrainState,
+    total_steps: int,
+    saved: Checkpoints,
+    report: Reporter,
+) -> TrainState:
+    """The training loop: from the state's own step to the last one."""
+    config, start = parts.config, int(state.step)
+    stream = batches.batches(
+        data.load,
+        len(data.records),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=start,
+        process=(jax.process_index(), jax.process_count()),
+        threads=config.data.threads,
+    )
+    steps = range(start + 1, total_steps + 1)
+    for number, batch in zip(steps, report.waiting(stream), strict=False):
+        batch.pop("index")
+        state, metrics = step(state, sharding.put_batch(parts.mesh, batch))
+        last = number == total_steps
+        if last or number % config.log_every_steps == 0:
+            refuse_to_go_on_without_a_loss(number, float(metrics["loss"]))
+            report.step(number, metrics)
+        if every(config.evaluate.every_steps, number) and not last:
+            report.evaluation(number, parts.evaluate(state.variables))
+        if last or every(config.checkpoint.every_steps, number):
+            saved.save(state)  # After its metrics are written: what is saved is never missing.
+    return state
+
+
+def finish(
+    parts: Parts, data: TrainingData, state: TrainState, report: Reporter, total_steps: int
+) -> Results:
+    """Evaluates the trained model, draws its pictures, and writes results.json last of all."""
+    after = parts.evaluate(state.variables)
+    report.evaluation(total_steps, after)
+    draw(parts, data, state)
+    return write_results(parts, after)
+
+
+def evaluate(config: ConfigDict, workdir: Path) -> Results:
+    """Repeats the final evaluation of `workdir` from its latest checkpoint."""
+    config_lib.check(config)
+    if not (workdir / "config.json").is_file():
+        raise FileNotFoundError(
+            f"--workdir={workdir}: there is no run to evaluate (no config.json)"
+        )
+    refuse_other_config(config, workdir, ignore=("evaluate.", *config_lib.BOOKKEEPING_KEYS))
+    options = objectives.make_options(**config.objective)
+    parts = build_parts(config, workdir, sharding.make_mesh(), options)
+    with Checkpoints(workdir / "checkpoints") as saved:
+        template = sharding.put_state(parts.mesh, parts.encoder.variables)
+        say(f"evaluating {workdir} after step {saved.latest_step}")
+        variables = saved.restore_variables(template)
+    return write_results(parts, parts.evaluate(variables))
+
+
+def refuse_other_config(
+    config: ConfigDict, workdir: Path, ignore: tuple[str, ...] = config_lib.BOOKKEEPING_KEYS
+) -> None:
+    """Refuses to touch a workdir that another config wrote (ValueError naming the keys)."""
+    path = workdir / "config.json"
+    if path.is_file() and (
+        differing := config_lib.differences(config_lib.load(path), config, ignore)
+    ):
+        raise ValueError(
+            f"--workdir={workdir} was written by another config ({'; '.join(differing)}): "
+            "choose another workdir or the same values"
+        )
+
+
+def claim_workdir(config: ConfigDict, workdir: Path) -> None:
+    """Makes the workdir with its config.json, or says why it cannot be made."""
+    if not workdir.parent.exists():
+        say(f"making the missing folder {workdir.parent}")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        config_lib.save(config, workdir / "config.json")
+    except OSError as error:
+        raise ValueError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
+
+
+def build_parts(
+    config: ConfigDict, workdir: Path, mesh: Mesh, options: objectives.Options
+) -> Parts:
+    """Builds the model and opens the evaluation sets."""
+    model, variables = dual_encoder.split(build_module(config))
+    encoder = make_encoder(config, model, sharding.put_state(mesh, variables), mesh)
+    store = FeatureStore(
+        workdir / "features",
+        encoder,
+        freeze_image=config.model.image.frozen,
+        freeze_text=config.model.text.frozen,
+    )
+    sets = open_sets(
+        list(config.evaluate.sets),
+        image_size=config.data.image_size,
+        fit=config.data.fit,
+        template=config.evaluate.template,
+    )
+    return Parts(config, workdir, mesh, options, model, encoder, store, list(sets))
+
+
+def describe(parts: Parts, source: Source, total_steps: int) -> None:
+    """Says what is trained on what."""
+    config, variables = parts.config, parts.encoder.variables
+    trained, frozen = dual_encoder.count(variables.params), dual_encoder.count(variables.frozen)
+    towers = [
+        f"{kind} tower {tower.name} ({tower.pretrained or 'random weights'}"
+        f"{', frozen' if tower.frozen else ''})"
+        for kind, tower in (("image", config.model.image), ("text", config.model.text))
+    ]
+    say(f"objective {config.objective.name} on {len(source):,} pairs of {source.name}")
+    say(", ".join(towers))
+    say(f"{trained:,} trained parameters, {frozen:,} frozen")
+    say(
+        f"{total_steps} steps of {config.batch_size} pairs on {parts.mesh.devices.size} "
+        f"{jax.devices()[0].platform} device(s), workdir {parts.workdir}"
+    )
+
+
+def open_training_data(parts: Parts, source: Source) -> TrainingData:
+    """Chooses how batches are made: from features computed once, or from images every time."""
+    config = parts.config
+    fixed = config.data.augmentation == "none" and not config.data.flip
+    if config.data.cache_features and config.model.image.frozen and fixed:
+        return open_cached_data(parts, source)
+    loader = batches.PairLoader(
+        source,
+        parts.encoder.tokenizer,
+        image_size=config.data.image_size,
+        fit=config.data.fit,
+        augmentation=config.data.augmentation,
+        flip=config.data.flip,
+        seed=config.seed,
+    )
+    return TrainingData(source, loader, np.arange(len(source)), loader.unreadable)
+
+
+def open_cached_data(parts: Parts, source: Source) -> TrainingData:
+    """Computes the frozen image tower's features of all pairs, or reads them if they are known."""
+    store, encoder = parts.store, parts.encoder
+
+    def compute() -> dict[str, np.ndarray]:
+        unreadable: dict[str, str] = {}
+        features = encoder.image_features(readable_images(source, encoder, unreadable))
+        return {
+            "features": features,
+            "unreadable": np.array(list(unreadable.items()), dtype=str).reshape(-1, 2),
+        }
+
+    stored = store.get(store.image_key(source.fingerprint), compute)
+    unreadable = dict(stored["unreadable"].tolist())
+    pairs = [source[number] for number in range(len(source))]
+    records = np.array([n for n, pair in enumerate(pairs) if pair.key not in unreadable], np.int64)
+    captions = [pairs[number].caption for number in records]
+    arrays = {"image_features": stored["features"], "index": records}
+    if parts.config.model.text.frozen:
+        arrays["text_features"] = store.text_features(encoder, captions)
+    else:
+        arrays["tokens"], arrays["token_mask"] = encoder.tokenizer(captions)
+    return TrainingData(source, batches.array_loader(arrays), records, unreadable)
+
+
+def readable_images(source: Source, encoder: Encoder, unreadable: dict[str, str]) -> Any:
+    """Transformed images of a source in order, with progress; notes those that cannot be read."""
+    for number in reporting.progress(range(len(source)), len(source), "image features"):
+        record = source[number]
+        try:
+            yield encoder.transform(images.decode(record.image))
+        except images.ImageError as error:
+            unreadable[record.key] = str(error)
+
+
+def write_data_note(parts: Parts, data: TrainingData) -> None:
+    """data.json: what was really trained on, and what was left out and why."""
+    if data.unreadable:
+        say(f"left out {len(data.unreadable)} images that cannot be read; see data.json")
+    reporting.write_json(
+        parts.workdir / "data.json",
+        {
+            "train": {
+                "source": parts.config.data.train,
+                "pairs": len(data.source) - len(data.unreadable),
+                "fingerprint": data.source.fingerprint,
+                "skipped": data.source.skipped,
+                "unreadable": data.unreadable,
+            },
+            "evaluate": {each.name: describe_set(each) for each in parts.sets},
+        },
+    )
+
+
+def describe_set(each: Any) -> dict[str, Any]:
+    """What one evaluation set consists of."""
+    if hasattr(each, "labelled"):
+        labelled = each.labelled
+        return {
+            "images": len(labelled.images),
+            "classes": len(labelled.class_names),
+            "left_out": labelled.left_out,
+        }
+    return {
+        "pairs": len(each.captions),
+        "fingerprint": each.source.fingerprint,
+        "skipped": each.source.skipped,
+        "unreadable": each.unreadable,
+    }
+
+
+def draw(parts: Parts, data: TrainingData, state: TrainState) -> None:
+    """The pictures of the run, into figures/."""
+    folder = parts.workdir / "figures"
+    encoder = parts.encoder.replace(state.variables)
+    if parts.options.uses_teacher:
+        records = next(iter(batches.record_order(len(data.records), parts.config.batch_size, 0)))
+        batch = data.load(0, records)
+        numbers = batch.pop("index", records)
+        target = make_target_step(parts.model, parts.options)(
+            state, sharding.put_batch(parts.mesh, batch)
+        )
+        gallery.draw_batch_targets(folder, data.source, numbers, np.asarray(target), encoder)
+    for each in parts.sets:
+        gallery.draw_set(folder, each, encoder, parts.store)
+    say(f"pictures in {folder}")
+
+
+def write_results(parts: Parts, after: dict[str, dict[str, float]]) -> Results:
+    """results.json and the table on the screen."""
+    before = reporting.read_evaluation(parts.workdir / "metrics.jsonl", step=0)
+    results = after | {
+        "before": {name: before[name] for name in after if name in before},
+        "chance": {each.name: each.chance() for each in parts.sets},
+    }
+    reporting.write_json(parts.workdir / "results.json", results)
+    say("")
+    say(reporting.results_table(results))
+    return results
+
+
+def read_finished(workdir: Path, total_steps: int) -> Results | None:
+    """The results of a run that has come to its end, or None."""
+    path = workdir / "results.json"
+    if not path.is_file() or not (workdir / "checkpoints" / str(total_steps)).is_dir():
+        return None
+    return reporting.read_json(path)
+
+
+def every(period: int, step: int) -> bool:
+    """Whether something that happens every `period` steps (0: never) happens at this one."""
+    return period > 0 and step % period == 0
+
+
+def refuse_to_go_on_without_a_loss(step: int, loss: float) -> None:
+    """Stops where training has diverged, rather than train on nothing."""
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"the loss is {loss} at step {step}: lower config.optimizer.learning_rate; "
+            "the checkpoints before it are kept"
+        )
