@@ -16,6 +16,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's chatter; its errors 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if missing, else resumed.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "One of several processes (TPU pod, SLURM, MPI): find the others first."
+)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -23,6 +26,10 @@ def main(argv: Sequence[str]) -> None:
     """Hands over to otter_jax.train; what is wrong with the input ends in one line, exit code 2."""
     if len(argv) > 1:
         fail(f"unknown argument {argv[1]!r}: flags are --config, --workdir, --mode, --config.KEY")
+    import jax
+
+    if _DISTRIBUTED.value:
+        jax.distributed.initialize()
     from otter_jax import train
 
     run = {"train": train.train, "evaluate": train.evaluate}[_MODE.value]

@@ -8,6 +8,7 @@ misspelt key is an error, never a silent no-op.
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -44,6 +45,7 @@ def default_config() -> ConfigDict:
         config.model[tower].pretrained = placeholder(str)
         config.model[tower].frozen = False
         config.model[tower].projection = "linear"  # linear | mlp | auto (none if widths agree)
+        config.model[tower].overrides = ConfigDict()  # Fields of the tower's own configuration.
     config.model.text.tokenizer = placeholder(str)  # Default: the folder of model.text.pretrained.
 
     config.objective = ConfigDict()
@@ -125,11 +127,9 @@ def total_steps(config: ConfigDict, num_pairs: int) -> int:
     return max(1, int(config.total_epochs * num_pairs / config.batch_size))
 
 
-def save(config: ConfigDict, path: Path) -> None:
-    """Writes the config as JSON, atomically."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(config.to_json(indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(path)
+def as_dict(config: ConfigDict) -> dict[str, Any]:
+    """What config.json holds: nested plain values, keys in order."""
+    return json.loads(config.to_json(sort_keys=True))
 
 
 def load(path: Path) -> ConfigDict:
@@ -142,10 +142,17 @@ def load(path: Path) -> ConfigDict:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} is not a workdir: it has no {path.name}")
     config = default_config()
+    known = _flatten(config.to_dict())
     for key, value in _flatten(json.loads(path.read_text(encoding="utf-8"))).items():
-        if key not in _flatten(config.to_dict()):
+        value = tuple(value) if isinstance(value, list) else value
+        group, _, name = key.rpartition(".")
+        if group.endswith(".overrides"):
+            with config.unlocked():
+                _get(config, group)[name] = value
+        elif key in known:
+            config.update_from_flattened_dict({key: value})
+        else:
             raise ValueError(f"{path}: unknown key {key!r}")
-        config.update_from_flattened_dict({key: tuple(value) if isinstance(value, list) else value})
     return config
 
 

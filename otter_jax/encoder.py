@@ -8,6 +8,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -33,10 +34,18 @@ def build_module(config: ConfigDict) -> dual_encoder.DualEncoder:
 
     model, dtype = config.model, np.dtype(config.model.dtype)
     image = pretrained.create_image_tower(
-        model.image.name, model.image.pretrained, rngs=rngs("image tower"), dtype=dtype
+        model.image.name,
+        model.image.pretrained,
+        rngs=rngs("image tower"),
+        dtype=dtype,
+        **model.image.overrides,
     )
     text = pretrained.create_text_tower(
-        model.text.name, model.text.pretrained, rngs=rngs("text tower"), dtype=dtype
+        model.text.name,
+        model.text.pretrained,
+        rngs=rngs("text tower"),
+        dtype=dtype,
+        **model.text.overrides,
     )
     return dual_encoder.DualEncoder(
         image,
@@ -58,26 +67,31 @@ def make_tokenizer(config: ConfigDict) -> Tokenizer:
     return Tokenizer(pretrained.find_pretrained(path), config.data.max_tokens)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _image_features(model: FunctionalModel, variables: Variables, images: jax.Array) -> jax.Array:
-    return model.bind(variables).image_features(images)
+class Compiled(NamedTuple):
+    """The jitted parts of an encoder; every process gets the whole of their results."""
+
+    image_features: Callable[..., jax.Array]
+    text_features: Callable[..., jax.Array]
+    project_image: Callable[..., jax.Array]
+    project_text: Callable[..., jax.Array]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _text_features(
-    model: FunctionalModel, variables: Variables, tokens: jax.Array, token_mask: jax.Array
-) -> jax.Array:
-    return model.bind(variables).text_features(tokens, token_mask)
+@functools.cache
+def compiled(model: FunctionalModel, mesh: Mesh) -> Compiled:
+    """Jits, once for each model, functions of (variables, arrays...)."""
 
+    def jit(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        return jax.jit(
+            lambda variables, *arrays: function(model.bind(variables), *arrays),
+            out_shardings=sharding.replicated(mesh),
+        )
 
-@functools.partial(jax.jit, static_argnums=0)
-def _project_image(model: FunctionalModel, variables: Variables, features: jax.Array) -> jax.Array:
-    return normalize(model.bind(variables).image_projection(features))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _project_text(model: FunctionalModel, variables: Variables, features: jax.Array) -> jax.Array:
-    return normalize(model.bind(variables).text_projection(features))
+    return Compiled(
+        image_features=jit(lambda module, images: module.image_features(images)),
+        text_features=jit(lambda module, *tokens: module.text_features(*tokens)),
+        project_image=jit(lambda module, x: normalize(module.image_projection(x))),
+        project_text=jit(lambda module, x: normalize(module.text_projection(x))),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +105,20 @@ class Encoder:
     image_size: int
     fit: str = "crop"
     batch_size: int = 64
+
+    @property
+    def _compiled(self) -> Compiled:
+        return compiled(self.model, self.mesh)
+
+    @functools.cached_property
+    def image_width(self) -> int:
+        """Features of the image tower."""
+        return self.model.bind(self.variables).image.width
+
+    @functools.cached_property
+    def text_width(self) -> int:
+        """Features of the text tower."""
+        return self.model.bind(self.variables).text.width
 
     def replace(self, variables: Variables) -> "Encoder":
         """The same network with other arrays; nothing is compiled again."""
@@ -134,24 +162,22 @@ class Encoder:
 
     def image_features(self, images: Iterable[np.ndarray]) -> np.ndarray:
         """Tower features [N, width] of transformed images, taken one by one as they are needed."""
-        width = self.model.bind(self.variables).image.width
-        run = functools.partial(_image_features, self.model, self.variables)
-        return self._in_batches(run, ((image,) for image in images), width)
+        return self._in_batches(
+            self._compiled.image_features, ((image,) for image in images), self.image_width
+        )
 
     def text_features(self, texts: Sequence[str]) -> np.ndarray:
         """Tower features [N, width] of texts."""
-        width = self.model.bind(self.variables).text.width
-        run = functools.partial(_text_features, self.model, self.variables)
-        tokens, token_mask = self.tokenizer(texts)
-        return self._in_batches(run, zip(tokens, token_mask, strict=True), width)
+        rows = zip(*self.tokenizer(texts), strict=True)
+        return self._in_batches(self._compiled.text_features, rows, self.text_width)
 
     def project_image(self, features: np.ndarray) -> np.ndarray:
         """Image tower features [N, width] -> unit embeddings [N, embed_dim]."""
-        return np.asarray(_project_image(self.model, self.variables, features))
+        return np.asarray(self._compiled.project_image(self.variables, features))
 
     def project_text(self, features: np.ndarray) -> np.ndarray:
         """Text tower features [N, width] -> unit embeddings [N, embed_dim]."""
-        return np.asarray(_project_text(self.model, self.variables, features))
+        return np.asarray(self._compiled.project_text(self.variables, features))
 
     def _in_batches(
         self,
@@ -168,8 +194,8 @@ class Encoder:
             columns = [np.stack(column) for column in zip(*batch, strict=True)]
             padding = size - len(batch)
             padded = [np.pad(c, [(0, padding)] + [(0, 0)] * (c.ndim - 1)) for c in columns]
-            placed = jax.device_put(padded, sharding.split_rows(self.mesh))
-            results.append(np.asarray(run(*placed))[: len(batch)])
+            placed = [sharding.put_rows(self.mesh, column) for column in padded]
+            results.append(np.asarray(run(self.variables, *placed))[: len(batch)])
         return np.concatenate(results)
 
 

@@ -15,7 +15,6 @@ from typing import Any, Self, TypeVar
 import jax
 import numpy as np
 
-
 Item = TypeVar("Item")
 
 
@@ -59,6 +58,8 @@ def progress(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes readable JSON; a reader finds the old file or the new one, never half of one."""
+    if jax.process_index() != 0:
+        return
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     partial.replace(path)

@@ -45,6 +45,11 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     }
 
 
+def put_rows(mesh: Mesh, rows: np.ndarray) -> jax.Array:
+    """An array that every process holds whole, split over all devices."""
+    return jax.make_array_from_callback(rows.shape, split_rows(mesh), lambda index: rows[index])
+
+
 def put_state(mesh: Mesh, tree: Any) -> Any:
     """A pytree of arrays, whole on every device."""
     return jax.device_put(tree, replicated(mesh))

@@ -192,7 +192,7 @@ def claim_workdir(config: ConfigDict, workdir: Path) -> None:
         say(f"making the missing folder {workdir.parent}")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        config_lib.save(config, workdir / "config.json")
+        reporting.write_json(workdir / "config.json", config_lib.as_dict(config))
     except OSError as error:
         raise ValueError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
 

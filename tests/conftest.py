@@ -1,4 +1,4 @@
-"""Shared fixtures: eight simulated devices, double precision on request, the --golden option."""
+"""Shared fixtures: eight simulated devices, a tiny collection of pairs, and a tiny config."""
 
 import os
 
@@ -9,17 +9,146 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from collections.abc import Iterator  # noqa: E402
+import io
+import itertools
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image, ImageDraw
+
+from otter_jax.config import default_config
+
+COLOURS = ("red", "green", "blue", "yellow", "black", "orange", "purple", "brown")
+SHAPES = ("circle", "square", "triangle", "bar", "ring", "cross")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", default=None, help="folder of .npz files for test_golden.py")
 
 
+def draw_shape(colour: str, shape: str, size: int = 48) -> bytes:
+    """A PNG of one shape in one colour on white."""
+    image = Image.new("RGB", (size, size), "white")
+    pen = ImageDraw.Draw(image)
+    box = (8, 8, size - 8, size - 8)
+    middle = size // 2
+    if shape == "circle":
+        pen.ellipse(box, fill=colour)
+    elif shape == "square":
+        pen.rectangle(box, fill=colour)
+    elif shape == "triangle":
+        pen.polygon([(middle, 8), (8, size - 8), (size - 8, size - 8)], fill=colour)
+    elif shape == "bar":
+        pen.rectangle((8, middle - 6, size - 8, middle + 6), fill=colour)
+    elif shape == "ring":
+        pen.ellipse(box, outline=colour, width=6)
+    else:
+        pen.line((8, 8, size - 8, size - 8), fill=colour, width=8)
+        pen.line((8, size - 8, size - 8, 8), fill=colour, width=8)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_shard(path: Path, pairs: list[tuple[bytes, str]]) -> None:
+    """A tar shard as img2dataset writes it."""
+    with tarfile.open(path, "w") as tar:
+        for number, (image, caption) in enumerate(pairs):
+            metadata = json.dumps({"caption": caption}).encode()
+            for suffix, data in (("png", image), ("txt", caption.encode()), ("json", metadata)):
+                member = tarfile.TarInfo(f"{number:05d}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+@pytest.fixture(scope="session")
+def shape_pairs() -> list[tuple[bytes, str]]:
+    """48 drawings with their captions."""
+    return [
+        (draw_shape(colour, shape), f"a {colour} {shape}")
+        for colour, shape in itertools.product(COLOURS, SHAPES)
+    ]
+
+
+@pytest.fixture(scope="session")
+def pairs_folder(tmp_path_factory: pytest.TempPathFactory, shape_pairs: list) -> Path:
+    folder = tmp_path_factory.mktemp("pairs")
+    write_shard(folder / "00000.tar", shape_pairs[:30])
+    write_shard(folder / "00001.tar", shape_pairs[30:])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A word-level tokenizer of the captions' words, in Hugging Face's layout."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = ["[PAD]", "[UNK]", "a", "photo", "of", ".", *COLOURS, *SHAPES]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
 @pytest.fixture
-def double_precision() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
+def tiny_config(pairs_folder: Path, tokenizer_folder: Path) -> Callable[..., ConfigDict]:
+    """Makes a config that trains in seconds: small random towers on the 48 drawings."""
+
+    def make(**changes: object) -> ConfigDict:
+        config = default_config()
+        with config.unlocked():
+            config.model.image.overrides = ConfigDict(
+                {"num_stages": 2, "stem_width": 8, "width": 16, "width_multiplier": 0.5}
+            )
+            config.model.text.overrides = ConfigDict(
+                {
+                    "vocab_size": 32,
+                    "hidden_size": 16,
+                    "num_hidden_layers": 1,
+                    "num_attention_heads": 2,
+                    "intermediate_size": 32,
+                    "max_position_embeddings": 16,
+                }
+            )
+        config.update_from_flattened_dict(
+            {
+                "batch_size": 16,
+                "total_steps": 6,
+                "log_every_steps": 2,
+                "data.train": f"webdataset:{pairs_folder}",
+                "data.image_size": 32,
+                "data.max_tokens": 8,
+                "model.embed_dim": 8,
+                "model.text.tokenizer": str(tokenizer_folder),
+                "checkpoint.every_steps": 3,
+                "evaluate.sets": (f"webdataset:{pairs_folder}",),
+                "evaluate.batch_size": 16,
+            }
+            | changes
+        )
+        return config
+
+    return make
+
+
+@pytest.fixture
+def random_rows() -> Callable[..., np.ndarray]:
+    """Makes arrays from a seed of their own."""
+
+    def make(*shape: int, seed: int = 0) -> np.ndarray:
+        return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+    return make

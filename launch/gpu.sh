@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# One machine with one or more GPUs.
+#
+#   launch/gpu.sh [--dry-run] --config=configs/quickstart.py --workdir=runs/quickstart [FLAGS...]
+#
+# Needs: pip install -e ".[gpu]". All visible GPUs are used; CUDA_VISIBLE_DEVICES chooses.
+# PYTHON names another interpreter than python.
+set -euo pipefail
+
+usage() { sed -n '2,7s/^# \{0,1\}//p' "$0"; }
+
+run=()
+case "${1:-}" in
+  "" | -h | --help) usage; exit 0 ;;
+  --dry-run) run=(echo); shift ;;
+esac
+cd "$(dirname "$0")/.."
+# Preallocation off: a contrastive loss peaks well above the rest of the step.
+"${run[@]}" env XLA_PYTHON_CLIENT_PREALLOCATE=false JAX_PLATFORMS=cuda \
+  "${PYTHON:-python}" main.py "$@"

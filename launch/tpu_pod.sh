@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# A Cloud TPU slice: installs on first use, then runs the same command on every worker.
+#
+#   TPU=my-tpu ZONE=us-central2-b launch/tpu_pod.sh [--dry-run] --config=configs/X.py \
+#     --workdir=/mnt/shared/DIR [FLAGS...]
+#
+# Needs: gcloud, and this checkout as ~/otter_jax on every worker (gcloud ... tpu-vm scp --worker=all).
+# The workdir must be reachable from all workers. The same command again resumes.
+set -euo pipefail
+
+usage() { sed -n '2,8s/^# \{0,1\}//p' "$0"; }
+
+run=()
+case "${1:-}" in
+  "" | -h | --help) usage; exit 0 ;;
+  --dry-run) run=(echo); shift ;;
+esac
+: "${TPU:?set TPU to the name of the slice}" "${ZONE:?set ZONE to its zone}"
+arguments=$(printf '%q ' "$@")
+setup='test -d ~/otter_venv || (python3 -m venv ~/otter_venv && ~/otter_venv/bin/pip install -e ~/otter_jax[tpu])'
+"${run[@]}" gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all \
+  --command="$setup && cd ~/otter_jax && ~/otter_venv/bin/python main.py --distributed $arguments"

@@ -1,0 +1,81 @@
+"""Every key has a default, wrong ones are refused, and a saved config comes back."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from otter_jax import config as config_lib
+
+
+def test_default_passes_its_own_checks() -> None:
+    config_lib.check(config_lib.default_config())
+
+
+def test_misspelt_key_is_an_error() -> None:
+    with pytest.raises((AttributeError, KeyError), match="batchsize"):
+        config_lib.default_config().batchsize = 3
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("batch_size", 0, r"config\.batch_size=0"),
+        ("batch_size", 1, "at least 2 pairs"),
+        ("data.fit", "stretch", "choose from crop, pad"),
+        ("data.augmentation", "cutout", "choose from none"),
+        ("optimizer.name", "lamb", "choose from sgd, adamw"),
+        ("optimizer.learning_rate", float("nan"), "must not be negative"),
+        ("teacher.decay", 1.0, r"\[0, 1\)"),
+        ("evaluate.template", "a photo", "needs a {}"),
+        ("checkpoint.keep", 0, "must be positive"),
+    ],
+)
+def test_bad_value_is_named(key: str, value: object, message: str) -> None:
+    config = config_lib.default_config()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=message):
+        config_lib.check(config)
+
+
+def test_saved_config_comes_back(tmp_path: Path) -> None:
+    config = config_lib.default_config()
+    config.total_steps = 7
+    config.evaluate.sets = ("a", "b")
+    with config.unlocked():
+        config.model.image.overrides.width = 16
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config_lib.as_dict(config)))
+    loaded = config_lib.load(path)
+    assert config_lib.as_dict(loaded) == config_lib.as_dict(config)
+    assert config_lib.differences(loaded, config) == []
+
+
+def test_config_of_an_older_version_gets_new_defaults(tmp_path: Path) -> None:
+    saved = config_lib.as_dict(config_lib.default_config())
+    del saved["teacher"]["warmup"]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(saved))
+    assert config_lib.load(path).teacher.warmup is True
+
+
+def test_unknown_saved_key_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"seeed": 1}))
+    with pytest.raises(ValueError, match="unknown key 'seeed'"):
+        config_lib.load(path)
+
+
+def test_differences_name_keys_but_not_bookkeeping() -> None:
+    one, two = config_lib.default_config(), config_lib.default_config()
+    two.objective.alpha = 0.25
+    two.checkpoint.every_steps = 5
+    assert config_lib.differences(one, two) == ["objective.alpha: 0.5 -> 0.25"]
+
+
+def test_total_steps_counts_epochs_without_rounding_each() -> None:
+    config = config_lib.default_config()
+    config.batch_size, config.total_epochs = 100, 3.0
+    assert config_lib.total_steps(config, 250) == 7
+    config.total_steps = 11
+    assert config_lib.total_steps(config, 250) == 11
