@@ -88,6 +88,8 @@ class EfficientNetConfig:
     batch_norm_momentum: float = 0.99
     batch_norm_epsilon: float = 1e-3
     depthwise_form: DepthwiseForm = "auto"
+    # The Lite models were trained on (byte - 127) / 128. The stem's stored statistics agree with
+    # that on photographs; with ImageNet's mean and deviation the variances are four times as big.
     mean: tuple[float, float, float] = (127 / 255, 127 / 255, 127 / 255)
     std: tuple[float, float, float] = (128 / 255, 128 / 255, 128 / 255)
 

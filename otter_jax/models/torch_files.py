@@ -172,8 +172,12 @@ def _read_legacy(stream: IO[bytes]) -> tuple[Any, Mapping[str, bytes]]:
         raise _RefusedError("was written on a big-endian machine; save it on a usual one")
     unpickler = _LegacyUnpickler(stream)
     skeleton = unpickler.load()
-    keys = _TensorUnpickler(stream).load()
-    return skeleton, {key: _read_legacy_storage(stream, unpickler.item_sizes[key]) for key in keys}
+    storages = {}
+    for key in _TensorUnpickler(stream).load():
+        if key not in unpickler.item_sizes:
+            raise _RefusedError(f"is damaged: storage {key!r} is no tensor's")
+        storages[key] = _read_legacy_storage(stream, unpickler.item_sizes[key])
+    return skeleton, storages
 
 
 class _LegacyUnpickler(_TensorUnpickler):

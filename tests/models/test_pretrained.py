@@ -149,10 +149,10 @@ def test_weights_that_do_not_fit_are_listed_with_the_file():
 
 
 def test_paths_without_weights_are_refused(tmp_path: Path, bert_folder: Path):
-    with pytest.raises(FileNotFoundError, match="no pretrained weights at .*/absent; a folder"):
+    with pytest.raises(FileNotFoundError, match=r"no pretrained weights at .*/absent; a folder"):
         find_pretrained(tmp_path / "absent")
     (bert_folder / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="bert should have config.json and model.safe"):
+    with pytest.raises(FileNotFoundError, match=r"bert should have config\.json and model.safe"):
         from_pretrained(bert_folder)
 
 
@@ -187,7 +187,7 @@ def test_packages_are_searched_without_importing_them(packages: Path):
 def test_packages_without_one_checkpoint_are_refused(packages: Path):
     with pytest.raises(ValueError, match=r"exactly one checkpoint; found: .*model, .*weights.pth"):
         find_pretrained("package:tower_both")
-    with pytest.raises(ValueError, match="'tower_none' should hold exactly one .*; found: none"):
+    with pytest.raises(ValueError, match=r"'tower_none' should hold exactly one .*; found: none"):
         find_pretrained("package:tower_none")
 
 
