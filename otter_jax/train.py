@@ -76,6 +76,7 @@ def train(config: ConfigDict, workdir: Path) -> Results:
     mesh = sharding.make_mesh()
     sharding.check_batch_size(mesh, config.batch_size)
     source = open_source(config.data.train)
+    batches.record_order(len(source), config.batch_size, config.seed)  # Refuses too few pairs.
     total_steps = config_lib.total_steps(config, len(source))
     schedule = make_schedule(config, total_steps)
     if finished := read_finished(workdir, total_steps):

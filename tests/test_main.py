@@ -1,0 +1,64 @@
+"""The command line: what is wrong ends in one line and a non-zero exit code, without a traceback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_main(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "main.py", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.batchsize=3"], "batchsize"),
+        (["--config.batch_size=many"], "many"),
+        (["--confg.batch_size=3"], "confg"),
+        (["surplus"], "unknown argument 'surplus'"),
+        (["--mode=fly"], "mode"),
+        (["--config.objective.name=clip"], "objective.name='clip': choose from infonce"),
+        (["--config=configs/none.py"], "configs/none.py"),
+        (["--config.model.image.pretrained=package:no_such_package"], "pip install no_such"),
+    ],
+)
+def test_mistakes_end_in_one_line(tmp_path: Path, arguments: list, message: str) -> None:
+    config = ["--config=configs/quickstart.py", f"--workdir={tmp_path / 'run'}"]
+    result = run_main(*config, *arguments)
+    assert result.returncode != 0
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("otter_jax: ") and message in lines[0], lines
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_workdir_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = run_main("--config=configs/quickstart.py", f"--workdir={tmp_path / 'file' / 'run'}")
+    assert result.returncode != 0
+    assert "cannot be written" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("script", ["gpu.sh", "slurm.sh", "tpu_pod.sh"])
+def test_launch_scripts_show_what_they_would_run(script: str) -> None:
+    environment = os.environ | {"TPU": "pod", "ZONE": "here"}
+    flags = ["--config=configs/quickstart.py", "--workdir=runs/x y"]
+    between = ["--nodes=2", "--"] if script == "slurm.sh" else []
+    result = subprocess.run(
+        [ROOT / "launch" / script, "--dry-run", *between, *flags],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "main.py" in result.stdout and "--config=configs/quickstart.py" in result.stdout
+    usage = subprocess.run([ROOT / "launch" / script], capture_output=True, text=True)
+    assert "--dry-run" in usage.stdout
