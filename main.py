@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's chatter; its errors still show.
@@ -26,6 +26,8 @@ def main(argv: Sequence[str]) -> None:
     """Hands over to otter_jax.train; what is wrong with the input ends in one line, exit code 2."""
     if len(argv) > 1:
         fail(f"unknown argument {argv[1]!r}: flags are --config, --workdir, --mode, --config.KEY")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # The libraries' own diaries, on request only.
     import jax
 
     if _DISTRIBUTED.value:

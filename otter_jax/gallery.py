@@ -11,32 +11,35 @@ from otter_jax.data.sources import Source
 from otter_jax.encoder import Encoder
 from otter_jax.features import FeatureStore
 
-PAIRS_SHOWN = 18
+PAIRS_SHOWN = 20
 IMAGES_SHOWN = 24
 THUMBNAIL = 96
 
 
-def strongest_links(target: np.ndarray, count: int) -> np.ndarray:
-    """The pairs of a batch that a soft target links most, linked ones beside each other.
+def linked_groups(target: np.ndarray, count: int, group_size: int = 4) -> np.ndarray:
+    """The groups of pairs that a soft target links most, one group after the other.
+
+    A group is a pair and those to which its image's target gives most; groups whose weakest link
+    is strongest come first.
 
     Args:
       target: row-stochastic [N, N].
       count: how many pairs are wanted.
+      group_size: pairs a group.
 
     Returns:
       int [min(count, N)], distinct.
     """
-    links = np.where(np.eye(len(target), dtype=bool), 0.0, target + target.T)
-    chosen: list[int] = []
-    for cell in np.argsort(-links, axis=None, kind="stable"):
-        row, column = divmod(int(cell), len(target))
-        # A chosen pair's further links are shown anyway: look for new pairs first.
-        if row not in chosen and column not in chosen:
-            chosen += [row, column]
-        if len(chosen) >= count:
-            break
-    remaining = [number for number in range(len(target)) if number not in chosen]
-    return np.array((chosen + remaining)[:count])
+    links = np.where(np.eye(len(target), dtype=bool), 0.0, target)
+    partners = np.argsort(-links, axis=1, kind="stable")[:, : group_size - 1]
+    weakest = np.take_along_axis(links, partners, axis=1)[:, -1]
+    chosen: dict[int, None] = {}  # A set that keeps its order.
+    for anchor in np.argsort(-weakest, kind="stable"):
+        group = [int(anchor), *partners[anchor].tolist()]
+        if not chosen.keys() & set(group):
+            chosen |= dict.fromkeys(group)
+    chosen |= dict.fromkeys(range(len(target)))
+    return np.array(list(chosen)[:count])
 
 
 def draw_batch_targets(
@@ -51,7 +54,7 @@ def draw_batch_targets(
       target: [N, N] soft target of images over texts, computed on the whole batch.
       encoder: for its image size.
     """
-    shown = strongest_links(target, PAIRS_SHOWN)
+    shown = linked_groups(target, PAIRS_SHOWN)
     pairs = [source[int(number)] for number in records[shown]]
     thumbnails = [
         images.evaluation_transform(images.decode(pair.image), THUMBNAIL, fit=encoder.fit)

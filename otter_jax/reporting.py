@@ -5,6 +5,7 @@ byte for byte; whatever depends on the machine goes to timings.jsonl.
 """
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -203,7 +204,8 @@ class Reporter:
         if timings:
             self._timings.write(step, timings)
         for name, value in (metrics | timings).items():
-            self._tensorboard.add_scalar(name, value, step)
+            # TensorBoard knows fewer characters than our names have, and says so every time.
+            self._tensorboard.add_scalar(re.sub(r"[^\w./-]", "_", name), value, step)
 
 
 def results_table(results: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The command line: what is wrong ends in one line and a non-zero exit code, without a traceback."""
+"""The command line: what is wrong ends in one line, without a traceback."""
 
 import os
 import subprocess

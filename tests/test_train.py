@@ -8,9 +8,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from conftest import write_shard
 from ml_collections import ConfigDict
 
-from conftest import write_shard
 from otter_jax import checkpoints, objectives, train
 
 FROZEN = {
@@ -61,9 +61,7 @@ def test_training_lowers_the_loss(tiny_config: Callable, tmp_path: Path) -> None
     assert results[pairs]["i2t_recall@10"] > 2 * results["chance"][pairs]["i2t_recall@10"]
 
 
-def test_same_seed_same_files_and_other_seed_others(
-    tiny_config: Callable, tmp_path: Path
-) -> None:
+def test_same_seed_same_files_and_other_seed_others(tiny_config: Callable, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         run(tiny_config(**FROZEN, seed=seed), tmp_path / name)
     first, second, other = ((tmp_path / x / "metrics.jsonl").read_bytes() for x in "abc")
@@ -179,6 +177,8 @@ def test_bad_input_is_refused_before_anything_is_written(
 
 
 def test_diverged_loss_stops_the_run(tiny_config: Callable, tmp_path: Path) -> None:
-    config = tiny_config(**FROZEN, **{"optimizer.learning_rate": 1e30, "log_every_steps": 1})
+    config = tiny_config(
+        **FROZEN, **{"optimizer.learning_rate": float("inf"), "log_every_steps": 1}
+    )
     with pytest.raises(FloatingPointError, match="at step"):
         run(config, tmp_path)

@@ -26,8 +26,8 @@ def hit_at_k(ranked: np.ndarray, labels: np.ndarray, ks: Sequence[int]) -> dict[
     if not labelled.any():
         return {k: math.nan for k in ks}
     ranked, labels = ranked[labelled], labels[labelled]
-    # A padded label is -1 and equals no class.
-    true = (ranked[:, :, None] == labels[:, None, :]).any(axis=2)
+    equal = ranked[:, :, None] == labels[:, None, :]
+    true = (equal & (labels >= 0)[:, None, :]).any(axis=2)
     return {k: float(true[:, :k].any(axis=1).mean()) for k in ks}
 
 

@@ -56,9 +56,7 @@ def pair_ranks(queries: np.ndarray, keys: np.ndarray, block: int = 1024) -> np.n
     keys_on_device = jnp.asarray(keys, jnp.float32)
     ranks = [
         np.asarray(_ranks(rows, keys_on_device, start * block))[:count]
-        for start, (rows, count) in enumerate(
-            padded_blocks(np.asarray(queries, np.float32), block)
-        )
+        for start, (rows, count) in enumerate(padded_blocks(np.asarray(queries, np.float32), block))
     ]
     return np.concatenate(ranks)
 
@@ -76,6 +74,4 @@ def _ranks(rows: jax.Array, keys: jax.Array, start: int) -> jax.Array:
 
 def chance_recalls(num_pairs: int, ks: Sequence[int] = KS) -> dict[str, float]:
     """Expected recalls of a random order: k / n."""
-    return {
-        f"{name}_recall@{k}": min(k / num_pairs, 1.0) for name in ("i2t", "t2i") for k in ks
-    }
+    return {f"{name}_recall@{k}": min(k / num_pairs, 1.0) for name in ("i2t", "t2i") for k in ks}

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_shard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import write_shard
 from otter_jax.data import batches
 from otter_jax.data.sources import open_source
 from otter_jax.data.texts import Tokenizer
