@@ -133,7 +133,10 @@ class Encoder:
         Returns:
           float32 [N, embed_dim].
         """
-        arrays = (np.asarray(i.convert("RGB")) if isinstance(i, Image.Image) else i for i in images)
+        arrays = (
+            np.asarray(image_functions.to_rgb(i)) if isinstance(i, Image.Image) else i
+            for i in images
+        )
         return self.project_image(self.image_features(self.transform(array) for array in arrays))
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:

@@ -57,7 +57,7 @@ def decode(data: bytes) -> np.ndarray:
                 array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
                 if array is not None:
                     return array
-            return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+            return np.array(to_rgb(ImageOps.exif_transpose(image)))
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -155,7 +155,7 @@ def _is_plain_jpeg(image: Image.Image, data: bytes) -> bool:
     return image.format == "JPEG" and image.mode in ("RGB", "L") and data.endswith(b"\xff\xd9")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any mode to RGB, transparency laid on white."""
     if image.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion clips at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

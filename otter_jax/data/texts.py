@@ -32,6 +32,8 @@ class Tokenizer:
 
     def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Tokens int32 [N, max_tokens] and their mask, bool of the same shape."""
+        if not texts:
+            return np.zeros((0, self.max_tokens), np.int32), np.zeros((0, self.max_tokens), bool)
         encoded = self._tokenizer(
             list(texts),
             padding="max_length",

@@ -1,0 +1,68 @@
+"""Frozen towers run once; what is kept is named by all that it depends on."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from otter_jax import encoder, features, sharding
+from otter_jax.models import dual_encoder
+
+
+def make_store(config, folder: Path) -> tuple[encoder.Encoder, features.FeatureStore]:
+    model, variables = dual_encoder.split(encoder.build_module(config))
+    made = encoder.make_encoder(config, model, variables, sharding.make_mesh())
+    store = features.FeatureStore(
+        folder,
+        made,
+        freeze_image=config.model.image.frozen,
+        freeze_text=config.model.text.frozen,
+    )
+    return made, store
+
+
+def pictures(count: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, size=(count, 32, 32, 3), dtype=np.uint8)
+
+
+def refuse() -> None:
+    raise AssertionError("computed again")
+
+
+def test_frozen_tower_runs_once(tiny_config: Callable, tmp_path: Path) -> None:
+    config = tiny_config(**{"model.image.frozen": True})
+    made, store = make_store(config, tmp_path)
+    first = store.embed_images(made, "some", lambda: iter(pictures()))
+    np.testing.assert_allclose(first, made.encode_image(pictures()), atol=1e-6)
+    np.testing.assert_array_equal(first, store.embed_images(made, "some", refuse))
+    _, later = make_store(config, tmp_path)  # Another start of the run.
+    np.testing.assert_array_equal(first, later.embed_images(made, "some", refuse))
+    with pytest.raises(AssertionError, match="computed again"):
+        store.embed_images(made, "others", refuse)
+
+
+def test_trained_tower_runs_every_time(tiny_config: Callable, tmp_path: Path) -> None:
+    made, store = make_store(tiny_config(), tmp_path)
+    store.embed_images(made, "some", lambda: iter(pictures()))
+    with pytest.raises(AssertionError, match="computed again"):
+        store.embed_images(made, "some", refuse)
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_weights_or_sizes_have_other_names(tiny_config: Callable, tmp_path: Path) -> None:
+    keys = set()
+    for changes in ({}, {"seed": 1}, {"data.image_size": 48}, {"data.fit": "pad"}):
+        config = tiny_config(**{"model.image.frozen": True}, **changes)
+        keys.add(make_store(config, tmp_path)[1].image_key("some"))
+    assert len(keys) == 4
+
+
+def test_fingerprint_sees_every_part() -> None:
+    arrays = {"a": np.arange(3), "b": {"c": np.ones(2)}}
+    same = features.fingerprint(arrays, "x", 1)
+    assert same == features.fingerprint(arrays, "x", 1)
+    others = [features.fingerprint({"a": np.arange(3), "b": {"c": np.zeros(2)}}, "x", 1),
+              features.fingerprint(arrays, "y", 1), features.fingerprint(arrays, "x", 2),
+              features.fingerprint(arrays, "x1")]  # fmt: skip
+    assert same not in others
