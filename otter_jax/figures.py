@@ -3,7 +3,6 @@
 Figures are made without pyplot, so nothing global changes and no display is needed.
 """
 
-import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,18 +41,22 @@ def draw_targets(
             f"{len(captions)} and {list(target.shape)}"
         )
     cell = 0.52  # Inches.
-    left, top = 2 * cell, 3.4
+    left, top = 2 * cell, 3.0
     width, height = left + count * cell + 1.2, top + count * cell + 0.5
     figure = Figure(figsize=(width, height), facecolor="white")
     matrix = figure.add_axes(
         (left / width, 0.3 / height, count * cell / width, count * cell / height)
     )
-    shown = matrix.imshow(target, cmap=MASS, vmin=0.0, vmax=1.0, aspect="auto")
+    shown = matrix.imshow(
+        target, cmap=MASS, vmin=0.0, vmax=max(0.3, float(target.max())), aspect="auto"
+    )
     matrix.set(xticks=range(count), yticks=[], xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5))
     matrix.xaxis.tick_top()
     matrix.set_xticklabels(
         [plain(caption, 40) for caption in captions], rotation=50, ha="left", fontsize=8.5
     )
+    for label in matrix.get_xticklabels():
+        label.set_parse_math(False)  # A caption's $ is money, not a formula.
     matrix.tick_params(length=0)
     _mark_cells(matrix, target)
     for row, image in enumerate(images):
@@ -66,7 +69,7 @@ def draw_targets(
     figure.colorbar(shown, cax=bar).set_label("mass of the soft target", fontsize=9)
     bar.tick_params(labelsize=8)
     figure.text(0.15 / width, 1 - 0.3 / height, plain(title, 120), fontsize=12, weight="bold",
-                color=INK)  # fmt: skip
+                color=INK, parse_math=False)  # fmt: skip
     figure.text(
         0.15 / width, 1 - 0.6 / height,
         "Each row spreads one image's target over the captions; outlined: the given pair.",
@@ -106,7 +109,7 @@ def draw_predictions(
     width, height = columns * cell_width, rows * cell_height + head
     figure = Figure(figsize=(width, height), facecolor="white")
     figure.text(0.15 / width, 1 - 0.35 / height, plain(title, 120), fontsize=12, weight="bold",
-                color=INK)  # fmt: skip
+                color=INK, parse_math=False)  # fmt: skip
     for number, (image, name, ranked) in enumerate(zip(images, truth, predictions, strict=True)):
         row, column = divmod(number, columns)
         x, y = column * cell_width + 0.1, height - head - (row + 1) * cell_height
@@ -121,15 +124,19 @@ def draw_predictions(
             lines.append((text, RIGHT if right else WRONG, "bold" if right else "normal", guess))
         for line, (text, colour, weight, _) in enumerate(lines):
             figure.text((x + 1.22) / width, (y + 1.24 - 0.21 * line) / height, text,
-                        fontsize=7.8, color=colour, weight=weight, va="center")  # fmt: skip
+                        fontsize=7.8, color=colour, weight=weight, va="center",
+                        parse_math=False)  # fmt: skip
     _save(figure, path)
 
 
 def plain(text: str, length: int) -> str:
-    """One line of at most `length` characters in which nothing is taken for a formula."""
-    line = textwrap.shorten(" ".join(text.split()), length, placeholder="…") or "…"
-    line = line if len(line) <= length else line[: length - 1] + "…"
-    return line.replace("\\", "\\\\").replace("$", r"\$") if "$" in line else line
+    """One line of at most `length` characters, cut between words where that loses little."""
+    line = " ".join(text.split())
+    if len(line) <= length:
+        return line or "…"
+    cut = line[: length - 1]
+    space = cut.rfind(" ")
+    return (cut[:space] if space > length // 2 else cut) + "…"
 
 
 def _mark_cells(matrix: Axes, target: np.ndarray) -> None:
@@ -146,7 +153,7 @@ def _mark_cells(matrix: Axes, target: np.ndarray) -> None:
     for row, column in zip(*np.nonzero(target >= LABELLED_FROM), strict=True):
         mass = target[row, column]
         matrix.text(column, row, f"{100 * mass:.0f}", ha="center", va="center", fontsize=8,
-                    color="white" if mass > 0.45 else INK)  # fmt: skip
+                    color="white" if mass > 0.6 * target.max() else INK)  # fmt: skip
 
 
 def _outline(corner: tuple[float, float]) -> Rectangle:

@@ -7,7 +7,7 @@ import numpy as np
 
 
 def hit_at_k(ranked: np.ndarray, labels: np.ndarray, ks: Sequence[int]) -> dict[int, float]:
-    """Flat hit@k with several true classes an image (OTTER, sec. 4; the released FAtK).
+    """Flat hit@k with several true classes an image (OTTER's FH@k; the released FAtK).
 
     Args:
       ranked: int [n, K], the best classes of every image, best first.
