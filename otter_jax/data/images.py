@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 Fit = Literal["crop", "pad"]
 TrainingKind = Literal["resize_random_crop", "random_resized_crop", "none"]
 
-MAX_PIXELS = 178_956_970  # where Pillow itself refuses: a quarter of a GiB at three bytes, doubled
+MAX_PIXELS = 178_956_970  # half a GiB at three bytes a pixel; Pillow refuses at the same number
 MAX_ASPECT_RATIO = 200  # resizing the shorter side of a hairline would fill the memory
 RESIZE_FACTOR = 256 / 224  # the customary margin between resizing and cropping
 
@@ -34,7 +34,7 @@ class ImageError(ValueError):
 def decode(data: bytes) -> np.ndarray:
     """Decode an image file, upright (EXIF) and with transparency laid on white.
 
-    JPEGs go through OpenCV, about twice as fast. Everything else goes through Pillow, which knows
+    JPEGs go through OpenCV, which is faster. Everything else goes through Pillow, which knows
     palettes, 16 bits, CMYK and transparency, and which notices a file that was cut. Of an animation
     the first frame counts. Colour profiles are ignored.
 
@@ -60,6 +60,8 @@ def decode(data: bytes) -> np.ndarray:
             return np.array(to_rgb(ImageOps.exif_transpose(image)))
     except ImageError:
         raise
+    except Image.DecompressionBombError:  # raised on opening, before the size can be asked for
+        raise ImageError(f"more than {MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
         raise ImageError(f"unknown image format ({len(data)} bytes)") from None
     except Exception as error:  # Pillow's readers raise a dozen types on broken files

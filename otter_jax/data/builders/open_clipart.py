@@ -30,7 +30,7 @@ import numpy as np
 from otter_jax.data import images
 
 SHARD_BYTES = 5_000_000
-WEBP_QUALITY = 80
+WEBP_QUALITY = 75
 HELDOUT_SHARE = 0.1
 LARGEST_HELDOUT_FAMILY = 10
 KEYWORDS_ADDED = 5
@@ -49,7 +49,7 @@ EMPTY_TITLE = re.compile(
     re.IGNORECASE,
 )
 EMPTY_KEYWORD = re.compile(
-    r"^(hash(\(0x[0-9a-f]+\))?|unsorted|clip ?art|image|media|public domain|svg|png|wmf|none|"
+    r"^(hash(\(.*)?|0x[0-9a-f]+|unsorted|clip ?art|image|media|public domain|svg|png|wmf|none|"
     r"externalsource|open ?clip ?art|.*_?icon_?theme|)$",
     re.IGNORECASE,
 )
@@ -124,8 +124,8 @@ def is_informative(title: str, author: str) -> bool:
 
 
 def name_from_file(path: str, author: str) -> str:
-    """The words of a file's name, without number, and without the author's often cut name."""
-    stem = re.sub(r"[_.\- ]*(\d+[a-z]?)?$", "", path.rpartition("/")[2].lower())
+    """The words of a file's name, without the library's _01 and the author's often cut name."""
+    stem = re.sub(r"[_.\- ]*((?<!\d)0\d*[a-z]?)?$", "", path.rpartition("/")[2].lower())
     name = slug(author)
     for length in range(len(name), 2, -1):
         if stem.endswith("_" + name[:length]):
@@ -348,10 +348,10 @@ def load_pictures(
         for result in progress(found, len(drawings), "drawings"):
             if isinstance(result, str):
                 skipped[result] += 1
-            elif result.source_digest in pictures:
+            elif (pixels := digest(result.webp)) in pictures:
                 skipped["exact duplicate"] += 1
             else:
-                pictures[result.source_digest] = result
+                pictures[pixels] = result
     return list(pictures.values())
 
 
@@ -423,15 +423,12 @@ def members(picture: Picture, key: str) -> Iterator[tuple[str, bytes]]:
         "key": key,
         "caption": drawing.caption,
         "title": drawing.title,
-        "keywords": list(drawing.keywords),
-        "description": drawing.description,
         "author": drawing.author,
-        "category": drawing.folder,
         "path": f"{drawing.path}.png",
         "family": drawing.family,
         "width": picture.size[0],
         "height": picture.size[1],
-        "sha256": picture.source_digest,
+        "sha256": picture.source_digest[:16],
     }
     yield f"{key}.webp", picture.webp
     yield f"{key}.txt", drawing.caption.encode()

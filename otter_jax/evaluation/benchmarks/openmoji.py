@@ -123,4 +123,4 @@ def reason_to_leave_out(sequence: str, unicode_names: dict[str, str]) -> str | N
 
 def readable(name: str) -> str:
     """ ":waving_hand:" -> "waving hand"."""
-    return name.strip(":").replace("_", " ").replace("’", "'")
+    return name.strip(":").replace("_", " ").replace("\u2019", "'")
