@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -37,15 +38,15 @@ def main(argv: Sequence[str]) -> None:
     run = {"train": train.train, "evaluate": train.evaluate}[_MODE.value]
     try:
         run(_CONFIG.value, Path(_WORKDIR.value))
-    except (ValueError, FileNotFoundError, ModuleNotFoundError, FloatingPointError) as error:
+    except (ValueError, OSError, ModuleNotFoundError, FloatingPointError) as error:
         if os.environ.get("OTTER_TRACEBACK"):
             raise
-        fail(str(error))
+        fail(error)
 
 
-def fail(reason: str) -> None:
+def fail(reason: str | Exception) -> NoReturn:
     """Ends the program with one line."""
-    sys.exit(f"otter_jax: {reason}")
+    sys.exit(f"otter_jax: {' '.join(str(reason).split())}")
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -53,7 +54,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(list(argv))
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        fail(" ".join(str(error).split()))
+        fail(error)
 
 
 if __name__ == "__main__":
