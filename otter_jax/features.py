@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from otter_jax.encoder import Encoder
+from otter_jax.reporting import progress
 
 Arrays = dict[str, np.ndarray]
 
@@ -80,13 +81,17 @@ class FeatureStore:
     def embed_texts(self, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
         """Unit embeddings [N, d] of texts."""
         if not self.freeze_text:
-            return encoder.encode_text(texts)
+            return encoder.project_text(self._run_text_tower(encoder, texts))
         return encoder.project_text(self.text_features(encoder, texts))
 
     def text_features(self, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
         """The frozen text tower's features [N, width]."""
         key = self.text_key(texts)
-        return self.get(key, lambda: {"features": encoder.text_features(texts)})["features"]
+        return self.get(key, lambda: {"features": self._run_text_tower(encoder, texts)})["features"]
+
+    def _run_text_tower(self, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
+        rows = zip(*encoder.tokenizer(texts), strict=True)
+        return encoder.token_features(progress(rows, len(texts), "text features"))
 
     def _write(self, path: Path, arrays: Arrays) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -88,6 +88,7 @@ def train(config: ConfigDict, workdir: Path) -> Results:
     parts = build_parts(config, workdir, mesh, options)
     describe(parts, source, total_steps)
     data = open_training_data(parts, source)
+    write_data_note(parts, data)
     optimizer = make_optimizer(config, schedule)
     fresh = initial_state(parts.encoder.variables, optimizer, uses_teacher=options.uses_teacher)
     step = make_train_step(parts.model, options, optimizer, schedule, config, mesh)
@@ -107,7 +108,7 @@ def train(config: ConfigDict, workdir: Path) -> Results:
                 say(f"resuming after step {start}")
                 state = saved.restore(sharding.put_state(mesh, fresh))
             state = run_steps(parts, data, step, state, total_steps, saved, report)
-            write_data_note(parts, data)
+            write_data_note(parts, data)  # Again: images read during training may be unreadable.
             return finish(parts, data, state, report, total_steps)
 
 
@@ -282,7 +283,7 @@ def open_cached_data(parts: Parts, source: Source) -> TrainingData:
 
 def readable_images(source: Source, encoder: Encoder, unreadable: dict[str, str]) -> Any:
     """Transformed images of a source in order, with progress; notes those that cannot be read."""
-    for number in reporting.progress(range(len(source)), len(source), "image features"):
+    for number in reporting.progress(range(len(source)), len(source), "training images"):
         record = source[number]
         try:
             yield encoder.transform(images.decode(record.image))
@@ -293,7 +294,7 @@ def readable_images(source: Source, encoder: Encoder, unreadable: dict[str, str]
 def write_data_note(parts: Parts, data: TrainingData) -> None:
     """data.json: what was really trained on, and what was left out and why."""
     if data.unreadable:
-        say(f"left out {len(data.unreadable)} images that cannot be read; see data.json")
+        say(f"{len(data.unreadable)} images cannot be read and are not used; see data.json")
     reporting.write_json(
         parts.workdir / "data.json",
         {

@@ -12,6 +12,7 @@ from otter_jax.data.sources import Source, open_source
 from otter_jax.encoder import Encoder
 from otter_jax.evaluation import benchmarks, metrics, retrieval, zero_shot
 from otter_jax.features import FeatureStore
+from otter_jax.reporting import progress
 
 Metrics = dict[str, float]
 
@@ -109,7 +110,9 @@ class PairSet:
         return _answers(self.images, *embeddings, self.captions, self.captions, count)
 
     def _embed(self, encoder: Encoder, store: FeatureStore) -> tuple[np.ndarray, np.ndarray]:
-        image = store.embed_images(encoder, self.source.fingerprint, lambda: self.images)
+        image = store.embed_images(
+            encoder, self.source.fingerprint, lambda: _shown(self.images, self.name)
+        )
         return image, store.embed_texts(encoder, self.captions)
 
     def chance(self) -> Metrics:
@@ -149,13 +152,18 @@ class LabelledSet:
 
     def _embed(self, encoder: Encoder, store: FeatureStore) -> tuple[np.ndarray, np.ndarray]:
         data = f"{self.name}: {self.labelled.images.shape}"
-        image = store.embed_images(encoder, data, lambda: iter(self.labelled.images))
+        image = store.embed_images(encoder, data, lambda: _shown(self.labelled.images, self.name))
         bank = zero_shot.class_bank(
             lambda texts: store.embed_texts(encoder, texts),
             self.labelled.class_names,
             [self.template],
         )
         return image, bank
+
+
+def _shown(images: np.ndarray, name: str) -> Iterator[np.ndarray]:
+    """The images of a set one by one, with progress on the screen."""
+    return progress(images, len(images), f"{name} images")
 
 
 def open_sets(

@@ -1,7 +1,7 @@
 """Decoding against pictures whose pixels are known; transforms against Pillow and by property."""
 
 import io
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -124,7 +124,7 @@ class TestDecodeRefuses:
 
     def test_too_many_pixels_before_decoding_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
         data = encode(Image.new("1", (20_000, 10_000)), "PNG")  # 25 KB that would become 600 MB.
-        with pytest.raises(images.ImageError, match="200,?0*,?0* x|178,956,970 pixels"):
+        with pytest.raises(images.ImageError, match="more than 178,956,970 pixels"):
             images.decode(data)
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
         with pytest.raises(images.ImageError, match="20000 x 10000 pixels, more than 178,956,970"):
@@ -156,10 +156,10 @@ class TestEvaluationTransform:
     def test_crop_is_pillows_bicubic_and_the_centre(self, height: int, width: int) -> None:
         array = noise(height, width)
         side = 64  # 56 * 256 / 224
-        scaled = (side, int(side * height / width)) if width <= height else None
-        scaled = scaled or (int(side * width / height), side)
-        resized = Image.fromarray(array).resize(scaled, Image.Resampling.BICUBIC)
-        left, top = round((scaled[0] - 56) / 2), round((scaled[1] - 56) / 2)
+        shorter = min(height, width)
+        new_width, new_height = int(side * width / shorter), int(side * height / shorter)
+        resized = Image.fromarray(array).resize((new_width, new_height), Image.Resampling.BICUBIC)
+        left, top = round((new_width - 56) / 2), round((new_height - 56) / 2)
         expected = np.asarray(resized.crop((left, top, left + 56, top + 56)))
         np.testing.assert_array_equal(images.evaluation_transform(array, 56), expected)
 
@@ -216,7 +216,7 @@ class TestTrainingTransform:
         assert len(results) > 5
 
     def test_random_crop_reaches_every_corner_and_nothing_else(self) -> None:
-        array = noise(16, 16)  # Resized to round(14 * 256 / 224) = 16: cropping is all there is.
+        array = noise(16, 16)  # 16 = 14 * 256 / 224: nothing is resized, only cropped.
         crops = {array[y : y + 14, x : x + 14].tobytes() for y in range(3) for x in range(3)}
         assert {train(array, 14, seed).tobytes() for seed in range(200)} == crops
 
@@ -279,10 +279,7 @@ class TestRandomBox:
 
 
 def test_decoding_is_the_same_in_threads() -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     files = [encode(Image.fromarray(noise(40, 40, seed)), "WEBP") for seed in range(20)]
-    decode: Callable[[bytes], np.ndarray] = images.decode
     with ThreadPoolExecutor(4) as threads:
-        for array, data in zip(threads.map(decode, files), files, strict=True):
+        for array, data in zip(threads.map(images.decode, files), files, strict=True):
             np.testing.assert_array_equal(array, images.decode(data))
