@@ -17,10 +17,11 @@ THUMBNAIL = 96
 
 
 def linked_groups(target: np.ndarray, count: int, group_size: int = 4) -> np.ndarray:
-    """The groups of pairs that a soft target links most, one group after the other.
+    """Groups of pairs that a soft target links, one group after the other.
 
-    A group is a pair and those to which its image's target gives most; groups whose weakest link
-    is strongest come first.
+    A group is a pair and those to which its image's target gives most. Groups are ordered by their
+    weakest link, and what is shown is spread evenly over the stronger half: from near copies to
+    mere likeness.
 
     Args:
       target: row-stochastic [N, N].
@@ -33,13 +34,18 @@ def linked_groups(target: np.ndarray, count: int, group_size: int = 4) -> np.nda
     links = np.where(np.eye(len(target), dtype=bool), 0.0, target)
     partners = np.argsort(-links, axis=1, kind="stable")[:, : group_size - 1]
     weakest = np.take_along_axis(links, partners, axis=1)[:, -1]
-    chosen: dict[int, None] = {}  # A set that keeps its order.
+    groups: list[list[int]] = []
+    taken: set[int] = set()
     for anchor in np.argsort(-weakest, kind="stable"):
         group = [int(anchor), *partners[anchor].tolist()]
-        if not chosen.keys() & set(group):
-            chosen |= dict.fromkeys(group)
-    chosen |= dict.fromkeys(range(len(target)))
-    return np.array(list(chosen)[:count])
+        if not taken & set(group):
+            groups.append(group)
+            taken |= set(group)
+    wanted = min(count // group_size, len(groups))
+    strong = groups[: max(wanted, len(groups) // 2)]
+    spread = np.linspace(0, len(strong) - 1, wanted).astype(int)
+    chosen = dict.fromkeys(number for place in spread for number in strong[place])
+    return np.array(list(chosen | dict.fromkeys(range(len(target))))[:count])
 
 
 def draw_batch_targets(

@@ -39,6 +39,10 @@ def drawing(**changes: object) -> open_clipart.Drawing:
         ({"title": "", "path": "x/01", "description": "A tiger."}, "A tiger."),
         ({"title": "", "path": "x/01"}, ""),
         ({"keywords": tuple("abcdefgh")}, "Tiger, a, b, c, d, e"),
+        ({"description": "A sleeping tiger.", "keywords": ("sleeping", "cat")},
+         "Tiger, A sleeping tiger, cat"),
+        ({"description": "A sleeping tiger.", "description_is_common": True}, "Tiger"),
+        ({"description": "contact: anna@example.org"}, "Tiger"),
     ],
 )  # fmt: skip
 def test_caption(changes: dict, caption: str) -> None:
@@ -46,9 +50,11 @@ def test_caption(changes: dict, caption: str) -> None:
 
 
 def test_variants_are_one_family() -> None:
-    families = {drawing(title=title).family for title in ("Tiger 1", "Tiger 02", "tiger")}
+    titles = ("Tiger 1", "Tiger 02", "tiger", "Tiger (B and W)", "Blue Tiger")
+    families = {drawing(title=title).family for title in titles}
     assert families == {"animals/tiger"}
     assert drawing(title="Lion").family != drawing().family
+    assert drawing(title="Blue").family == "animals/blue"
 
 
 def test_metadata_that_is_missing_or_broken_is_empty(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ bytes. Noise in captions is kept; only copies of images go.
 import argparse
 import dataclasses
 import hashlib
+import html
 import io
 import json
 import re
@@ -39,8 +40,8 @@ KEYWORDS_ADDED = 5
 RESIZED_DISTANCE = 0.1
 RECOLOURED_EDGES = 0.975
 RELATIVE_DISTANCE = 0.12
-RELATIVE_EDGES = 0.9
-COMMON_TITLE = 10  # Drawings that share it.
+RELATIVE_EDGES = 0.88
+COMMON_TEXT = 10  # Drawings that share a title or a description.
 
 # Titles and keywords that say nothing of the picture.
 EMPTY_TITLE = re.compile(
@@ -53,6 +54,13 @@ EMPTY_KEYWORD = re.compile(
     r"externalsource|open ?clip ?art|.*_?icon_?theme|)$",
     re.IGNORECASE,
 )
+
+EMPTY_DESCRIPTION = re.compile(r"@|https?:|www\.|hash\(0x|public domain|^$", re.IGNORECASE)
+# What variants of one drawing are told apart by.
+VARIANT_WORDS = {
+    "b", "w", "bw", "black", "white", "grey", "gray", "red", "orange", "yellow", "green", "blue",
+    "purple", "pink", "brown", "and",
+}  # fmt: skip
 
 LETTERS = re.compile(r"[^\W\d_]+")
 
@@ -67,6 +75,7 @@ class Drawing:
     description: str
     author: str
     title_is_common: bool = False  # Many drawings have it, so it does not tell them apart.
+    description_is_common: bool = False
 
     @property
     def folder(self) -> str:
@@ -82,16 +91,18 @@ class Drawing:
 
     @property
     def caption(self) -> str:
-        """The name, then a title shared with others and the keywords, where they add words."""
+        """The name, a shared title, the description and the keywords, where they add words."""
         head = self.name or self.description
         known, parts = words(head), [head] if head else []
-        shared = [self.title] if is_informative(self.title, self.author) else []
+        titles = [self.title] if is_informative(self.title, self.author) else []
+        boilerplate = self.description_is_common or EMPTY_DESCRIPTION.search(self.description)
+        descriptions = [] if boilerplate else [self.description.rstrip(".")]
         keywords = [
             keyword
             for keyword in self.keywords
             if not EMPTY_KEYWORD.match(keyword) and not is_author(keyword, self.author)
         ]
-        for text in shared + keywords:
+        for text in titles + descriptions + keywords:
             if words(text) - known and len(parts) <= KEYWORDS_ADDED:
                 parts.append(text)
                 known |= words(text)
@@ -100,12 +111,19 @@ class Drawing:
     @property
     def family(self) -> str:
         """Folder and first words of the name: drawings of one family are variants of a kind."""
-        return f"{self.folder}/{' '.join(LETTERS.findall(self.name.lower())[:2])}"
+        letters = LETTERS.findall(self.name.lower())
+        kind = [word for word in letters if word not in VARIANT_WORDS] or letters
+        return f"{self.folder}/{' '.join(kind[:2])}"
 
 
 def words(text: str) -> set[str]:
     """Lower-case words of a text."""
     return set(re.findall(r"\w+", text.lower()))
+
+
+def one_line(text: str) -> str:
+    """A text without line breaks and HTML entities, of which the metadata have a few."""
+    return " ".join(html.unescape(text).split())
 
 
 def slug(text: str) -> str:
@@ -143,12 +161,12 @@ def read_metadata(svg: Path, path: str) -> Drawing:
     except (OSError, StopIteration, ElementTree.ParseError):
         work = ()
     for element in work:
-        kind, text = local_name(element), " ".join("".join(element.itertext()).split())
+        kind, text = local_name(element), one_line("".join(element.itertext()))
         if kind in found and not found[kind]:
             found[kind] = text
         elif kind == "subject":
             items = (e for e in element.iter() if local_name(e) == "li")
-            keywords = tuple(" ".join((item.text or "").split()) for item in items)
+            keywords = tuple(one_line(item.text or "") for item in items)
     return Drawing(path, found["title"], keywords, found["description"], found["creator"])
 
 
@@ -234,7 +252,8 @@ def are_copies(pairs: Pairs, families: np.ndarray) -> np.ndarray:
 def are_relatives(pairs: Pairs) -> np.ndarray:
     """Which pairs are too alike for one to be trained on while the other is held out."""
     close = pairs.distance < RELATIVE_DISTANCE
-    return close | (pairs.edges > 0.97) | ((pairs.edges > RELATIVE_EDGES) & (pairs.distance < 0.3))
+    recoloured = (pairs.edges > RELATIVE_EDGES) & (pairs.distance < 0.35)
+    return close | (pairs.edges > 0.97) | recoloured
 
 
 def find_copies(count: int, pairs: Pairs, copies: np.ndarray) -> np.ndarray:
@@ -327,9 +346,14 @@ def read_drawings(png: Path, svg: Path, skipped: Counter[str]) -> list[Drawing]:
     if not paths:
         raise FileNotFoundError(f"--png={png}: there are no .png files below it")
     drawings = [read_metadata(svg / f"{path}.svg", path) for path in paths]
-    shared = Counter(drawing.title for drawing in drawings)
+    titles = Counter(drawing.title for drawing in drawings)
+    descriptions = Counter(drawing.description for drawing in drawings)
     return [
-        dataclasses.replace(each, title_is_common=shared[each.title] >= COMMON_TITLE)
+        dataclasses.replace(
+            each,
+            title_is_common=titles[each.title] >= COMMON_TEXT,
+            description_is_common=descriptions[each.description] >= COMMON_TEXT,
+        )
         for each in drawings
     ]
 
@@ -338,14 +362,14 @@ def load_pictures(
     drawings: Sequence[Drawing], png: Path, size: int, skipped: Counter[str]
 ) -> list[Picture]:
     """The pictures that can be used; the others are counted by reason."""
-    from otter_jax.reporting import progress
-
     pictures: dict[str, Picture] = {}
     with ThreadPoolExecutor(2) as threads:
         found = threads.map(
             lambda drawing: load_picture(drawing, png / f"{drawing.path}.png", size), drawings
         )
-        for result in progress(found, len(drawings), "drawings"):
+        for number, result in enumerate(found):
+            if number % 500 == 0:
+                print(f"drawing {number} of {len(drawings)}", flush=True)
             if isinstance(result, str):
                 skipped[result] += 1
             elif (pixels := digest(result.webp)) in pictures:
