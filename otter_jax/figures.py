@@ -105,7 +105,7 @@ def draw_predictions(
         )
     columns = min(4, max(len(images), 1))
     rows = -(-len(images) // columns)
-    cell_width, cell_height, head = 3.7, 1.5, 0.6
+    cell_width, cell_height, head = 4.1, 1.5, 0.6
     width, height = columns * cell_width, rows * cell_height + head
     figure = Figure(figsize=(width, height), facecolor="white")
     figure.text(0.15 / width, 1 - 0.35 / height, plain(title, 120), fontsize=12, weight="bold",

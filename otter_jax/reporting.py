@@ -118,7 +118,7 @@ class Reporter:
     """Writes metrics of steps and evaluations to every place; the first process alone does."""
 
     def __init__(self, workdir: Path, *, total_steps: int, resume_step: int, batch_size: int):
-        """Opens the files of `workdir`; the clock for rate and time left starts here."""
+        """Opens the files of `workdir`, and drops what they say of steps after `resume_step`."""
         self._files: list[Any] = []
         self._total_steps = total_steps
         self._batch_size = batch_size
@@ -158,6 +158,10 @@ class Reporter:
             self._waited += time.perf_counter() - start
             yield batch
 
+    def start_clock(self, step: int) -> None:
+        """Rate, waits and time left count from after `step`; so compilation is left out."""
+        self._last, self._waited = (step, time.perf_counter()), 0.0
+
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Reports the metrics of a train step, and on the screen its rate and the time left."""
         values = {f"train/{name}": float(np.asarray(metrics[name])) for name in sorted(metrics)}
@@ -194,7 +198,7 @@ class Reporter:
             "time/images_per_second": rate * self._batch_size,
             "time/data_wait": self._waited / elapsed,
         }
-        self._last, self._waited = (step, now), 0.0
+        self.start_clock(step)
         return timings
 
     def _write(self, step: int, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:

@@ -136,6 +136,9 @@ def run_steps(
     for number, batch in zip(steps, report.waiting(stream), strict=False):
         batch.pop("index")
         state, metrics = step(state, sharding.put_batch(parts.mesh, batch))
+        if number == start + 1:
+            jax.block_until_ready(metrics)
+            report.start_clock(number)
         last = number == total_steps
         if last or number % config.log_every_steps == 0:
             refuse_to_go_on_without_a_loss(number, float(metrics["loss"]))
