@@ -3,9 +3,9 @@
 The variables are an item of their own, so that a model can be loaded without its optimizer.
 """
 
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from otter_jax.models.dual_encoder import Variables
 from otter_jax.step import TrainState
 
 
-class Checkpoints:
+class Checkpoints(AbstractContextManager):
     """The checkpoints/ folder of a workdir. Use as a context manager: leaving waits for saves."""
 
     def __init__(self, folder: Path, keep: int = 2):
@@ -28,16 +28,7 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
-    def __enter__(self) -> Self:
-        """Returns itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Waits until everything is on disk."""
         self._manager.close()
 

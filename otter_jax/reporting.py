@@ -9,9 +9,9 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -114,7 +114,7 @@ def _complete_lines(path: Path) -> list[str]:
     return [line for line in lines if line.endswith("\n")]
 
 
-class Reporter:
+class Reporter(AbstractContextManager):
     """Writes metrics of steps and evaluations to every place; the first process alone does."""
 
     def __init__(self, workdir: Path, *, total_steps: int, resume_step: int, batch_size: int):
@@ -135,16 +135,7 @@ class Reporter:
             )
             self._files = [self._metrics, self._timings, self._tensorboard]
 
-    def __enter__(self) -> Self:
-        """Returns itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Closes the files."""
         for file in self._files:
             file.close()

@@ -155,7 +155,8 @@ def finish(
 ) -> Results:
     """Evaluates the trained model, draws its pictures, and writes results.json last of all."""
     after = parts.evaluate(state.variables)
-    report.evaluation(total_steps, after)
+    if not reporting.read_evaluation(parts.workdir / "metrics.jsonl", total_steps):
+        report.evaluation(total_steps, after)  # Else a run that ended right after has said it.
     draw(parts, data, state)
     return write_results(parts, after)
 

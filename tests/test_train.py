@@ -68,21 +68,20 @@ def test_same_seed_same_files_and_other_seed_others(tiny_config: Callable, tmp_p
     assert first == second != other
 
 
-@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize(
+    ("frozen", "moment"), [(True, "step"), (False, "step"), (True, "draw"), (True, "before")]
+)
 def test_resumed_run_equals_uninterrupted_bit_for_bit(
-    tiny_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen: bool
+    tiny_config: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    frozen: bool,
+    moment: str,
 ) -> None:
     config = tiny_config(**(FROZEN if frozen else {}))
     run(config, tmp_path / "whole")
     interrupted = tmp_path / "interrupted"
-    report = train.Reporter.step
-
-    def killed(self: train.Reporter, step: int, metrics: dict) -> None:
-        report(self, step, metrics)
-        if step == 4:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(train.Reporter, "step", killed)
+    interrupt(monkeypatch, moment)
     with pytest.raises(KeyboardInterrupt):
         run(config, interrupted)
     monkeypatch.undo()
@@ -92,6 +91,24 @@ def test_resumed_run_equals_uninterrupted_bit_for_bit(
         assert (interrupted / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     states = [final_state(config, tmp_path / name) for name in ("whole", "interrupted")]
     jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    """Stops the next run after step 4 of 6, before its first step, or while it draws."""
+    report = train.Reporter.step
+
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    def stop_after_four(self: train.Reporter, step: int, metrics: dict) -> None:
+        report(self, step, metrics)
+        if step == 4:
+            raise KeyboardInterrupt
+
+    if moment == "step":
+        monkeypatch.setattr(train.Reporter, "step", stop_after_four)
+    else:
+        monkeypatch.setattr(train, "draw" if moment == "draw" else "run_steps", stop)
 
 
 def final_state(config: ConfigDict, workdir: Path) -> object:
