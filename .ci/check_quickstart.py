@@ -1,4 +1,4 @@
-"""Fails unless a finished quickstart learned clearly more than chance: check_quickstart.py WORKDIR."""
+"""Fails unless a finished quickstart learned clearly more than chance; takes its workdir."""
 
 import json
 import sys
