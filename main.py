@@ -24,7 +24,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main(argv: Sequence[str]) -> None:
-    """Hands over to otter_jax.train; what is wrong with the input ends in one line, exit code 2."""
+    """Hands over to otter_jax.train; what is wrong with the input ends in one line."""
     if len(argv) > 1:
         fail(f"unknown argument {argv[1]!r}: flags are --config, --workdir, --mode, --config.KEY")
     if not flags.FLAGS["verbosity"].present:
@@ -36,11 +36,13 @@ def main(argv: Sequence[str]) -> None:
     from otter_jax import train
 
     run = {"train": train.train, "evaluate": train.evaluate}[_MODE.value]
+    if not _WORKDIR.value:
+        fail("--workdir is empty: name the folder of the run")
     try:
-        run(_CONFIG.value, Path(_WORKDIR.value))
+        run(_CONFIG.value, Path(_WORKDIR.value).expanduser())
     except (ValueError, OSError, ModuleNotFoundError, FloatingPointError) as error:
-        if os.environ.get("OTTER_TRACEBACK"):
-            raise
+        if logging.level_debug():
+            raise  # With --verbosity=1, for those who want to know where.
         fail(error)
 
 
@@ -53,7 +55,9 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     """absl's parser, with one line instead of a traceback for a wrong config key or value."""
     try:
         return flags.FLAGS(list(argv))
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except (AttributeError, KeyError) as error:
+        fail(f"unknown config key {error.args[0]}")
+    except (flags.Error, TypeError, ValueError, OSError) as error:
         fail(error)
 
 

@@ -44,7 +44,6 @@ EXTRAS = {
     "quickstart-no-torch": WEIGHTS_AND_SETS,
     "test": [*WEIGHTS_AND_SETS, "hypothesis>=6.100", "pytest>=8.3", "ruff>=0.9"],
     "oracle": ["efficientnet-lite-pytorch==0.1.0", "torch==2.13.0"],
-    "tfds": ["importlib_resources>=6", "tensorflow-datasets>=4.9.9"],
     "gpu": ["jax[cuda12]>=0.10.2,<0.11"],
     "tpu": ["jax[tpu]>=0.10.2,<0.11"],
 }

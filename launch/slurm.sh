@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A SLURM job, one process a node; every process finds its peers through SLURM's variables.
+# A SLURM job, one process a GPU; every process finds its peers through SLURM's variables.
 #
 #   launch/slurm.sh [--dry-run] [SBATCH OPTIONS...] -- --config=configs/X.py --workdir=DIR [FLAGS...]
 #   launch/slurm.sh --nodes=2 --gpus-per-node=8 --time=8:00:00 -- --config=... --workdir=...
@@ -20,4 +20,4 @@ if [[ $# -lt 2 ]]; then usage >&2; exit 2; fi
 shift
 cd "$(dirname "$0")/.."
 command=$(printf '%q ' srun "${PYTHON:-python}" main.py --distributed "$@")
-"${run[@]}" sbatch --job-name=otter_jax --ntasks-per-node=1 "${options[@]}" --wrap="$command"
+"${run[@]}" sbatch --job-name=otter_jax --ntasks-per-gpu=1 "${options[@]}" --wrap="$command"

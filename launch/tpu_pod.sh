@@ -17,6 +17,7 @@ case "${1:-}" in
 esac
 : "${TPU:?set TPU to the name of the slice}" "${ZONE:?set ZONE to its zone}"
 arguments=$(printf '%q ' "$@")
-setup='test -d ~/otter_venv || (python3 -m venv ~/otter_venv && ~/otter_venv/bin/pip install -e ~/otter_jax[tpu])'
+# shellcheck disable=SC2016  # HOME is the worker's.
+setup='test -e ~/otter_venv/ready || { python3 -m venv ~/otter_venv && ~/otter_venv/bin/pip install -e "$HOME/otter_jax[tpu,quickstart]" && touch ~/otter_venv/ready; }'
 "${run[@]}" gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all \
   --command="$setup && cd ~/otter_jax && ~/otter_venv/bin/python main.py --distributed $arguments"

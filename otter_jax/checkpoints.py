@@ -19,12 +19,19 @@ from otter_jax.step import TrainState
 class Checkpoints(AbstractContextManager):
     """The checkpoints/ folder of a workdir. Use as a context manager: leaving waits for saves."""
 
-    def __init__(self, folder: Path, keep: int = 2):
-        """Opens, and where needed makes, the folder; the latest `keep` checkpoints are kept."""
+    def __init__(self, folder: Path, keep: int = 2, *, create: bool = False):
+        """Opens the folder, or makes it if `create`; the latest `keep` checkpoints are kept.
+
+        Raises:
+          FileNotFoundError: if there is no folder and it should not be made.
+        """
+        if not create and not folder.is_dir():
+            raise FileNotFoundError(f"there is no finished checkpoint in {folder}")
         self.folder = folder.absolute()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.LatestN(keep),
             enable_async_checkpointing=True,
+            create=create,
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 

@@ -6,6 +6,7 @@ misspelt key is an error, never a silent no-op.
 """
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ml_collections.config_dict import placeholder
 
 # Keys that say how a run is kept, not what it computes; they may change between two starts.
 BOOKKEEPING_KEYS = ("checkpoint.",)
+OVERRIDE = re.compile(r"model\.(image|text)\.overrides\.[^.]+")  # Any plain value.
 
 
 def default_config() -> ConfigDict:
@@ -71,7 +73,7 @@ def default_config() -> ConfigDict:
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"  # sgd | adamw
     config.optimizer.learning_rate = 3e-3
-    config.optimizer.momentum = 0.9
+    config.optimizer.momentum = 0.9  # b1 of AdamW.
     config.optimizer.b2 = 0.999
     config.optimizer.weight_decay = 0.0
     config.optimizer.warmup_steps = 0
@@ -95,6 +97,7 @@ def check(config: ConfigDict) -> None:
     Raises:
       ValueError: naming the key, what was found and what would be right.
     """
+    _refuse_unknown_keys(config)
     _choice(config, "data.fit", ("crop", "pad"))
     _choice(config, "data.augmentation", ("none", "resize_random_crop", "random_resized_crop"))
     _choice(config, "optimizer.name", ("sgd", "adamw"))
@@ -107,11 +110,13 @@ def check(config: ConfigDict) -> None:
         value = _get(config, key)
         if value is not None and value <= 0:
             raise ValueError(f"config.{key}={value}: it must be positive")
-    for key in ("optimizer.learning_rate", "optimizer.weight_decay", "evaluate.every_steps"):
+    for key in ("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.warmup_steps",
+                "evaluate.every_steps"):  # fmt: skip
         if not _get(config, key) >= 0:
             raise ValueError(f"config.{key}={_get(config, key)}: it must not be negative")
-    if not 0 <= config.teacher.decay < 1:
-        raise ValueError(f"config.teacher.decay={config.teacher.decay}: it must lie in [0, 1)")
+    for key in ("teacher.decay", "optimizer.momentum", "optimizer.b2"):
+        if not 0 <= _get(config, key) < 1:
+            raise ValueError(f"config.{key}={_get(config, key)}: it must lie in [0, 1)")
     if config.batch_size < 2:
         raise ValueError("config.batch_size=1: a contrastive loss needs at least 2 pairs a batch")
     if "{}" not in config.evaluate.template:
@@ -145,8 +150,8 @@ def load(path: Path) -> ConfigDict:
     known = _flatten(config.to_dict())
     for key, value in _flatten(json.loads(path.read_text(encoding="utf-8"))).items():
         value = tuple(value) if isinstance(value, list) else value
-        group, _, name = key.rpartition(".")
-        if group.endswith(".overrides"):
+        if OVERRIDE.fullmatch(key):
+            group, _, name = key.rpartition(".")
             with config.unlocked():
                 _get(config, group)[name] = value
         elif key in known:
@@ -167,6 +172,15 @@ def differences(
         for key in keys
         if old.get(key) != new.get(key)
     ]
+
+
+def _refuse_unknown_keys(config: ConfigDict) -> None:
+    """A config must be complete, and what config.json cannot give back must not be in it."""
+    known, found = _flatten(default_config().to_dict()), _flatten(config.to_dict())
+    added = [key for key in found if key not in known and not OVERRIDE.fullmatch(key)]
+    missing = [key for key in known if key not in found]
+    if added or missing:
+        raise ValueError(f"the config has unknown keys {added} and lacks {missing}")
 
 
 def _choice(config: ConfigDict, key: str, choices: tuple[str, ...]) -> None:

@@ -141,6 +141,8 @@ class Encoder:
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Unit text embeddings, float32 [N, embed_dim]."""
+        if isinstance(texts, str):
+            raise ValueError(f"texts should be a list of strings, found the string {texts!r}")
         return self.project_text(self.text_features(texts))
 
     def classify(
@@ -152,15 +154,23 @@ class Encoder:
         """Probability of every label for every image, float32 [N, len(labels)]; rows sum to 1."""
         from otter_jax.evaluation.zero_shot import class_bank
 
+        if isinstance(labels, str):
+            raise ValueError(f"labels should be a list of strings, found the string {labels!r}")
         bank = class_bank(self.encode_text, labels, [template])
         scale = np.exp(np.asarray(self.variables.params["log_scale"]))
         logits = np.clip(scale, 1.0, 100.0) * self.encode_image(images) @ bank.T
         return np.asarray(jax.nn.softmax(logits, axis=1))
 
     def transform(self, image: np.ndarray) -> np.ndarray:
-        """The evaluation transform to uint8 [image_size, image_size, 3]."""
-        if image.shape == (self.image_size, self.image_size, 3):
-            return image
+        """The evaluation transform to uint8 [image_size, image_size, 3].
+
+        Raises:
+          ValueError: for anything but a non-empty uint8 [H, W, 3].
+        """
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise ValueError(
+                f"an image should be uint8 [H, W, 3], found {image.dtype} {list(image.shape)}"
+            )
         return image_functions.evaluation_transform(image, self.image_size, fit=self.fit)
 
     def image_features(self, images: Iterable[np.ndarray]) -> np.ndarray:

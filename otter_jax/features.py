@@ -32,25 +32,36 @@ def fingerprint(*parts: Any) -> str:
 class FeatureStore:
     """Embeds images and texts; towers that are frozen run once for each collection."""
 
-    def __init__(self, folder: Path, encoder: Encoder, *, freeze_image: bool, freeze_text: bool):
-        """Remembers which towers are frozen, and hashes their weights."""
+    def __init__(
+        self,
+        folder: Path,
+        encoder: Encoder,
+        *,
+        freeze_image: bool,
+        freeze_text: bool,
+        dtype: str = "float32",
+    ):
+        """Remembers which towers are frozen, and hashes them: shape, weights, compute type."""
         self.folder = folder
         self.freeze_image = freeze_image
         self.freeze_text = freeze_text
         self._memory: dict[str, Arrays] = {}
         frozen, stats = encoder.variables.frozen, encoder.variables.batch_stats
-        self._image_tower = fingerprint(
-            frozen.get("image", {}), stats.get("image", {}), encoder.image_size, encoder.fit
+        module = encoder.model.bind(encoder.variables)
+        image, text = (
+            (type(t).__name__, repr(t.config), dtype) for t in (module.image, module.text)
         )
-        self._text_tower = fingerprint(frozen.get("text", {}), encoder.tokenizer.max_tokens)
+        transform = (encoder.image_size, encoder.fit)
+        self._image_tower = fingerprint(image, frozen.get("image"), stats.get("image"), transform)
+        self._text_tower = fingerprint(text, frozen.get("text"))
 
     def image_key(self, data: str) -> str:
         """The name under which a collection's image features are kept."""
         return fingerprint("image", self._image_tower, data)
 
-    def text_key(self, texts: Sequence[str]) -> str:
-        """The name under which some texts' features are kept."""
-        return fingerprint("text", self._text_tower, list(texts))
+    def text_key(self, encoder: Encoder, texts: Sequence[str]) -> str:
+        """The name under which some texts' features are kept; it depends on their tokens."""
+        return fingerprint("text", self._text_tower, *encoder.tokenizer(texts))
 
     def get(self, key: str, compute: Callable[[], Arrays]) -> Arrays:
         """What was computed under this key, from memory, from disk, or now."""
@@ -86,7 +97,7 @@ class FeatureStore:
 
     def text_features(self, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
         """The frozen text tower's features [N, width]."""
-        key = self.text_key(texts)
+        key = self.text_key(encoder, texts)
         return self.get(key, lambda: {"features": self._run_text_tower(encoder, texts)})["features"]
 
     def _run_text_tower(self, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:

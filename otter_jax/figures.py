@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
@@ -116,13 +117,13 @@ def draw_predictions(
         _thumbnail(
             figure.add_axes((x / width, (y + 0.2) / height, 1.15 / width, 1.15 / height)), image
         )
-        lines = [(plain(name, 38), INK, "bold", "")]
+        lines = [(plain(name, 38), INK, "bold")]
         names = [part.strip() for part in name.split(" | ")]
         for guess, score in ranked:
             right = guess.strip() in names
             text = f"{'✓' if right else '  '} {plain(guess, 32)}  {score:.2f}"
-            lines.append((text, RIGHT if right else WRONG, "bold" if right else "normal", guess))
-        for line, (text, colour, weight, _) in enumerate(lines):
+            lines.append((text, RIGHT if right else WRONG, "bold" if right else "normal"))
+        for line, (text, colour, weight) in enumerate(lines):
             figure.text((x + 1.22) / width, (y + 1.24 - 0.21 * line) / height, text,
                         fontsize=7.8, color=colour, weight=weight, va="center",
                         parse_math=False)  # fmt: skip
@@ -166,6 +167,8 @@ def _thumbnail(axes: Axes, image: np.ndarray) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
+    if jax.process_index() != 0:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")

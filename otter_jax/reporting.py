@@ -122,7 +122,8 @@ class Reporter(AbstractContextManager):
         self._files: list[Any] = []
         self._total_steps = total_steps
         self._batch_size = batch_size
-        self._last = (resume_step, time.perf_counter())
+        self._opened = time.perf_counter()
+        self._last = (resume_step, self._opened)
         self._waited = 0.0
         self._tensorboard = None
         if jax.process_index() == 0:
@@ -158,7 +159,6 @@ class Reporter(AbstractContextManager):
         values = {f"train/{name}": float(np.asarray(metrics[name])) for name in sorted(metrics)}
         timings = self._timings_since(step)
         self._write(step, values, timings)
-        left = (self._total_steps - step) / timings["time/steps_per_second"]
         parts = [f"{values['train/loss']:.4f} loss"]
         parts += [
             f"{value:.4f} {name.removeprefix('train/loss_')}"
@@ -166,10 +166,10 @@ class Reporter(AbstractContextManager):
             if name.startswith("train/loss_")
         ]
         parts.append(f"temperature {values['train/temperature']:.4f}")
-        say(
-            f"step {step:>6} of {self._total_steps}  {'  '.join(parts)}  "
-            f"{timings['time/steps_per_second']:.1f} steps/s  {duration(left)} left"
-        )
+        if rate := timings.get("time/steps_per_second"):
+            left = duration((self._total_steps - step) / rate)
+            parts.append(f"{rate:.1f} steps/s  {left} left")
+        say(f"step {step:>6} of {self._total_steps}  {'  '.join(parts)}")
 
     def evaluation(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
         """Reports `{set: {metric: value}}` measured after `step` updates."""
@@ -182,13 +182,17 @@ class Reporter(AbstractContextManager):
 
     def _timings_since(self, step: int) -> dict[str, float]:
         (last_step, last_time), now = self._last, time.perf_counter()
-        elapsed = max(now - last_time, 1e-9)
-        rate = max(step - last_step, 1) / elapsed
-        timings = {
-            "time/steps_per_second": rate,
-            "time/images_per_second": rate * self._batch_size,
-            "time/data_wait": self._waited / elapsed,
-        }
+        timings = {"time/wall_seconds": now - self._opened}
+        if memory := jax.local_devices()[0].memory_stats():  # None on a CPU.
+            timings["memory/device_peak_gib"] = memory.get("peak_bytes_in_use", 0) / 2**30
+        if step > last_step:  # Else it is the first step, which compiles.
+            elapsed = max(now - last_time, 1e-9)
+            rate = (step - last_step) / elapsed
+            timings |= {
+                "time/steps_per_second": rate,
+                "time/images_per_second": rate * self._batch_size,
+                "time/data_wait": self._waited / elapsed,
+            }
         self.start_clock(step)
         return timings
 

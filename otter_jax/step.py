@@ -143,7 +143,7 @@ def make_train_step(
 
 
 def make_target_step(
-    model: FunctionalModel, options: objectives.Options
+    model: FunctionalModel, options: objectives.Options, mesh: Mesh
 ) -> Callable[[TrainState, Batch], jax.Array]:
     """A jitted function that gives the soft targets of a batch, images over texts, [N, N]."""
 
@@ -156,4 +156,4 @@ def make_target_step(
         num_pairs = next(iter(batch.values())).shape[0]
         return objectives.soft_targets(options, teacher, num_pairs).image
 
-    return jax.jit(targets_of)
+    return jax.jit(targets_of, out_shardings=sharding.replicated(mesh))

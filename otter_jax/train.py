@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -66,9 +68,9 @@ def train(config: ConfigDict, workdir: Path) -> Results:
     """Trains, or goes on training, in `workdir`; returns what results.json holds.
 
     Raises:
-      ValueError, FileNotFoundError, ModuleNotFoundError: one line on what is wrong with the config
-        or the workdir, before anything is written.
-      FloatingPointError: if the loss is no longer finite; the checkpoints are kept.
+      ValueError, FileNotFoundError, ModuleNotFoundError: one line on what is wrong with the config,
+        the data or the workdir, before anything is written.
+      FloatingPointError: if the loss or a parameter is no longer finite; nothing of it is saved.
     """
     config_lib.check(config)
     refuse_other_config(config, workdir)
@@ -76,6 +78,7 @@ def train(config: ConfigDict, workdir: Path) -> Results:
     mesh = sharding.make_mesh()
     sharding.check_batch_size(mesh, config.batch_size)
     source = open_source(config.data.train)
+    refuse_other_data(source, workdir)
     batches.record_order(len(source), config.batch_size, config.seed)  # Refuses too few pairs.
     total_steps = config_lib.total_steps(config, len(source))
     schedule = make_schedule(config, total_steps)
@@ -83,17 +86,18 @@ def train(config: ConfigDict, workdir: Path) -> Results:
         say(f"{workdir} is finished ({total_steps} steps); its results:\n")
         say(reporting.results_table(finished))
         return finished
-    claim_workdir(config, workdir)
-
     parts = build_parts(config, workdir, mesh, options)
+    claim_workdir(config, workdir)
     describe(parts, source, total_steps)
     data = open_training_data(parts, source)
     write_data_note(parts, data)
     optimizer = make_optimizer(config, schedule)
-    fresh = initial_state(parts.encoder.variables, optimizer, uses_teacher=options.uses_teacher)
+    # A copy, since the step consumes the state it is given and `parts` keeps its variables.
+    untrained = jax.tree.map(jnp.copy, parts.encoder.variables)
+    fresh = initial_state(untrained, optimizer, uses_teacher=options.uses_teacher)
     step = make_train_step(parts.model, options, optimizer, schedule, config, mesh)
 
-    with Checkpoints(workdir / "checkpoints", config.checkpoint.keep) as saved:
+    with Checkpoints(workdir / "checkpoints", config.checkpoint.keep, create=True) as saved:
         start = saved.latest_step
         with Reporter(
             workdir,
@@ -141,12 +145,17 @@ def run_steps(
             report.start_clock(number)
         last = number == total_steps
         if last or number % config.log_every_steps == 0:
-            refuse_to_go_on_without_a_loss(number, float(metrics["loss"]))
+            refuse_divergence(number, float(metrics["loss"]))
             report.step(number, metrics)
-        if every(config.evaluate.every_steps, number) and not last:
+        evaluates = every(config.evaluate.every_steps, number) and not last
+        saves = last or every(config.checkpoint.every_steps, number)
+        if evaluates:
             report.evaluation(number, parts.evaluate(state.variables))
-        if last or every(config.checkpoint.every_steps, number):
-            saved.save(state)  # After its metrics are written: what is saved is never missing.
+        if saves:  # After its metrics are written: what is saved is never missing.
+            refuse_divergence(number, float(optax.tree.norm(state.variables.params)))
+            saved.save(state)
+        if evaluates or saves:
+            report.start_clock(number)
     return state
 
 
@@ -162,7 +171,14 @@ def finish(
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> Results:
-    """Repeats the final evaluation of `workdir` from its latest checkpoint."""
+    """Repeats the final evaluation of `workdir` from its latest checkpoint.
+
+    `evaluate.*` may differ from the run's own config. Writes results.json if the run has finished
+    and they do not, else evaluation.json.
+
+    Raises:
+      ValueError, FileNotFoundError: one line on what is wrong with the config or the workdir.
+    """
     config_lib.check(config)
     if not (workdir / "config.json").is_file():
         raise FileNotFoundError(
@@ -173,9 +189,13 @@ def evaluate(config: ConfigDict, workdir: Path) -> Results:
     parts = build_parts(config, workdir, sharding.make_mesh(), options)
     with Checkpoints(workdir / "checkpoints") as saved:
         template = sharding.put_state(parts.mesh, parts.encoder.variables)
-        say(f"evaluating {workdir} after step {saved.latest_step}")
         variables = saved.restore_variables(template)
-    return write_results(parts, parts.evaluate(variables))
+        say(f"{workdir} after step {saved.latest_step}")
+    after = parts.evaluate(variables)
+    # Only a run that has finished, and was asked for the same evaluation, has its results renewed.
+    as_trained = not config_lib.differences(config_lib.load(workdir / "config.json"), config)
+    finished = as_trained and (workdir / "results.json").is_file()
+    return write_results(parts, after, "results.json" if finished else "evaluation.json")
 
 
 def refuse_other_config(
@@ -189,6 +209,20 @@ def refuse_other_config(
         raise ValueError(
             f"--workdir={workdir} was written by another config ({'; '.join(differing)}): "
             "choose another workdir or the same values"
+        )
+
+
+def refuse_other_data(source: Source, workdir: Path) -> None:
+    """Refuses to go on with other pairs than a run began with (ValueError)."""
+    path = workdir / "data.json"
+    if not path.is_file():
+        return
+    before = reporting.read_json(path)["train"]
+    if before["fingerprint"] != source.fingerprint:
+        raise ValueError(
+            f"the pairs of {source.name} have changed since {workdir} was started (now "
+            f"{len(source)}, fingerprint {source.fingerprint[:12]}, was "
+            f"{before['fingerprint'][:12]}): choose another workdir or the same data"
         )
 
 
@@ -214,6 +248,7 @@ def build_parts(
         encoder,
         freeze_image=config.model.image.frozen,
         freeze_text=config.model.text.frozen,
+        dtype=config.model.dtype,
     )
     sets = open_sets(
         list(config.evaluate.sets),
@@ -236,6 +271,9 @@ def describe(parts: Parts, source: Source, total_steps: int) -> None:
     say(f"objective {config.objective.name} on {len(source):,} pairs of {source.name}")
     say(", ".join(towers))
     say(f"{trained:,} trained parameters, {frozen:,} frozen")
+    for each in parts.sets:
+        counts = ", ".join(f"{v:,} {k}" for k, v in each.contents().items() if isinstance(v, int))
+        say(f"evaluated on {each.name}: {counts}")
     say(
         f"{total_steps} steps of {config.batch_size} pairs on {parts.mesh.devices.size} "
         f"{jax.devices()[0].platform} device(s), workdir {parts.workdir}"
@@ -274,9 +312,10 @@ def open_cached_data(parts: Parts, source: Source) -> TrainingData:
 
     stored = store.get(store.image_key(source.fingerprint), compute)
     unreadable = dict(stored["unreadable"].tolist())
-    pairs = [source[number] for number in range(len(source))]
-    records = np.array([n for n, pair in enumerate(pairs) if pair.key not in unreadable], np.int64)
-    captions = [pairs[number].caption for number in records]
+    pairs = ((number, source[number]) for number in range(len(source)))
+    usable = [(number, p.caption) for number, p in pairs if p.key not in unreadable]
+    records = np.array([number for number, _ in usable], np.int64)
+    captions = [caption for _, caption in usable]
     arrays = {"image_features": stored["features"], "index": records}
     if parts.config.model.text.frozen:
         arrays["text_features"] = store.text_features(encoder, captions)
@@ -297,65 +336,52 @@ def readable_images(source: Source, encoder: Encoder, unreadable: dict[str, str]
 
 def write_data_note(parts: Parts, data: TrainingData) -> None:
     """data.json: what was really trained on, and what was left out and why."""
+    path = parts.workdir / "data.json"
+    if path.is_file():  # Of an earlier start: what it could not read stays noted.
+        data.unreadable |= reporting.read_json(path)["train"]["unreadable"]
     if data.unreadable:
         say(f"{len(data.unreadable)} images cannot be read and are not used; see data.json")
     reporting.write_json(
-        parts.workdir / "data.json",
+        path,
         {
             "train": {
                 "source": parts.config.data.train,
                 "pairs": len(data.source) - len(data.unreadable),
                 "fingerprint": data.source.fingerprint,
                 "skipped": data.source.skipped,
-                "unreadable": data.unreadable,
+                "unreadable": dict(sorted(data.unreadable.items())),
             },
-            "evaluate": {each.name: describe_set(each) for each in parts.sets},
+            "evaluate": {each.name: each.contents() for each in parts.sets},
         },
     )
 
 
-def describe_set(each: Any) -> dict[str, Any]:
-    """What one evaluation set consists of."""
-    if hasattr(each, "labelled"):
-        labelled = each.labelled
-        return {
-            "images": len(labelled.images),
-            "classes": len(labelled.class_names),
-            "left_out": labelled.left_out,
-        }
-    return {
-        "pairs": len(each.captions),
-        "fingerprint": each.source.fingerprint,
-        "skipped": each.source.skipped,
-        "unreadable": each.unreadable,
-    }
-
-
 def draw(parts: Parts, data: TrainingData, state: TrainState) -> None:
-    """The pictures of the run, into figures/."""
+    """The pictures of the run, into figures/; soft targets where there is a teacher."""
     folder = parts.workdir / "figures"
     encoder = parts.encoder.replace(state.variables)
     if parts.options.uses_teacher:
-        records = next(iter(batches.record_order(len(data.records), parts.config.batch_size, 0)))
-        batch = data.load(0, records)
-        numbers = batch.pop("index", records)
-        target = make_target_step(parts.model, parts.options)(
-            state, sharding.put_batch(parts.mesh, batch)
-        )
+        order = batches.record_order(len(data.records), parts.config.batch_size, parts.config.seed)
+        batch = data.load(0, order[0])
+        numbers = batch.pop("index")
+        placed = {name: sharding.put_rows(parts.mesh, rows) for name, rows in batch.items()}
+        target = make_target_step(parts.model, parts.options, parts.mesh)(state, placed)
         gallery.draw_batch_targets(folder, data.source, numbers, np.asarray(target), encoder)
     for each in parts.sets:
         gallery.draw_set(folder, each, encoder, parts.store)
     say(f"pictures in {folder}")
 
 
-def write_results(parts: Parts, after: dict[str, dict[str, float]]) -> Results:
-    """results.json and the table on the screen."""
+def write_results(
+    parts: Parts, after: dict[str, dict[str, float]], name: str = "results.json"
+) -> Results:
+    """The results as a file of the workdir, and the table on the screen."""
     before = reporting.read_evaluation(parts.workdir / "metrics.jsonl", step=0)
     results = after | {
         "before": {name: before[name] for name in after if name in before},
         "chance": {each.name: each.chance() for each in parts.sets},
     }
-    reporting.write_json(parts.workdir / "results.json", results)
+    reporting.write_json(parts.workdir / name, results)
     say("")
     say(reporting.results_table(results))
     return results
@@ -374,10 +400,10 @@ def every(period: int, step: int) -> bool:
     return period > 0 and step % period == 0
 
 
-def refuse_to_go_on_without_a_loss(step: int, loss: float) -> None:
-    """Stops where training has diverged, rather than train on nothing."""
-    if not math.isfinite(loss):
+def refuse_divergence(step: int, value: float) -> None:
+    """Stops where training has diverged: `value` is the loss or the norm of the parameters."""
+    if not math.isfinite(value):
         raise FloatingPointError(
-            f"the loss is {loss} at step {step}: lower config.optimizer.learning_rate; "
-            "the checkpoints before it are kept"
+            f"training has diverged at step {step} (loss or parameters are {value}): try a lower "
+            "config.optimizer.learning_rate in another workdir; earlier checkpoints are kept"
         )

@@ -78,6 +78,9 @@ def test_other_shapes_are_named(tmp_path: Path) -> None:
 
 
 def test_nothing_saved(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no finished checkpoint"):
+        Checkpoints(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
     with Checkpoints(tmp_path) as saved:
         assert saved.latest_step is None
         with pytest.raises(FileNotFoundError, match="no finished checkpoint"):

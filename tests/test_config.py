@@ -27,6 +27,8 @@ def test_misspelt_key_is_an_error() -> None:
         ("optimizer.name", "lamb", "choose from sgd, adamw"),
         ("optimizer.learning_rate", float("nan"), "must not be negative"),
         ("teacher.decay", 1.0, r"\[0, 1\)"),
+        ("optimizer.momentum", -0.1, r"\[0, 1\)"),
+        ("optimizer.warmup_steps", -5, "must not be negative"),
         ("evaluate.template", "a photo", "needs a {}"),
         ("checkpoint.keep", 0, "must be positive"),
     ],
@@ -64,6 +66,17 @@ def test_unknown_saved_key_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({"seeed": 1}))
     with pytest.raises(ValueError, match="unknown key 'seeed'"):
         config_lib.load(path)
+
+
+def test_keys_that_could_not_be_read_again_are_refused() -> None:
+    config = config_lib.default_config()
+    with config.unlocked():
+        config.model.image.overrides.width = 16
+    config_lib.check(config)
+    with config.unlocked():
+        config.extra = 1
+    with pytest.raises(ValueError, match="unknown keys \\['extra'\\]"):
+        config_lib.check(config)
 
 
 def test_differences_name_keys_but_not_bookkeeping() -> None:

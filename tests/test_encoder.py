@@ -9,6 +9,7 @@ from PIL import Image
 
 import otter_jax
 from otter_jax import encoder, sharding, train
+from otter_jax.data import images as image_functions
 from otter_jax.models import dual_encoder
 
 
@@ -38,6 +39,29 @@ def test_transparent_and_grey_pil_images(model: encoder.Encoder) -> None:
     white = Image.new("RGB", (40, 30), "white")
     found = model.encode_image([grey, clear, white])
     np.testing.assert_array_equal(found[1], found[2])  # Transparent is white, as in training.
+
+
+def test_images_are_always_transformed(model: encoder.Encoder) -> None:
+    # Of the model's own size too: the centre crop is part of the protocol.
+    image = photos(1, size=model.image_size)[0]
+    wanted = image_functions.evaluation_transform(image, model.image_size)
+    np.testing.assert_array_equal(model.transform(image), wanted)
+    assert (wanted != image).any()
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((0, 8, 3), np.uint8)]
+)
+def test_what_is_no_image_is_refused(model: encoder.Encoder, image: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"an image should be uint8 \[H, W, 3\]"):
+        model.encode_image([image])
+
+
+def test_a_string_is_no_list_of_strings(model: encoder.Encoder) -> None:
+    with pytest.raises(ValueError, match="found the string 'a cat'"):
+        model.encode_text("a cat")
+    with pytest.raises(ValueError, match="found the string 'cat'"):
+        model.classify(photos(1), "cat")
 
 
 def test_number_of_images_changes_nothing(model: encoder.Encoder) -> None:

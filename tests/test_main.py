@@ -24,9 +24,10 @@ def run_main(*arguments: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.batchsize=3"], "batchsize"),
+        (["--config.batchsize=3"], "unknown config key 'batchsize'"),
         (["--config.batch_size=many"], "many"),
         (["--confg.batch_size=3"], "confg"),
+        (["--workdir="], "--workdir is empty"),
         (["surplus"], "unknown argument 'surplus'"),
         (["--mode=fly"], "mode"),
         (["--config.objective.name=clip"], "objective.name='clip': choose from infonce"),
@@ -40,7 +41,7 @@ def test_mistakes_end_in_one_line(tmp_path: Path, arguments: list, message: str)
     assert result.returncode != 0
     lines = [line for line in result.stderr.splitlines() if line.strip()]
     assert len(lines) == 1 and lines[0].startswith("otter_jax: ") and message in lines[0], lines
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_workdir_below_a_file_is_refused(tmp_path: Path) -> None:
@@ -60,5 +61,9 @@ def test_launch_scripts_show_what_they_would_run(script: str) -> None:
         env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "main.py" in result.stdout and "--config=configs/quickstart.py" in result.stdout
+    quoted = "runs/x y" if script == "gpu.sh" else "runs/x\\ y"
+    assert quoted in result.stdout
+    if script == "slurm.sh":
+        assert "--ntasks-per-gpu=1 --nodes=2" in result.stdout
     usage = subprocess.run([ROOT / "launch" / script], capture_output=True, text=True)
     assert "--dry-run" in usage.stdout

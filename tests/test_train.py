@@ -190,12 +190,76 @@ def test_bad_input_is_refused_before_anything_is_written(
 ) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         run(tiny_config(**changes), tmp_path / "run")
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_unfinished_run_is_not_finished_by_evaluating_it(
+    tiny_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(**FROZEN)
+    interrupt(monkeypatch, "step")
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path)
+    monkeypatch.undo()
+    train.evaluate(config, tmp_path)
+    assert (tmp_path / "evaluation.json").is_file()
+    assert not (tmp_path / "results.json").exists()
+    results = run(config, tmp_path)
+    kept = (tmp_path / "results.json").read_bytes()
+    other = tiny_config(**FROZEN, **{"evaluate.template": "{}"})
+    assert train.evaluate(other, tmp_path).keys() == results.keys()
+    assert (tmp_path / "results.json").read_bytes() == kept
+
+
+def test_other_pairs_than_a_run_began_with_are_refused(
+    tiny_config: Callable, tmp_path: Path, shape_pairs: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = tmp_path / "0.tar"
+    write_shard(shard, shape_pairs[:30])
+    config = tiny_config(**FROZEN, **{"data.train": f"webdataset:{shard}"})
+    interrupt(monkeypatch, "step")
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "run")
+    monkeypatch.undo()
+    write_shard(shard, shape_pairs[:38])
+    with pytest.raises(ValueError, match="have changed since"):
+        run(config, tmp_path / "run")
+    write_shard(shard, shape_pairs[:30])
+    assert run(config, tmp_path / "run")
+
+
+def test_unreadable_images_among_those_read_at_every_step(
+    tiny_config: Callable, tmp_path: Path, shape_pairs: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = tmp_path / "0.tar"
+    write_shard(shard, [*shape_pairs[:17], (b"broken", "a red bar"), *shape_pairs[17:20]])
+    config = tiny_config(**{"data.train": f"webdataset:{shard}"})
+    run(config, tmp_path / "whole")
+    interrupt(monkeypatch, "draw")
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "run")
+    monkeypatch.undo()
+    run(config, tmp_path / "run")
+    for name in ("data.json", "metrics.jsonl", "results.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    data = json.loads((tmp_path / "run" / "data.json").read_text())["train"]
+    assert list(data["unreadable"]) == ["00017"] and data["pairs"] == 20
+    assert (tmp_path / "run" / "figures" / "soft_targets.png").is_file()
+
+
+def test_nothing_diverged_is_saved(tiny_config: Callable, tmp_path: Path) -> None:
+    config = tiny_config(**FROZEN, **{
+        "optimizer.learning_rate": float("inf"), "log_every_steps": 6, "checkpoint.every_steps": 1,
+    })  # fmt: skip
+    with pytest.raises(FloatingPointError, match="training has diverged at step 1"):
+        run(config, tmp_path)
+    with checkpoints.Checkpoints(tmp_path / "checkpoints") as saved:
+        assert saved.latest_step is None
 
 
 def test_diverged_loss_stops_the_run(tiny_config: Callable, tmp_path: Path) -> None:
     config = tiny_config(
         **FROZEN, **{"optimizer.learning_rate": float("inf"), "log_every_steps": 1}
     )
-    with pytest.raises(FloatingPointError, match="at step"):
+    with pytest.raises(FloatingPointError, match="has diverged at step"):
         run(config, tmp_path)

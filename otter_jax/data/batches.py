@@ -94,23 +94,30 @@ class PairLoader:
     def __call__(self, step: int, records: np.ndarray) -> Batch:
         """The arrays of some records; which augmentation they get depends on seed, step, record.
 
-        A record whose image cannot be read is replaced by the next one that can, and noted.
+        A record whose image cannot be read is replaced by the next one that can, and noted;
+        `index` says which records were really used.
         """
         pairs = [self._pair(step, int(record)) for record in records]
-        tokens, token_mask = self.tokenizer([caption for _, caption in pairs])
-        pixels = np.stack([image for image, _ in pairs])
-        return {"image": pixels, "tokens": tokens, "token_mask": token_mask}
+        images, captions, used = zip(*pairs, strict=True)
+        tokens, token_mask = self.tokenizer(captions)
+        return {
+            "image": np.stack(images),
+            "tokens": tokens,
+            "token_mask": token_mask,
+            "index": np.array(used, np.int64),
+        }
 
-    def _pair(self, step: int, record: int) -> tuple[np.ndarray, str]:
+    def _pair(self, step: int, record: int) -> tuple[np.ndarray, str, int]:
         for candidate in range(record, record + len(self.source)):
-            pair = self.source[candidate % len(self.source)]
+            number = candidate % len(self.source)
+            pair = self.source[number]
             try:
                 image = images.decode(pair.image)
             except images.ImageError as error:
                 self.unreadable[pair.key] = str(error)
                 continue
             rng = np.random.default_rng((self.seed, step, record))
-            return self._transform(image, rng), pair.caption
+            return self._transform(image, rng), pair.caption, number
         raise ValueError(f"{self.source.name}: not one of {len(self.source)} images can be read")
 
     def _transform(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Retrieval among pairs: does an image find its caption, and a caption its image?"""
 
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -61,7 +60,7 @@ def pair_ranks(queries: np.ndarray, keys: np.ndarray, block: int = 1024) -> np.n
     return np.concatenate(ranks)
 
 
-@functools.partial(jax.jit)
+@jax.jit
 def _ranks(rows: jax.Array, keys: jax.Array, start: int) -> jax.Array:
     similarity = jnp.matmul(rows, keys.T, precision="highest")
     # Padded rows of the last block point beyond the keys; what they give is cut off.

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from otter_jax.data import images
 from otter_jax.data.sources import Source, open_source
 from otter_jax.encoder import Encoder
 from otter_jax.evaluation import benchmarks, metrics, retrieval, zero_shot
-from otter_jax.features import FeatureStore
+from otter_jax.features import FeatureStore, fingerprint
 from otter_jax.reporting import progress
 
 Metrics = dict[str, float]
@@ -32,6 +32,10 @@ class EvaluationSet(Protocol):
 
     def answers(self, encoder: Encoder, store: FeatureStore, count: int) -> "Answers":
         """What the encoder says of `count` images, spread evenly over the set."""
+        ...
+
+    def contents(self) -> dict[str, Any]:
+        """What the set consists of, and what was left out and why, for data.json."""
         ...
 
 
@@ -115,6 +119,15 @@ class PairSet:
         )
         return image, store.embed_texts(encoder, self.captions)
 
+    def contents(self) -> dict[str, Any]:
+        """Number of pairs, and what was left out."""
+        return {
+            "pairs": len(self.captions),
+            "fingerprint": self.source.fingerprint,
+            "skipped": self.source.skipped,
+            "unreadable": self.unreadable,
+        }
+
     def chance(self) -> Metrics:
         """Recalls of a random ranking."""
         return retrieval.chance_recalls(len(self.captions))
@@ -143,6 +156,14 @@ class LabelledSet:
         """Flat hit@1, 5, 10."""
         return zero_shot.evaluate(*self._embed(encoder, store), self.labelled.labels)
 
+    def contents(self) -> dict[str, Any]:
+        """Number of images and classes, and what was left out."""
+        return {
+            "images": len(self.labelled.images),
+            "classes": len(self.labelled.class_names),
+            "left_out": self.labelled.left_out,
+        }
+
     def chance(self) -> Metrics:
         """Hits of a random ranking."""
         hits = metrics.chance_hit_at_k(
@@ -151,7 +172,7 @@ class LabelledSet:
         return {f"hit@{k}": value for k, value in hits.items()}
 
     def _embed(self, encoder: Encoder, store: FeatureStore) -> tuple[np.ndarray, np.ndarray]:
-        data = f"{self.name}: {self.labelled.images.shape}"
+        data = fingerprint(self.labelled.images)
         image = store.embed_images(encoder, data, lambda: _shown(self.labelled.images, self.name))
         bank = zero_shot.class_bank(
             lambda texts: store.embed_texts(encoder, texts),

@@ -31,8 +31,8 @@ class Mlp(nnx.Module):
 
     def __init__(self, width: int, embed_dim: int, *, rngs: nnx.Rngs):
         """`width` features in, `embed_dim` out."""
-        self.hidden = nnx.Linear(width, width, rngs=rngs)
-        self.out = nnx.Linear(width, embed_dim, rngs=rngs)
+        self.hidden = nnx.Linear(width, width, rngs=rngs, precision="highest")
+        self.out = nnx.Linear(width, embed_dim, rngs=rngs, precision="highest")
 
     def __call__(self, features: jax.Array) -> jax.Array:
         """[N, width] -> [N, embed_dim]."""
@@ -53,7 +53,7 @@ def make_projection(kind: str, width: int, embed_dim: int, *, rngs: nnx.Rngs) ->
         return Mlp(width, embed_dim, rngs=rngs)
     if kind == "auto" and width == embed_dim:
         return Identity()
-    return nnx.Linear(width, embed_dim, rngs=rngs)
+    return nnx.Linear(width, embed_dim, rngs=rngs, precision="highest")
 
 
 class DualEncoder(nnx.Module):

@@ -28,6 +28,11 @@ def normalize(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
 
 
+def similarity(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """Inner products [N, M] in full float32, also where a device would multiply in less."""
+    return jnp.matmul(rows, columns.T, precision="highest")
+
+
 def scale_from_log(log_scale: jax.Array) -> jax.Array:
     """exp(log_scale) clamped to [1, 100]; beyond the clamp no gradient, at its rim the full one."""
     scale = jnp.exp(log_scale.astype(jnp.promote_types(log_scale.dtype, jnp.float32)))
@@ -57,6 +62,6 @@ def symmetric_cross_entropy(
       stop_gradient_keys: if True, a direction's gradient flows through its queries alone.
     """
     keys = jax.lax.stop_gradient(student) if stop_gradient_keys else student
-    image_to_text = cross_entropy(scale * student.image @ keys.text.T, targets.image)
-    text_to_image = cross_entropy(scale * student.text @ keys.image.T, targets.text)
+    image_to_text = cross_entropy(scale * similarity(student.image, keys.text), targets.image)
+    text_to_image = cross_entropy(scale * similarity(student.text, keys.image), targets.text)
     return image_to_text + text_to_image

@@ -12,10 +12,11 @@ transpose, so each constructor here serves both directions.
 import jax
 import jax.numpy as jnp
 
-from otter_jax.objectives import sinkhorn
+from otter_jax.objectives import contrastive, sinkhorn
 
 # What is taken from a given pair's own similarity so that its target is left to the others: the
-# released code's 100 on each of the image-image and the text-text part. exp(-200 / epsilon) is 0.
+# released code's 100 on each of the image-image and the text-text part. exp(-200 / epsilon) is 0
+# in float32 for every epsilon below 1.9, far above any that makes sense for cosines.
 DIAGONAL_PENALTY = 200.0
 
 
@@ -63,7 +64,7 @@ def teacher_similarity(
     # image_weight VV + text_weight TT + VT is one inner product of concatenated features.
     rows = jnp.concatenate([image, text], axis=1)
     columns = jnp.concatenate([image_weight * image + text, text_weight * text], axis=1)
-    similarity = rows @ columns.T
+    similarity = contrastive.similarity(rows, columns)
     if remove_diagonal:
         similarity -= DIAGONAL_PENALTY * jnp.eye(image.shape[0], dtype=similarity.dtype)
     return similarity

@@ -99,8 +99,9 @@ def test_unreadable_image_is_replaced_and_noted(
     pairs = [shape_pairs[0], (b"not an image", "a red circle"), shape_pairs[7]]
     write_shard(tmp_path / "shard.tar", pairs)
     load = pair_loader(tmp_path, tokenizer_folder, augmentation="none", flip=False)
-    images = load(0, np.array([0, 1, 2]))["image"]
-    np.testing.assert_array_equal(images[1], images[2])
+    batch = load(0, np.array([0, 1, 2]))
+    np.testing.assert_array_equal(batch["image"][1], batch["image"][2])
+    np.testing.assert_array_equal(batch["index"], [0, 2, 2])
     assert list(load.unreadable) == ["00001"]
 
 
