@@ -56,7 +56,9 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(list(argv))
     except (AttributeError, KeyError) as error:
-        fail(f"unknown config key {error.args[0]}")
+        # The library quotes its message twice.
+        text = str(error.args[0]).replace("\\n", ". ").replace("\\", "").replace("'", "")
+        fail(f"unknown config key {text}")
     except (flags.Error, TypeError, ValueError, OSError) as error:
         fail(error)
 

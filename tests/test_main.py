@@ -24,7 +24,7 @@ def run_main(*arguments: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.batchsize=3"], "unknown config key 'batchsize'"),
+        (["--config.batchsize=3"], "unknown config key batchsize. Did you mean"),
         (["--config.batch_size=many"], "many"),
         (["--confg.batch_size=3"], "confg"),
         (["--workdir="], "--workdir is empty"),
