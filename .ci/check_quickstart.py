@@ -4,7 +4,8 @@ import json
 import sys
 from pathlib import Path
 
-FILES = ("config.json", "data.json", "metrics.jsonl", "timings.jsonl", "figures/soft_targets.png")
+FILES = ("config.json", "data.json", "metrics.jsonl", "timings.jsonl", "figures/soft_targets.png",
+         "figures/predictions_open_clipart.png", "figures/predictions_openmoji.png")  # fmt: skip
 
 
 def main(workdir: Path) -> None:
