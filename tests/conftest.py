@@ -1,6 +1,7 @@
 """Shared fixtures: eight simulated devices, a tiny collection of pairs, and a tiny config."""
 
 import os
+import tempfile
 
 # Before jax is imported: the sharded paths need several devices on any machine.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -8,10 +9,15 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Many tests compile the same small programs: once is enough, in started processes too.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="otter_jax_compiled_")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import io
 import itertools
 import json
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +35,10 @@ SHAPES = ("circle", "square", "triangle", "bar", "ring", "cross")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", default=None, help="folder of .npz files for test_golden.py")
+
+
+def pytest_sessionfinish() -> None:
+    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 def draw_shape(colour: str, shape: str, size: int = 48) -> bytes:
