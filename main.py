@@ -44,6 +44,9 @@ def main(argv: Sequence[str]) -> None:
         if logging.level_debug():
             raise  # With --verbosity=1, for those who want to know where.
         fail(error)
+    except KeyboardInterrupt:
+        print("\notter_jax: stopped; the same command resumes after the last checkpoint")
+        sys.exit(130)
 
 
 def fail(reason: str | Exception) -> NoReturn:
@@ -53,6 +56,15 @@ def fail(reason: str | Exception) -> NoReturn:
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """absl's parser, with one line instead of a traceback for a wrong config key or value."""
+    configs = [argument.removeprefix("--config=") for argument in argv
+               if argument.startswith("--config=")]  # fmt: skip
+    if not configs and not any(word in " ".join(argv) for word in ("--help", "--config ")):
+        fail(
+            "usage: python main.py --config=configs/NAME.py --workdir=DIR [--config.KEY=VALUE ...]"
+        )
+    for path in configs:
+        if not Path(path.partition(":")[0]).is_file():
+            fail(f"--config={path}: there is no such file")
     try:
         return flags.FLAGS(list(argv))
     except (AttributeError, KeyError) as error:

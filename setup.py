@@ -60,4 +60,7 @@ setup(
     package_data={"otter_jax": ["data/open_clipart/*"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
+    # A path entry instead of an import hook, which loses against the clone's own folder, named like
+    # the package, wherever Python is started beside it.
+    options={"editable_wheel": {"mode": "compat"}},
 )

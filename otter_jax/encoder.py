@@ -133,6 +133,8 @@ class Encoder:
         Returns:
           float32 [N, embed_dim].
         """
+        if not isinstance(images, (list, tuple, np.ndarray)):
+            raise ValueError(f"images should be a list of images, found {type(images).__name__}")
         arrays = (
             np.asarray(image_functions.to_rgb(i)) if isinstance(i, Image.Image) else i
             for i in images
@@ -167,6 +169,11 @@ class Encoder:
         Raises:
           ValueError: for anything but a non-empty uint8 [H, W, 3].
         """
+        if not isinstance(image, np.ndarray):
+            raise ValueError(
+                f"an image should be a PIL image or a uint8 array, found {image!r}; "
+                "files are opened with PIL.Image.open"
+            )
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(
                 f"an image should be uint8 [H, W, 3], found {image.dtype} {list(image.shape)}"

@@ -67,7 +67,9 @@ def draw_targets(
         )
     bar = figure.add_axes(((left + count * cell + 0.25) / width, 0.3 / height,
                            0.16 / width, count * cell / height))  # fmt: skip
-    figure.colorbar(shown, cax=bar).set_label("mass of the soft target", fontsize=9)
+    figure.colorbar(shown, cax=bar).set_label(
+        "mass of the soft target (in the cells: percent)", fontsize=9
+    )
     bar.tick_params(labelsize=8)
     figure.text(0.15 / width, 1 - 0.3 / height, plain(title, 120), fontsize=12, weight="bold",
                 color=INK, parse_math=False)  # fmt: skip

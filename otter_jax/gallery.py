@@ -71,7 +71,8 @@ def draw_batch_targets(
         np.stack(thumbnails),
         [pair.caption for pair in pairs],
         target[np.ix_(shown, shown)],
-        title=f"What the teacher matches with what: {len(shown)} pairs of a batch of {len(target)}",
+        title=f"What the teacher matches with what: {len(shown)} pairs of a batch of {len(target)} "
+        "(a row sums to 100 over the batch)",
     )
 
 

@@ -42,7 +42,8 @@ def make_schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
     if optimizer.warmup_steps >= total_steps:
         raise ValueError(
             f"config.optimizer.warmup_steps={optimizer.warmup_steps}: "
-            f"it must be less than the {total_steps} steps of the run"
+            f"it must be less than the {total_steps} steps of the run; "
+            "for a short trial add --config.optimizer.warmup_steps=0"
         )
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0 if optimizer.warmup_steps else optimizer.learning_rate,

@@ -337,10 +337,12 @@ def readable_images(source: Source, encoder: Encoder, unreadable: dict[str, str]
 def write_data_note(parts: Parts, data: TrainingData) -> None:
     """data.json: what was really trained on, and what was left out and why."""
     path = parts.workdir / "data.json"
+    noted: dict[str, str] = {}
     if path.is_file():  # Of an earlier start: what it could not read stays noted.
-        data.unreadable |= reporting.read_json(path)["train"]["unreadable"]
-    if data.unreadable:
-        say(f"{len(data.unreadable)} images cannot be read and are not used; see data.json")
+        noted = reporting.read_json(path)["train"]["unreadable"]
+        data.unreadable |= noted
+    if len(data.unreadable) > len(noted):
+        say(f"images that cannot be read, and are not used: {len(data.unreadable)}; see data.json")
     reporting.write_json(
         path,
         {

@@ -57,6 +57,13 @@ def test_what_is_no_image_is_refused(model: encoder.Encoder, image: np.ndarray) 
         model.encode_image([image])
 
 
+def test_a_file_name_or_a_lone_image_is_no_list_of_images(model: encoder.Encoder) -> None:
+    with pytest.raises(ValueError, match=r"found 'cat.jpg'; files are opened with PIL"):
+        model.encode_image(["cat.jpg"])
+    with pytest.raises(ValueError, match="a list of images, found Image"):
+        model.classify(Image.new("RGB", (8, 8)), ["a cat"])
+
+
 def test_a_string_is_no_list_of_strings(model: encoder.Encoder) -> None:
     with pytest.raises(ValueError, match="found the string 'a cat'"):
         model.encode_text("a cat")

@@ -30,8 +30,8 @@ def run_main(*arguments: str) -> subprocess.CompletedProcess:
         (["--workdir="], "--workdir is empty"),
         (["surplus"], "unknown argument 'surplus'"),
         (["--mode=fly"], "mode"),
-        (["--config.objective.name=clip"], "objective.name='clip': choose from infonce"),
-        (["--config=configs/none.py"], "configs/none.py"),
+        (["--config.objective.name=clip"], "config.objective.name='clip': choose from infonce"),
+        (["--config=configs/none.py"], "--config=configs/none.py: there is no such file"),
         (["--config.model.image.pretrained=package:no_such_package"], "pip install no_such"),
     ],
 )
@@ -42,6 +42,12 @@ def test_mistakes_end_in_one_line(tmp_path: Path, arguments: list, message: str)
     lines = [line for line in result.stderr.splitlines() if line.strip()]
     assert len(lines) == 1 and lines[0].startswith("otter_jax: ") and message in lines[0], lines
     assert not (tmp_path / "run").exists()
+
+
+def test_no_arguments_show_what_is_needed() -> None:
+    result = run_main()
+    assert result.returncode != 0
+    assert "python main.py --config=configs/NAME.py --workdir=DIR" in result.stderr
 
 
 def test_workdir_below_a_file_is_refused(tmp_path: Path) -> None:

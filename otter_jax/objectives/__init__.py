@@ -48,15 +48,19 @@ class Options:
     def __post_init__(self) -> None:
         """Refuses what cannot be computed, with the key as the user wrote it."""
         if not 0.0 <= self.alpha <= 1.0:
-            raise ValueError(f"objective.alpha={self.alpha}: it must lie in [0, 1]")
+            raise ValueError(f"config.objective.alpha={self.alpha}: it must lie in [0, 1]")
         if not self.epsilon > 0.0:
-            raise ValueError(f"objective.epsilon={self.epsilon}: it must be positive")
+            raise ValueError(f"config.objective.epsilon={self.epsilon}: it must be positive")
         if self.iterations < 1:
-            raise ValueError(f"objective.iterations={self.iterations}: it must be at least 1")
+            raise ValueError(
+                f"config.objective.iterations={self.iterations}: it must be at least 1"
+            )
         if not 0.0 <= self.smoothing < 1.0:
-            raise ValueError(f"objective.smoothing={self.smoothing}: it must lie in [0, 1)")
+            raise ValueError(f"config.objective.smoothing={self.smoothing}: it must lie in [0, 1)")
         if not self.teacher_scale > 0.0:
-            raise ValueError(f"objective.teacher_scale={self.teacher_scale}: it must be positive")
+            raise ValueError(
+                f"config.objective.teacher_scale={self.teacher_scale}: it must be positive"
+            )
 
     @property
     def uses_teacher(self) -> bool:
@@ -103,7 +107,7 @@ def make_options(name: str, **options: object) -> Options:
       ValueError: for an unknown objective or a value out of range.
     """
     if name not in OBJECTIVES:
-        raise ValueError(f"objective.name={name!r}: choose from {', '.join(OBJECTIVES)}")
+        raise ValueError(f"config.objective.name={name!r}: choose from {', '.join(OBJECTIVES)}")
     given = {key: value for key, value in options.items() if value is not None}
     return Options(name=name, **(OBJECTIVES[name].defaults | given))
 
