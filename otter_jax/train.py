@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ def train(config: ConfigDict, workdir: Path) -> Results:
       FloatingPointError: if the loss or a parameter is no longer finite; nothing of it is saved.
     """
     config_lib.check(config)
+    refuse_unwritable(workdir)
     refuse_other_config(config, workdir)
     options = objectives.make_options(**config.objective)
     mesh = sharding.make_mesh()
@@ -167,7 +169,7 @@ def finish(
     if not reporting.read_evaluation(parts.workdir / "metrics.jsonl", total_steps):
         report.evaluation(total_steps, after)  # Else a run that ended right after has said it.
     draw(parts, data, state)
-    return write_results(parts, after)
+    return write_results(parts, before_training(parts.workdir), after, "results.json")
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> Results:
@@ -194,8 +196,9 @@ def evaluate(config: ConfigDict, workdir: Path) -> Results:
     after = parts.evaluate(variables)
     # Only a run that has finished, and was asked for the same evaluation, has its results renewed.
     as_trained = not config_lib.differences(config_lib.load(workdir / "config.json"), config)
+    before = before_training(workdir) if as_trained else {}
     finished = as_trained and (workdir / "results.json").is_file()
-    return write_results(parts, after, "results.json" if finished else "evaluation.json")
+    return write_results(parts, before, after, "results.json" if finished else "evaluation.json")
 
 
 def refuse_other_config(
@@ -210,6 +213,15 @@ def refuse_other_config(
             f"--workdir={workdir} was written by another config ({'; '.join(differing)}): "
             "choose another workdir or the same values"
         )
+
+
+def refuse_unwritable(workdir: Path) -> None:
+    """Refuses a workdir that cannot be made or written (ValueError naming what is in the way)."""
+    place = workdir.absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise ValueError(f"--workdir={workdir} cannot be written: see {place}")
 
 
 def refuse_other_data(source: Source, workdir: Path) -> None:
@@ -374,11 +386,18 @@ def draw(parts: Parts, data: TrainingData, state: TrainState) -> None:
     say(f"pictures in {folder}")
 
 
+def before_training(workdir: Path) -> dict[str, dict[str, float]]:
+    """What was measured before the first step."""
+    return reporting.read_evaluation(workdir / "metrics.jsonl", step=0)
+
+
 def write_results(
-    parts: Parts, after: dict[str, dict[str, float]], name: str = "results.json"
+    parts: Parts,
+    before: dict[str, dict[str, float]],
+    after: dict[str, dict[str, float]],
+    name: str,
 ) -> Results:
     """The results as a file of the workdir, and the table on the screen."""
-    before = reporting.read_evaluation(parts.workdir / "metrics.jsonl", step=0)
     results = after | {
         "before": {name: before[name] for name in after if name in before},
         "chance": {each.name: each.chance() for each in parts.sets},
