@@ -59,10 +59,6 @@ class FeatureStore:
         """The name under which a collection's image features are kept."""
         return fingerprint("image", self._image_tower, data)
 
-    def text_key(self, encoder: Encoder, texts: Sequence[str]) -> str:
-        """The name under which some texts' features are kept; it depends on their tokens."""
-        return fingerprint("text", self._text_tower, *encoder.tokenizer(texts))
-
     def get(self, key: str, compute: Callable[[], Arrays]) -> Arrays:
         """What was computed under this key, from memory, from disk, or now."""
         if key not in self._memory:
@@ -92,17 +88,14 @@ class FeatureStore:
     def embed_texts(self, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
         """Unit embeddings [N, d] of texts."""
         if not self.freeze_text:
-            return encoder.project_text(self._run_text_tower(encoder, texts))
+            return encoder.project_text(_run_text_tower(encoder, *encoder.tokenizer(texts)))
         return encoder.project_text(self.text_features(encoder, texts))
 
     def text_features(self, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
-        """The frozen text tower's features [N, width]."""
-        key = self.text_key(encoder, texts)
-        return self.get(key, lambda: {"features": self._run_text_tower(encoder, texts)})["features"]
-
-    def _run_text_tower(self, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
-        rows = zip(*encoder.tokenizer(texts), strict=True)
-        return encoder.token_features(progress(rows, len(texts), "text features"))
+        """The frozen text tower's features [N, width], kept under a name of the texts' tokens."""
+        tokens = encoder.tokenizer(texts)
+        key = fingerprint("text", self._text_tower, *tokens)
+        return self.get(key, lambda: {"features": _run_text_tower(encoder, *tokens)})["features"]
 
     def _write(self, path: Path, arrays: Arrays) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -110,3 +103,8 @@ class FeatureStore:
         with partial.open("wb") as file:
             np.savez(file, **arrays)
         partial.replace(path)
+
+
+def _run_text_tower(encoder: Encoder, tokens: np.ndarray, token_mask: np.ndarray) -> np.ndarray:
+    rows = zip(tokens, token_mask, strict=True)
+    return encoder.token_features(progress(rows, len(tokens), "text features"))
