@@ -227,13 +227,12 @@ def make_encoder(
     model: FunctionalModel,
     variables: Variables,
     mesh: Mesh,
-    tokenizer: Tokenizer | None = None,
 ) -> Encoder:
     """The encoder of a config with given arrays."""
     return Encoder(
         model=model,
         variables=variables,
-        tokenizer=tokenizer or make_tokenizer(config),
+        tokenizer=make_tokenizer(config),
         mesh=mesh,
         image_size=config.data.image_size,
         fit=config.data.fit,

@@ -140,6 +140,11 @@ class LabelledSet:
     labelled: benchmarks.ZeroShotSet
     template: str
 
+    @cached_property
+    def _fingerprint(self) -> str:
+        """Of the pixels: hundreds of megabytes, so hashed once and not at every evaluation."""
+        return fingerprint(self.labelled.images)
+
     @property
     def name(self) -> str:
         """The benchmark's name."""
@@ -172,8 +177,9 @@ class LabelledSet:
         return {f"hit@{k}": value for k, value in hits.items()}
 
     def _embed(self, encoder: Encoder, store: FeatureStore) -> tuple[np.ndarray, np.ndarray]:
-        data = fingerprint(self.labelled.images)
-        image = store.embed_images(encoder, data, lambda: _shown(self.labelled.images, self.name))
+        image = store.embed_images(
+            encoder, self._fingerprint, lambda: _shown(self.labelled.images, self.name)
+        )
         bank = zero_shot.class_bank(
             lambda texts: store.embed_texts(encoder, texts),
             self.labelled.class_names,
