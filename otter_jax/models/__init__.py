@@ -5,7 +5,6 @@ from otter_jax.models.pretrained import (
     create_text_tower,
     find_pretrained,
     from_pretrained,
-    tower_class,
 )
 from otter_jax.models.weights import load_weights
 
@@ -15,5 +14,4 @@ __all__ = [
     "find_pretrained",
     "from_pretrained",
     "load_weights",
-    "tower_class",
 ]

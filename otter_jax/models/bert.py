@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from otter_jax.models.layers import dropout, split_key
+from otter_jax.models.layers import Preset, TowerOutput, dropout, split_key
 from otter_jax.models.weights import CheckpointLayout
 
 ACTIVATIONS = {
@@ -182,7 +182,8 @@ class Bert(nnx.Module):
     """
 
     config_class = BertConfig
-    checkpoint_layout = HUGGING_FACE_LAYOUT
+    checkpoint_layouts = (HUGGING_FACE_LAYOUT,)
+    model_types = ("bert",)
 
     def __init__(
         self,
@@ -217,8 +218,8 @@ class Bert(nnx.Module):
         *,
         train: bool = False,
         dropout_key: jax.Array | None = None,
-    ) -> jax.Array:
-        """Return the mean of the last hidden states over each text's tokens, specials included.
+    ) -> TowerOutput:
+        """Return the last hidden states, and their mean over each text's tokens, all of them.
 
         Args:
             tokens: int32 [B, L], L at most `max_position_embeddings`.
@@ -227,7 +228,7 @@ class Bert(nnx.Module):
             dropout_key: key of the dropout.
 
         Returns:
-            float32 [B, width]; zeros for a text without tokens.
+            float32 [B, width], zeros for a text without tokens; and [B, L, width].
 
         Raises:
             ValueError: the texts are longer than the position table.
@@ -235,7 +236,7 @@ class Bert(nnx.Module):
         states = self.encode_tokens(tokens, token_mask, train=train, dropout_key=dropout_key)
         weights = token_mask.astype(jnp.float32)[:, :, None]
         total = jnp.sum(states.astype(jnp.float32) * weights, axis=1)
-        return total / jnp.maximum(jnp.sum(weights, axis=1), 1.0)
+        return TowerOutput(total / jnp.maximum(jnp.sum(weights, axis=1), 1.0), states)
 
     def encode_tokens(
         self,
@@ -256,3 +257,6 @@ class Bert(nnx.Module):
         for layer, key in zip(self.layers, layer_keys, strict=True):
             x = layer(x, token_mask, key)
         return x
+
+
+PRESETS = {"bert": Preset(Bert)}

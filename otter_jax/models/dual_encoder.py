@@ -91,8 +91,7 @@ class DualEncoder(nnx.Module):
         """uint8 [N, H, W, 3] -> tower features [N, width], float32."""
         mean, std = jnp.asarray(self.image.mean), jnp.asarray(self.image.std)
         images = (images.astype(jnp.float32) / 255.0 - mean) / std
-        features = self.image(images, train=train, dropout_key=dropout_key)
-        return features.astype(jnp.float32)
+        return self.image(images, train=train, dropout_key=dropout_key).pooled
 
     def text_features(
         self,
@@ -103,8 +102,7 @@ class DualEncoder(nnx.Module):
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         """int32 [N, L] tokens and their mask -> tower features [N, width], float32."""
-        features = self.text(tokens, token_mask, train=train, dropout_key=dropout_key)
-        return features.astype(jnp.float32)
+        return self.text(tokens, token_mask, train=train, dropout_key=dropout_key).pooled
 
     def __call__(
         self,

@@ -15,7 +15,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from otter_jax.models.layers import Conv, DepthwiseForm, drop_examples, split_key
+from otter_jax.models.layers import (
+    Conv,
+    DepthwiseForm,
+    Preset,
+    TowerOutput,
+    drop_examples,
+    split_key,
+)
 from otter_jax.models.weights import CheckpointLayout
 
 
@@ -221,7 +228,8 @@ class EfficientNetLite0(nnx.Module):
     """
 
     config_class = EfficientNetConfig
-    checkpoint_layout = PYTORCH_LAYOUT
+    checkpoint_layouts = (PYTORCH_LAYOUT,)
+    model_types = ()  # Hugging Face's EfficientNet is another network.
 
     def __init__(
         self,
@@ -247,8 +255,8 @@ class EfficientNetLite0(nnx.Module):
 
     def __call__(
         self, images: jax.Array, *, train: bool = False, dropout_key: jax.Array | None = None
-    ) -> jax.Array:
-        """Return the pooled features of a batch of images.
+    ) -> TowerOutput:
+        """Return the pooled features of a batch of images, and the grid they are the mean of.
 
         Args:
             images: float [B, H, W, 3], RGB, normalised with `mean` and `std`.
@@ -256,14 +264,15 @@ class EfficientNetLite0(nnx.Module):
             dropout_key: in training, the key of stochastic depth; None switches it off.
 
         Returns:
-            float32 [B, width].
+            float32 [B, width], and [B, cells, width] row by row.
         """
         keys = split_key(dropout_key if train else None, len(self.blocks))
         x = relu6(self.stem(images, train))
         for block, key in zip(self.blocks, keys, strict=True):
             x = block(x, train, key)
         x = relu6(self.head(x, train))
-        return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        pooled = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        return TowerOutput(pooled, x.reshape(x.shape[0], -1, x.shape[-1]))
 
 
 def _build_blocks(
@@ -283,3 +292,6 @@ def _build_blocks(
         )
         in_channels = shape.channels
     return blocks
+
+
+PRESETS = {"efficientnet_lite0": Preset(EfficientNetLite0)}

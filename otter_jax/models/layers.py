@@ -7,8 +7,8 @@ GPUs and TPUs have good kernels for them.
 """
 
 import functools
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,20 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 DepthwiseForm = Literal["auto", "shifts", "grouped"]
+
+
+class TowerOutput(NamedTuple):
+    """What a tower makes of a batch."""
+
+    pooled: jax.Array  # float32 [B, width]: one vector an image or text.
+    sequence: jax.Array  # [B, positions, channels]: the last layer's patches, cells or tokens.
+
+
+class Preset(NamedTuple):
+    """A tower of a name that users know: its class, and the fields of its configuration."""
+
+    tower: type[nnx.Module]
+    fields: Mapping[str, Any] = {}
 
 
 def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:

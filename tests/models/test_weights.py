@@ -13,11 +13,13 @@ from otter_jax.models.weights import CheckpointLayout, load_weights
 class Tower(nnx.Module):
     """One of each kind of layer, and a parameter of its own."""
 
-    checkpoint_layout = CheckpointLayout(
-        recognised_by="net.dense.weight",
-        names=((r"^", "net."), (r"table", "words")),
-        spellings=((r"^module\.", ""), (r"\.gamma$", ".weight")),
-        ignored=("*.counter", "net.head.*"),
+    checkpoint_layouts = (
+        CheckpointLayout(
+            recognised_by="net.dense.weight",
+            names=((r"^", "net."), (r"table", "words")),
+            spellings=((r"^module\.", ""), (r"\.gamma$", ".weight")),
+            ignored=("*.counter", "net.head.*"),
+        ),
     )
 
     def __init__(self) -> None:
