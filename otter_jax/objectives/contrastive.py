@@ -15,6 +15,21 @@ class Embeddings(NamedTuple):
     text: jax.Array
 
 
+class Term(NamedTuple):
+    """One cross-entropy of a loss: to `given` I + (1 - `given`) P, P the soft target."""
+
+    weight: float
+    given: float  # Mass on the given pair, in [0, 1].
+
+
+class Statistics(NamedTuple):
+    """What a loss consists of, means over the batch, sums over both directions."""
+
+    cross_entropy: jax.Array  # [terms], not weighted.
+    entropy: jax.Array  # Scalar: of the soft target, nats.
+    diagonal: jax.Array  # Scalar: mass that the soft target leaves on the given pairs.
+
+
 class Targets(NamedTuple):
     """Row-stochastic targets, [N, N] each: images over texts, and texts over images."""
 

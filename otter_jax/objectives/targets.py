@@ -1,4 +1,4 @@
-"""The four row-stochastic targets; the methods differ in nothing else.
+"""The row-stochastic targets; the methods differ in nothing else.
 
     identity     I                                          InfoNCE
     smoothed     (1 - e) I + e / (N - 1) (1 - I)            label smoothing
@@ -6,8 +6,11 @@
     transported  softmax_j((K_ij + g_j) / epsilon)          OTTER
 
 K is the EMA teacher's similarity of image i and text j. The text direction's similarity is its
-transpose, so each constructor here serves both directions.
+transpose, so each constructor here serves both directions. Two kinds are enough to describe all
+four: the identity is smoothed by 0, and the softened target is transported in 0 iterations.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +23,29 @@ from otter_jax.objectives import contrastive, sinkhorn
 DIAGONAL_PENALTY = 200.0
 
 
+class Smoothed(NamedTuple):
+    """A target that needs no teacher: `smoothing` is the mass that leaves the given pair."""
+
+    smoothing: float = 0.0
+
+    @property
+    def on_diagonal(self) -> float:
+        """Mass on the given pair."""
+        return 1.0 - self.smoothing
+
+    def off_diagonal(self, num_pairs: int) -> float:
+        """Mass on each other pair of the row."""
+        return self.smoothing / (num_pairs - 1)
+
+
+class Transported(NamedTuple):
+    """A target from the teacher's similarity, by `iterations` of Sinkhorn; 0 are a row softmax."""
+
+    epsilon: float
+    iterations: int
+    bound: float  # No similarity is larger in magnitude, but for removed given pairs.
+
+
 def identity(num_pairs: int) -> jax.Array:
     """[N, N] identity: every image belongs to its own caption alone."""
     return jnp.eye(num_pairs)
@@ -27,7 +53,9 @@ def identity(num_pairs: int) -> jax.Array:
 
 def smoothed(num_pairs: int, smoothing: float) -> jax.Array:
     """[N, N] with 1 - `smoothing` on the diagonal and the rest spread evenly off it."""
-    return jnp.where(jnp.eye(num_pairs, dtype=bool), 1.0 - smoothing, smoothing / (num_pairs - 1))
+    target = Smoothed(smoothing)
+    diagonal = jnp.eye(num_pairs, dtype=bool)
+    return jnp.where(diagonal, target.on_diagonal, target.off_diagonal(num_pairs))
 
 
 def softened(similarity: jax.Array, scale: float) -> jax.Array:
@@ -35,9 +63,42 @@ def softened(similarity: jax.Array, scale: float) -> jax.Array:
     return jax.nn.softmax(scale * jax.lax.stop_gradient(similarity), axis=1)
 
 
-def transported(similarity: jax.Array, epsilon: float, iterations: int) -> jax.Array:
-    """[N, N] row-normalised entropic transport plan of the teacher's similarity (OTTER, eq. 5)."""
-    return sinkhorn.row_plan(similarity, epsilon, iterations)
+def transported(
+    similarity: jax.Array, epsilon: float, iterations: int, bound: float | None = None
+) -> jax.Array:
+    """[N, N] row-normalised entropic transport plan of the teacher's similarity (OTTER, eq. 5).
+
+    Arguments as in `sinkhorn.row_plan`.
+    """
+    return sinkhorn.row_plan(similarity, epsilon, iterations, bound)
+
+
+def dense(
+    target: Smoothed | Transported, similarity: jax.Array | None, num_pairs: int
+) -> jax.Array:
+    """The target of one direction as an [N, N] array; `similarity` is None where none is used."""
+    if isinstance(target, Smoothed):
+        return smoothed(num_pairs, target.smoothing)
+    if target.iterations == 0:
+        return softened(similarity, 1.0 / target.epsilon)
+    return transported(similarity, *target)
+
+
+def teacher_features(
+    image: jax.Array, text: jax.Array, *, image_weight: float, text_weight: float
+) -> tuple[jax.Array, jax.Array]:
+    """Features whose inner products are the teacher's similarities; see `teacher_similarity`.
+
+    image_weight VV + text_weight TT + VT is one inner product of concatenated features.
+
+    Returns:
+      Rows (images) and columns (texts), [N, 2 d] each; [N, d] where both weights are 0.
+    """
+    if image_weight == text_weight == 0.0:
+        return image, text
+    rows = jnp.concatenate([image, text], axis=1)
+    columns = jnp.concatenate([image_weight * image + text, text_weight * text], axis=1)
+    return rows, columns
 
 
 def teacher_similarity(
@@ -61,10 +122,8 @@ def teacher_similarity(
     Returns:
       [N, N] similarity, rows are images. Its transpose is the text direction's.
     """
-    # image_weight VV + text_weight TT + VT is one inner product of concatenated features.
-    rows = jnp.concatenate([image, text], axis=1)
-    columns = jnp.concatenate([image_weight * image + text, text_weight * text], axis=1)
-    similarity = contrastive.similarity(rows, columns)
+    weights = {"image_weight": image_weight, "text_weight": text_weight}
+    similarity = contrastive.similarity(*teacher_features(image, text, **weights))
     if remove_diagonal:
         similarity -= DIAGONAL_PENALTY * jnp.eye(image.shape[0], dtype=similarity.dtype)
     return similarity
