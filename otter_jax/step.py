@@ -125,9 +125,11 @@ def make_train_step(
                 train=True,
                 dropout_key=named_key(config.seed, "dropout", state.step),
             )
-            log_scales = objectives.LogScales(params["log_scale"], params["distillation_log_scale"])
+            log_scales = objectives.LogScales(
+                params["log_scale"], params["distillation_log_scale"], params.get("logit_bias", 0.0)
+            )
             loss, metrics = objectives.total_loss(
-                options, objectives.Embeddings(*student), teacher_embeddings, log_scales
+                options, objectives.Embeddings(*student), teacher_embeddings, log_scales, mesh
             )
             return loss, (metrics, batch_stats)
 

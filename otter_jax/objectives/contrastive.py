@@ -65,6 +65,19 @@ def entropy(target: jax.Array) -> jax.Array:
     return -jnp.mean(jnp.sum(jax.scipy.special.xlogy(target, target), axis=1))
 
 
+def sigmoid_losses(logits: jax.Array, given: jax.Array) -> jax.Array:
+    """-log sigmoid(logit) of the given pairs, -log sigmoid(-logit) of all others (SigLIP, eq. 1).
+
+    Args:
+      logits: [N, M] scale * similarity + bias.
+      given: [N, M] bool.
+
+    Returns:
+      [N, M].
+    """
+    return jax.nn.softplus(jnp.where(given, -logits, logits))
+
+
 def symmetric_cross_entropy(
     student: Embeddings, scale: jax.Array, targets: Targets, *, stop_gradient_keys: bool = False
 ) -> jax.Array:
@@ -76,7 +89,14 @@ def symmetric_cross_entropy(
       targets: what each direction should predict.
       stop_gradient_keys: if True, a direction's gradient flows through its queries alone.
     """
-    keys = jax.lax.stop_gradient(student) if stop_gradient_keys else student
-    image_to_text = cross_entropy(scale * similarity(student.image, keys.text), targets.image)
-    text_to_image = cross_entropy(scale * similarity(student.text, keys.image), targets.text)
-    return image_to_text + text_to_image
+    if stop_gradient_keys:
+        keys = jax.lax.stop_gradient(student)
+        image_to_text = similarity(student.image, keys.text)
+        text_to_image = similarity(student.text, keys.image)
+    else:
+        image_to_text = similarity(student.image, student.text)
+        text_to_image = image_to_text.T
+    return sum(
+        cross_entropy(scale * cosines, target)
+        for cosines, target in zip((image_to_text, text_to_image), targets, strict=True)
+    )

@@ -24,7 +24,13 @@ from jax.scipy.special import logsumexp, xlogy
 from jax.sharding import Mesh, PartitionSpec
 
 from otter_jax.objectives import sinkhorn, targets, tiles
-from otter_jax.objectives.contrastive import Embeddings, Statistics, Term, similarity
+from otter_jax.objectives.contrastive import (
+    Embeddings,
+    Statistics,
+    Term,
+    sigmoid_losses,
+    similarity,
+)
 from otter_jax.objectives.tiles import ColumnSum, Rows, Tiling
 
 AXIS = "data"  # Of the mesh: the one that splits the batch.
@@ -347,6 +353,54 @@ def cross_entropies(
     return _forward(loss, tile, mesh, student, teacher, scales)[0]
 
 
+def sigmoid_cross_entropy(
+    tile: int, mesh: Mesh | None, student: Embeddings, scale: jax.Array, bias: jax.Array
+) -> jax.Array:
+    """Mean over images of the sigmoid loss (SigLIP, eq. 1); it has no normaliser to wait for.
+
+    So every tile stands for itself, and differentiating the one sweep is all that backward needs.
+
+    Args:
+      tile: most rows in a tile.
+      mesh: as in `cross_entropies`.
+      student: [N, d] unit rows.
+      scale: scalar factor of the similarities.
+      bias: scalar added to them.
+    """
+    num_pairs = len(student.image)
+
+    def rows_of_device(
+        tiling: Tiling, student: Embeddings, scale: jax.Array, bias: jax.Array
+    ) -> jax.Array:
+        texts = tiles.gather(student.text, tiling.axis)
+
+        @jax.checkpoint
+        def step(total: jax.Array, rows: Rows, image: jax.Array) -> tuple[jax.Array, None]:
+            logits = scale * similarity(image, texts) + bias
+            losses = sigmoid_losses(logits, _is_given(rows, logits))
+            return total + jnp.sum(jnp.where(rows.valid[:, None], losses, 0.0)), None
+
+        return tiles.scan(tiling, step, jnp.zeros((1,), scale.dtype), student.image)[0]
+
+    if not _is_split(mesh):
+        tiling = tiles.make_tiling(num_pairs, tile)
+        return rows_of_device(tiling, student, scale, bias)[0] / num_pairs
+    tiling = tiles.make_tiling(num_pairs, tile, AXIS, mesh.shape[AXIS])
+    split, whole = PartitionSpec(AXIS), PartitionSpec()
+    sums = jax.shard_map(
+        functools.partial(rows_of_device, tiling),
+        mesh=mesh,
+        in_specs=(split, whole, whole),
+        out_specs=split,
+        check_vma=False,
+    )(student, scale, bias)
+    return jnp.sum(sums) / num_pairs
+
+
+def _is_split(mesh: Mesh | None) -> bool:
+    return mesh is not None and mesh.devices.size > 1
+
+
 def _forward(
     loss: Loss,
     tile: int,
@@ -356,7 +410,7 @@ def _forward(
     scales: jax.Array,
 ) -> tuple[tuple[jax.Array, Statistics], tuple[Gradients, Teacher | None]]:
     num_pairs = len(student.image)
-    if mesh is None or mesh.devices.size == 1:
+    if not _is_split(mesh):
         run = functools.partial(value_and_gradients, loss, tiles.make_tiling(num_pairs, tile))
     else:
         tiling = tiles.make_tiling(num_pairs, tile, AXIS, mesh.shape[AXIS])

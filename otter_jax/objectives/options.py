@@ -1,0 +1,141 @@
+"""What can be chosen about an objective, and the registry of objectives.
+
+A new method is one line in `OBJECTIVES`: which target, whether it needs a teacher, and where its
+customary options differ.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+from otter_jax.objectives import targets
+from otter_jax.objectives.contrastive import MAX_SCALE, Term
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What can be chosen about an objective, complete and checked; see `make_options`.
+
+    Attributes:
+      name: a key of `OBJECTIVES`.
+      alpha: weight of the given pairs against the soft target, in [0, 1].
+      epsilon: entropic regulariser of the transport, in cosine units, > 0.
+      iterations: Sinkhorn iterations, >= 1.
+      image_weight: weight of image-image similarity in the teacher's matrix (gamma_v).
+      text_weight: weight of text-text similarity (gamma_t).
+      remove_diagonal: take the given pairs out of the teacher's matrix.
+      smoothing: label smoothing's e, in [0, 1).
+      teacher_scale: knowledge distillation's factor of the teacher's similarities, > 0.
+      mixed_target: one cross-entropy to alpha I + (1 - alpha) P instead of two losses.
+      stop_gradient_keys: a direction's gradient flows through its queries alone.
+      tile: rows of a tile, >= 1; N and more for whole matrices; None lets the size decide.
+      initial_scale: of both learnable scales, 1 / temperature, in [1, 100].
+      initial_bias: of the learnable number that the sigmoid loss adds to logits; None for none.
+    """
+
+    name: str
+    alpha: float = 0.5
+    epsilon: float = 0.15
+    iterations: int = 5
+    image_weight: float = 1.0
+    text_weight: float = 1.0
+    remove_diagonal: bool = True
+    smoothing: float = 0.1
+    teacher_scale: float = 100.0
+    mixed_target: bool = False
+    stop_gradient_keys: bool = False
+    tile: int | None = None
+    initial_scale: float = math.exp(3.9)  # 49.4 (OTTER's released code).
+    initial_bias: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be computed, with the key as the user wrote it."""
+        if not 0.0 <= self.alpha <= 1.0:
+            raise ValueError(f"config.objective.alpha={self.alpha}: it must lie in [0, 1]")
+        if not self.epsilon > 0.0:
+            raise ValueError(f"config.objective.epsilon={self.epsilon}: it must be positive")
+        if self.iterations < 1:
+            raise ValueError(
+                f"config.objective.iterations={self.iterations}: it must be at least 1"
+            )
+        if not 0.0 <= self.smoothing < 1.0:
+            raise ValueError(f"config.objective.smoothing={self.smoothing}: it must lie in [0, 1)")
+        if not self.teacher_scale > 0.0:
+            raise ValueError(
+                f"config.objective.teacher_scale={self.teacher_scale}: it must be positive"
+            )
+        if not 1.0 <= self.initial_scale <= MAX_SCALE:
+            raise ValueError(
+                f"config.objective.initial_scale={self.initial_scale}: it must lie in "
+                f"[1, {MAX_SCALE:g}]"
+            )
+        if self.name == "sigmoid" and self.stop_gradient_keys:
+            raise ValueError(
+                "config.objective.stop_gradient_keys=True: the sigmoid loss has no keys to stop at"
+            )
+        if self.tile is not None and self.tile < 1:
+            raise ValueError(f"config.objective.tile={self.tile}: it must be at least 1")
+
+    @property
+    def bound(self) -> float:
+        """No similarity of the teacher is larger in magnitude, but for removed given pairs."""
+        return abs(self.image_weight) + abs(self.text_weight) + 1.0
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether the targets come from a teacher."""
+        return OBJECTIVES[self.name].uses_teacher
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A method: what its soft target is, and where its customary options are others.
+
+    `uses_teacher` says whether the target is made of a teacher's similarities.
+    """
+
+    target: Callable[[Options], targets.Smoothed | targets.Transported]
+    uses_teacher: bool = False
+    defaults: dict[str, object] = dataclasses.field(default_factory=dict)
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "infonce": Objective(lambda options: targets.Smoothed(0.0)),
+    "label_smoothing": Objective(lambda options: targets.Smoothed(options.smoothing)),
+    # Image-text similarity alone: with the image-image and text-text parts, whose diagonals are 1,
+    # a teacher scale of 100 leaves one-hot targets and so plain InfoNCE.
+    "kd": Objective(
+        lambda options: targets.Transported(1.0 / options.teacher_scale, 0, options.bound),
+        uses_teacher=True,
+        defaults={"image_weight": 0.0, "text_weight": 0.0, "remove_diagonal": False},
+    ),
+    "sigmoid": Objective(
+        lambda options: targets.Smoothed(0.0),
+        defaults={"initial_scale": 10.0, "initial_bias": -10.0},
+    ),
+    "otter": Objective(
+        lambda options: targets.Transported(options.epsilon, options.iterations, options.bound),
+        uses_teacher=True,
+    ),
+}
+
+
+def make_options(name: str, **options: object) -> Options:
+    """The options of objective `name`; an option that is None takes that objective's default.
+
+    Raises:
+      ValueError: for an unknown objective or a value out of range.
+    """
+    if name not in OBJECTIVES:
+        raise ValueError(f"config.objective.name={name!r}: choose from {', '.join(OBJECTIVES)}")
+    given = {key: value for key, value in options.items() if value is not None}
+    return Options(name=name, **(OBJECTIVES[name].defaults | given))
+
+
+def make_terms(options: Options) -> tuple[Term, ...]:
+    """The cross-entropies of an objective; a second one has a scale of its own."""
+    if not options.uses_teacher:
+        return (Term(1.0, given=0.0),)
+    if options.mixed_target:
+        return (Term(1.0, given=options.alpha),)
+    return Term(options.alpha, given=1.0), Term(1.0 - options.alpha, given=0.0)

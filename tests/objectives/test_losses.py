@@ -1,0 +1,146 @@
+"""The loss of a batch: how methods relate, what it reports, what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from otter_jax import objectives
+from otter_jax.objectives import contrastive
+
+
+def embeddings(num_pairs: int = 6, seed: int = 0) -> objectives.Embeddings:
+    rows = np.random.default_rng(seed).normal(size=(2, num_pairs, 5)).astype(np.float32)
+    return objectives.Embeddings(*map(jnp.asarray, rows))
+
+
+def loss(options: objectives.Options, student=None, teacher=None, log_scale: float = 3.0):
+    scales = objectives.LogScales(jnp.float32(log_scale), jnp.float32(log_scale))
+    return objectives.total_loss(options, student or embeddings(), teacher, scales)
+
+
+def test_perfect_pairs_cost_nothing() -> None:
+    rows = jnp.eye(6)
+    value, _ = loss(objectives.make_options("infonce"), objectives.Embeddings(rows, rows), None, 9)
+    assert value < 1e-5
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_otter_with_alpha_one_is_infonce(mixed: bool) -> None:
+    plain, _ = loss(objectives.make_options("infonce"))
+    options = objectives.make_options("otter", alpha=1.0, mixed_target=mixed)
+    value, _ = loss(options, teacher=embeddings(seed=1))
+    np.testing.assert_allclose(value, plain, rtol=1e-6)
+
+
+def test_mixed_target_equals_two_losses_at_one_temperature() -> None:
+    teacher = embeddings(seed=1)
+    two, metrics = loss(objectives.make_options("otter"), teacher=teacher)
+    one, _ = loss(objectives.make_options("otter", mixed_target=True), teacher=teacher)
+    # KL is the cross-entropy less the target's entropy, here once for each direction.
+    np.testing.assert_allclose(one, two + 0.5 * 2 * metrics["target_entropy"], rtol=1e-5)
+
+
+def test_parts_add_up() -> None:
+    value, metrics = loss(objectives.make_options("otter"), teacher=embeddings(seed=1))
+    parts = metrics["loss_contrastive"] + metrics["loss_distillation"]
+    np.testing.assert_allclose(value, parts, rtol=1e-6)
+
+
+def test_stopped_keys_leave_each_encoder_its_own_direction() -> None:
+    options = objectives.make_options("infonce", stop_gradient_keys=True)
+    student = embeddings()
+    found = jax.grad(lambda s: loss(options, s)[0])(student)
+
+    def image_to_text(image: jax.Array) -> jax.Array:
+        rows = contrastive.normalize(image) @ contrastive.normalize(student.text).T
+        return contrastive.cross_entropy(jnp.exp(3.0) * rows, jnp.eye(len(rows)))
+
+    np.testing.assert_allclose(found.image, jax.grad(image_to_text)(student.image), atol=1e-6)
+
+
+def test_losses_stay_in_float32_for_bfloat16_towers() -> None:
+    student = objectives.Embeddings(*(x.astype(jnp.bfloat16) for x in embeddings()))
+    value, metrics = loss(objectives.make_options("otter"), student, student)
+    assert value.dtype == jnp.float32
+    assert all(x.dtype == jnp.float32 for x in metrics.values())
+
+
+def test_label_smoothing_by_nothing_is_infonce() -> None:
+    plain, _ = loss(objectives.make_options("infonce"))
+    smoothed, _ = loss(objectives.make_options("label_smoothing", smoothing=0.0))
+    np.testing.assert_allclose(smoothed, plain, rtol=1e-6)
+
+
+@pytest.mark.parametrize("tile", [None, 4])
+def test_sigmoid_loss_is_that_of_its_paper(tile: int | None) -> None:
+    """Against the published sum over pairs, in float64, and its gradient by differences."""
+    student = embeddings(num_pairs=6)
+    options = objectives.make_options("sigmoid", tile=tile)
+
+    def reference(image: np.ndarray, text: np.ndarray, bias: float = -10.0) -> float:
+        rows = [np.asarray(x, np.float64) for x in (image, text)]
+        unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in rows]
+        signs = 2 * np.eye(6) - 1
+        logits = signs * (np.exp(np.float64(np.float32(2.3))) * unit[0] @ unit[1].T + bias)
+        return float(np.log1p(np.exp(-logits)).sum() / 6)
+
+    def value(student: objectives.Embeddings, bias: jax.Array) -> jax.Array:
+        scales = objectives.LogScales(jnp.float32(2.3), jnp.float32(0.0), bias)
+        return objectives.total_loss(options, student, None, scales)[0]
+
+    found, (gradient, by_bias) = jax.value_and_grad(value, (0, 1))(student, jnp.float32(-10.0))
+    np.testing.assert_allclose(found, reference(*student), rtol=1e-5)
+    moved = np.asarray(student.image, np.float64).copy()
+    moved[2, 1] += 1e-5
+    slope = (reference(moved, student.text) - reference(*student)) / 1e-5
+    np.testing.assert_allclose(gradient.image[2, 1], slope, rtol=1e-3)
+    slope = (reference(*student, bias=-10 + 1e-6) - reference(*student)) / 1e-6
+    np.testing.assert_allclose(by_bias, slope, rtol=1e-3)
+
+
+def test_softened_target_tends_to_the_identity_where_the_teacher_is_right() -> None:
+    rows = embeddings()
+    agreeing = objectives.Embeddings(rows.image, rows.image)
+    options = objectives.make_options("kd", teacher_scale=1e3)
+    _, metrics = loss(options, rows, agreeing)
+    np.testing.assert_allclose(metrics["target_diagonal"], 1.0, atol=1e-4)
+    plain, _ = loss(objectives.make_options("infonce"), rows)
+    np.testing.assert_allclose(loss(options, rows, agreeing)[0], plain, rtol=1e-4)
+
+
+def test_statistics_are_those_of_the_targets() -> None:
+    student, teacher = embeddings(), embeddings(seed=1)
+    options = objectives.make_options("otter")
+    unit = objectives.Embeddings(*map(objectives.normalize, teacher))
+    image, text = (np.asarray(x, np.float64) for x in objectives.soft_targets(options, unit, 6))
+    entropy = np.mean([-(x * np.log(np.maximum(x, 1e-300))).sum(axis=1) for x in (image, text)])
+    _, metrics = loss(options, student, teacher)
+    np.testing.assert_allclose(metrics["target_entropy"], entropy, rtol=1e-5)
+    np.testing.assert_allclose(metrics["target_diagonal"], 0.0, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "student", "teacher", "message"),
+    [
+        ("infonce", embeddings(1), None, "student.image has 1 rows; a contrastive loss needs"),
+        ("label_smoothing", embeddings(1), None, "at least 2 pairs"),
+        ("otter", embeddings(), None, "objective 'otter' needs a teacher's embeddings"),
+        ("infonce", embeddings(), embeddings(), "'infonce' does not use a teacher's embeddings"),
+        (
+            "otter",
+            embeddings(),
+            embeddings(5),
+            r"teacher.image has shape \(5, 5\); it must be \[6, d",
+        ),
+        (
+            "infonce",
+            embeddings()._replace(text=jnp.zeros((6, 5)).at[2, 1].set(jnp.nan)),
+            None,
+            "student.text has values that are not finite in 1 of 6 rows, first in row 2",
+        ),
+    ],
+)
+def test_bad_batches_are_refused(name, student, teacher, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        loss(objectives.make_options(name), student, teacher)

@@ -1,0 +1,50 @@
+"""What can be chosen about an objective, and what is refused."""
+
+import math
+
+import pytest
+
+from otter_jax import objectives
+from otter_jax.objectives.contrastive import Term
+from otter_jax.objectives.options import make_terms
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("clip", {}, "choose from infonce, label_smoothing, kd, sigmoid, otter"),
+        ("otter", {"epsilon": 0.0}, r"objective\.epsilon=0\.0"),
+        ("otter", {"iterations": 0}, r"objective\.iterations=0"),
+        ("kd", {"alpha": 1.5}, r"objective\.alpha=1\.5"),
+        ("label_smoothing", {"smoothing": 1.0}, r"objective\.smoothing"),
+        ("otter", {"tile": 0}, r"objective\.tile=0: it must be at least 1"),
+        ("otter", {"epsilon": math.nan}, r"objective\.epsilon=nan"),
+        ("kd", {"teacher_scale": -1.0}, r"objective\.teacher_scale=-1\.0"),
+        ("infonce", {"initial_scale": 200.0}, r"objective\.initial_scale=200\.0"),
+        ("sigmoid", {"stop_gradient_keys": True}, "the sigmoid loss has no keys"),
+    ],
+)
+def test_bad_options_are_named(name: str, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        objectives.make_options(name, **options)
+
+
+def test_unset_options_follow_the_method() -> None:
+    kd = objectives.make_options("kd", image_weight=None, remove_diagonal=None)
+    otter = objectives.make_options("otter", image_weight=None, remove_diagonal=None)
+    assert (kd.image_weight, kd.remove_diagonal) == (0.0, False)
+    assert (otter.image_weight, otter.remove_diagonal) == (1.0, True)
+
+
+def test_sigmoid_starts_as_its_paper_does() -> None:
+    sigmoid, otter = (objectives.make_options(name) for name in ("sigmoid", "otter"))
+    assert (sigmoid.initial_scale, sigmoid.initial_bias) == (10.0, -10.0)
+    assert math.log(otter.initial_scale) == pytest.approx(3.9) and otter.initial_bias is None
+
+
+def test_terms_of_each_objective() -> None:
+    otter = objectives.make_options("otter", alpha=0.25)
+    assert make_terms(otter) == (Term(0.25, given=1.0), Term(0.75, given=0.0))
+    mixed = objectives.make_options("otter", alpha=0.25, mixed_target=True)
+    assert make_terms(mixed) == (Term(1.0, given=0.25),)
+    assert make_terms(objectives.make_options("infonce")) == (Term(1.0, given=0.0),)

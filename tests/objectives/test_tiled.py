@@ -1,0 +1,163 @@
+"""The tiled loss against the dense one: values, gradients, memory, devices."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import Mesh
+
+from otter_jax import objectives, sharding
+from otter_jax.objectives import losses, targets, tiled, tiles
+
+NUM_PAIRS, WIDTH = 48, 10
+METHODS = {
+    "infonce": {},
+    "label_smoothing": {},
+    "kd": {},
+    "kd as released": {"image_weight": 1.0, "text_weight": 1.0},
+    "sigmoid": {},
+    "otter": {},
+    "otter in the log domain": {"epsilon": 0.03},
+    "otter with given pairs": {"remove_diagonal": False, "image_weight": 0.3},
+    "otter mixed": {"mixed_target": True, "alpha": 0.3},
+    "otter stopped": {"stop_gradient_keys": True},
+}
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Mesh:
+    return sharding.make_mesh()
+
+
+def embeddings(seed: int, num_pairs: int = NUM_PAIRS) -> objectives.Embeddings:
+    rows = np.random.default_rng(seed).normal(size=(2, num_pairs, WIDTH)).astype(np.float32)
+    return objectives.Embeddings(*map(jnp.asarray, rows))
+
+
+def options_of(method: str, tile: int) -> objectives.Options:
+    return objectives.make_options(method.split()[0], tile=tile, **METHODS[method])
+
+
+def compute(options: objectives.Options, num_pairs: int = NUM_PAIRS, mesh: Mesh | None = None):
+    """Loss, metrics and gradients of a batch, all float64 NumPy."""
+    teacher = embeddings(1, num_pairs) if options.uses_teacher else None
+
+    def loss(student, contrastive, distillation, bias):
+        log_scales = objectives.LogScales(contrastive, distillation, bias)
+        return objectives.total_loss(options, student, teacher, log_scales, mesh)
+
+    gradient = jax.jit(jax.value_and_grad(loss, argnums=range(4), has_aux=True))
+    arguments = (embeddings(0, num_pairs), *map(jnp.float32, (3.2, 2.5, -3.0)))
+    (value, metrics), gradients = gradient(*arguments)
+    return value, metrics, jax.tree.leaves(gradients)
+
+
+def assert_same(found: tuple, wanted: tuple) -> None:
+    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-6)
+    for name, value in wanted[1].items():
+        np.testing.assert_allclose(found[1][name], value, rtol=2e-5, atol=2e-6, err_msg=name)
+    for one, other in zip(found[2], wanted[2], strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_tiles_change_nothing(method: str, mesh: Mesh) -> None:
+    wanted = compute(options_of(method, NUM_PAIRS))
+    assert_same(compute(options_of(method, 7)), wanted)  # Does not divide the batch.
+    assert_same(compute(options_of(method, 4), mesh=mesh), wanted)  # Nor a device's six rows.
+
+
+@pytest.mark.parametrize(("tile", "devices"), [(9, 2), (NUM_PAIRS, 2), (NUM_PAIRS, 8), (47, 8)])
+def test_devices_change_nothing(tile: int, devices: int) -> None:
+    some = Mesh(np.array(jax.devices()[:devices]), ("data",))
+    found = compute(options_of("otter", tile), mesh=some)
+    assert_same(found, compute(options_of("otter", NUM_PAIRS)))
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    num_pairs=st.integers(2, 20),
+    tile=st.integers(1, 19),
+    iterations=st.integers(1, 6),
+    epsilon=st.sampled_from([0.02, 0.15, 1.0]),
+)
+def test_any_size_any_tile(num_pairs: int, tile: int, iterations: int, epsilon: float) -> None:
+    options = {"iterations": iterations, "epsilon": epsilon}
+    dense = objectives.make_options("otter", tile=num_pairs, **options)
+    in_tiles = objectives.make_options("otter", tile=tile, **options)
+    assert_same(compute(in_tiles, num_pairs), compute(dense, num_pairs))
+
+
+@pytest.mark.parametrize("epsilon", [0.15, 0.02])
+def test_potentials_are_those_of_the_dense_targets(epsilon: float) -> None:
+    unit = objectives.Embeddings(*map(objectives.normalize, embeddings(3)))
+    options = objectives.make_options("otter", epsilon=epsilon)
+    wanted = objectives.soft_targets(options, unit, NUM_PAIRS)
+    features = targets.teacher_features(*unit, image_weight=1.0, text_weight=1.0)
+    potentials = tiled.plan_potentials(
+        tiles.make_tiling(NUM_PAIRS, 10),
+        tiled.Teacher(*features),
+        targets.Transported(epsilon, options.iterations, options.bound),
+        True,
+    )
+    logits = features[0] @ features[1].T / epsilon - 200 / epsilon * np.eye(NUM_PAIRS)
+    for k, (target, flip) in enumerate(zip(wanted, (False, True), strict=True)):
+        plan = np.exp(logits + potentials.rows[:, k, None] + potentials.columns[None, :, k])
+        np.testing.assert_allclose(plan.T if flip else plan, target, atol=3e-5)
+
+
+def test_whole_matrices_or_tiles_by_size(mesh: Mesh) -> None:
+    automatic = objectives.make_options("otter")
+    assert losses.tile_rows(automatic, 1024) is None
+    assert losses.tile_rows(automatic, 1025) == losses.DEFAULT_TILE
+    assert losses.tile_rows(automatic, 2048, mesh) is None
+    assert losses.tile_rows(automatic, 3072, mesh) == losses.DEFAULT_TILE
+    assert losses.tile_rows(options_of("otter", 64), 64) is None
+    assert losses.tile_rows(options_of("otter", 63), 64) == 63
+
+
+def test_tiles_stay_small_in_large_batches() -> None:
+    assert tiles.make_tiling(4096, 1024).tile == 1024
+    assert tiles.make_tiling(65536, 1024).tile == 64
+    assert tiles.make_tiling(2**23, 1024).tile == 1
+    assert tiles.make_tiling(4096, 1024, "data", devices=8).tile == 512
+
+
+def compiled(num_pairs: int, width: int, tile: int, mesh: Mesh | None = None):
+    """The compiled OTTER loss, value and gradient."""
+    options = objectives.make_options("otter", tile=tile)
+    split = None if mesh is None else sharding.split_rows(mesh)
+    rows = jax.ShapeDtypeStruct((num_pairs, width), jnp.float32, sharding=split)
+    pairs, scalar = objectives.Embeddings(rows, rows), jax.ShapeDtypeStruct((), jnp.float32)
+
+    def loss(student, teacher, *scales):
+        log_scales = objectives.LogScales(*scales)
+        return objectives.total_loss(options, student, teacher, log_scales, mesh)
+
+    gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 2, 3), has_aux=True))
+    return gradient.lower(pairs, pairs, scalar, scalar).compile()
+
+
+def temporary_mebibytes(*arguments, **options) -> float:
+    return compiled(*arguments, **options).memory_analysis().temp_size_in_bytes / 2**20
+
+
+@pytest.mark.parametrize(("num_pairs", "limit"), [(16384, 350), (65536, 1536)])
+def test_memory_grows_with_the_batch_not_its_square(num_pairs: int, limit: int) -> None:
+    assert temporary_mebibytes(num_pairs, 256, tile=1024) <= limit
+
+
+@pytest.mark.parametrize("tile", [2048, 256], ids=["dense", "tiled"])
+def test_no_device_holds_the_matrix(tile: int, mesh: Mesh) -> None:
+    program = compiled(2048, 64, tile=tile, mesh=mesh).as_text()
+    assert re.search(r"\[(256|\d+),2048\]", program)  # Its own rows of it.
+    assert not re.search(r"\[2048,2048\]", program)
+
+
+def test_dense_memory_is_shared_by_the_devices(mesh: Mesh) -> None:
+    one = temporary_mebibytes(2048, 64, tile=2048)
+    assert temporary_mebibytes(2048, 64, tile=2048, mesh=mesh) <= 1.2 * one / 8
