@@ -30,8 +30,8 @@ class Statistics(NamedTuple):
     diagonal: jax.Array  # Scalar: mass that the soft target leaves on the given pairs.
 
 
-class Targets(NamedTuple):
-    """Row-stochastic targets, [N, N] each: images over texts, and texts over images."""
+class Directions(NamedTuple):
+    """A matrix for each direction, [N, N]: images over texts, and texts over images."""
 
     image: jax.Array
     text: jax.Array
@@ -56,8 +56,9 @@ def scale_from_log(log_scale: jax.Array) -> jax.Array:
 
 
 def cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
-    """Mean over rows of - sum_j target_ij log softmax_j(logits_ij), a scalar."""
-    return -jnp.mean(jnp.sum(target * jax.nn.log_softmax(logits, axis=1), axis=1))
+    """Mean over rows of - sum_j target_ij log softmax_j(logits_ij), a scalar; targets sum to 1."""
+    matched = jnp.sum(target * logits, axis=1)
+    return jnp.mean(jax.scipy.special.logsumexp(logits, axis=1) - matched)
 
 
 def entropy(target: jax.Array) -> jax.Array:
@@ -78,25 +79,28 @@ def sigmoid_losses(logits: jax.Array, given: jax.Array) -> jax.Array:
     return jax.nn.softplus(jnp.where(given, -logits, logits))
 
 
+def both_directions(student: Embeddings, *, stop_gradient_keys: bool = False) -> Directions:
+    """Cosines of images with texts, and of texts with images, [N, N] each.
+
+    Args:
+      student: embeddings with unit rows.
+      stop_gradient_keys: if True, a direction's gradient flows through its queries alone.
+    """
+    if not stop_gradient_keys:
+        cosines = similarity(student.image, student.text)
+        return Directions(cosines, cosines.T)
+    keys = jax.lax.stop_gradient(student)
+    return Directions(similarity(student.image, keys.text), similarity(student.text, keys.image))
+
+
 def symmetric_cross_entropy(
-    student: Embeddings, scale: jax.Array, targets: Targets, *, stop_gradient_keys: bool = False
+    cosines: Directions, scale: jax.Array, targets: Directions
 ) -> jax.Array:
     """The loss of both directions, summed as in the released code (not averaged).
 
     Args:
-      student: embeddings with unit rows.
-      scale: scalar factor of the similarities, 1 / temperature.
+      cosines: of `both_directions`.
+      scale: scalar factor of the cosines, 1 / temperature.
       targets: what each direction should predict.
-      stop_gradient_keys: if True, a direction's gradient flows through its queries alone.
     """
-    if stop_gradient_keys:
-        keys = jax.lax.stop_gradient(student)
-        image_to_text = similarity(student.image, keys.text)
-        text_to_image = similarity(student.text, keys.image)
-    else:
-        image_to_text = similarity(student.image, student.text)
-        text_to_image = image_to_text.T
-    return sum(
-        cross_entropy(scale * cosines, target)
-        for cosines, target in zip((image_to_text, text_to_image), targets, strict=True)
-    )
+    return sum(cross_entropy(scale * each, to) for each, to in zip(cosines, targets, strict=True))

@@ -9,10 +9,11 @@ from jax.sharding import Mesh
 
 from otter_jax.objectives import contrastive, targets, tiled
 from otter_jax.objectives.contrastive import (
+    Directions,
     Embeddings,
     Statistics,
-    Targets,
     Term,
+    both_directions,
     entropy,
     normalize,
     scale_from_log,
@@ -33,7 +34,7 @@ class LogScales(NamedTuple):
     bias: jax.Array | float = 0.0
 
 
-def soft_targets(options: Options, teacher: Embeddings | None, num_pairs: int) -> Targets:
+def soft_targets(options: Options, teacher: Embeddings | None, num_pairs: int) -> Directions:
     """The targets of both directions, [N, N] each, without gradient.
 
     Args:
@@ -44,14 +45,16 @@ def soft_targets(options: Options, teacher: Embeddings | None, num_pairs: int) -
     target = OBJECTIVES[options.name].target(options)
     if teacher is None:
         dense = targets.dense(target, None, num_pairs)
-        return Targets(dense, dense)
+        return Directions(dense, dense)
     similarity = targets.teacher_similarity(
         *teacher,
         image_weight=options.image_weight,
         text_weight=options.text_weight,
         remove_diagonal=options.remove_diagonal,
     )
-    return Targets(*(targets.dense(target, each, num_pairs) for each in (similarity, similarity.T)))
+    return Directions(
+        *(targets.dense(target, each, num_pairs) for each in (similarity, similarity.T))
+    )
 
 
 def total_loss(
@@ -131,17 +134,11 @@ def _dense(
     del mesh  # The compiler splits the rows of whatever has them.
     num_pairs = len(student.image)
     soft = soft_targets(options, teacher, num_pairs)
+    cosines = both_directions(student, stop_gradient_keys=options.stop_gradient_keys)
     cross_entropies = []
     for scale, term in zip(scales, terms, strict=True):
-        target = soft
-        if term.given:
-            hard = term.given * targets.identity(num_pairs)
-            target = Targets(*(hard + (1 - term.given) * each for each in soft))
-        cross_entropies.append(
-            symmetric_cross_entropy(
-                student, scale, target, stop_gradient_keys=options.stop_gradient_keys
-            )
-        )
+        target = Directions(*(targets.mixed(each, term.given) for each in soft))
+        cross_entropies.append(symmetric_cross_entropy(cosines, scale, target))
     loss = sum(term.weight * each for term, each in zip(terms, cross_entropies, strict=True))
     soft_entropy = entropy(soft.image) + entropy(soft.text)
     diagonal = jnp.diagonal(soft.image).mean() + jnp.diagonal(soft.text).mean()

@@ -84,6 +84,14 @@ def dense(
     return transported(similarity, *target)
 
 
+def mixed(target: jax.Array, given: float) -> jax.Array:
+    """[N, N] `given` I + (1 - `given`) target."""
+    if given == 0.0:
+        return target
+    hard = given * identity(len(target))
+    return hard if given == 1.0 else hard + (1.0 - given) * target
+
+
 def teacher_features(
     image: jax.Array, text: jax.Array, *, image_weight: float, text_weight: float
 ) -> tuple[jax.Array, jax.Array]:

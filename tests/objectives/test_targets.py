@@ -17,7 +17,7 @@ def teacher(num_pairs: int, seed: int) -> objectives.Embeddings:
     return objectives.Embeddings(*(objectives.normalize(jnp.asarray(x)) for x in rows))
 
 
-def soft_targets(name: str, rows: objectives.Embeddings) -> objectives.Targets:
+def soft_targets(name: str, rows: objectives.Embeddings) -> objectives.Directions:
     options = objectives.make_options(name)
     given_rows = rows if options.uses_teacher else None
     return objectives.soft_targets(options, given_rows, rows.image.shape[0])
