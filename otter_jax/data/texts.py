@@ -3,42 +3,82 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+# A tokenizer as a whole, or the vocabulary from which its class makes one: that of WordPiece, or of
+# byte-pair encoding, which is nothing without its merges.
+TOKENIZER_FILES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
+SHORTEST = 3  # A start, an end, and a token in between.
+
 
 class Tokenizer:
-    """A Hugging Face tokenizer that always answers with the same number of tokens a text."""
+    """A Hugging Face tokenizer that always answers with the same number of tokens a text.
+
+    A text that is too long loses tokens from its end, but not the special token that closes it.
+    """
 
     def __init__(self, folder: Path, max_tokens: int):
-        """Reads the tokenizer of a local folder.
+        """Read the tokenizer of a local folder.
 
         Args:
-          folder: holds tokenizer.json or what else the tokenizer's class needs.
-          max_tokens: length of every row, special tokens included; longer texts are cut.
+            folder: holds tokenizer.json, or a vocabulary beside a tokenizer_config.json or
+                config.json that says what kind it is.
+            max_tokens: length of every row, special tokens included; longer texts are cut.
 
         Raises:
-          FileNotFoundError: if the folder has no tokenizer.
+            FileNotFoundError: the folder has no tokenizer.
+            ValueError: the tokenizer cannot be read, has no padding token, or `max_tokens` is
+                below 3.
         """
-        if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
-            raise FileNotFoundError(f"no tokenizer (tokenizer.json or vocab.txt) in {folder}")
-        # Only the tokenizers are wanted; this keeps an installed torch from being imported.
-        os.environ.setdefault("USE_TORCH", "0")
-        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-        from transformers import AutoTokenizer
-
-        self._tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        if max_tokens < SHORTEST:
+            raise ValueError(
+                f"max_tokens is {max_tokens}; it must be at least {SHORTEST}: a start, a token "
+                "and an end"
+            )
+        if not any(all((folder / name).is_file() for name in names) for names in TOKENIZER_FILES):
+            wanted = ", ".join(" + ".join(names) for names in TOKENIZER_FILES)
+            raise FileNotFoundError(f"no tokenizer in {folder}; it should have one of: {wanted}")
+        self._tokenizer = _read_tokenizer(folder)
+        if self._tokenizer.pad_token is None:
+            raise ValueError(
+                f"the tokenizer in {folder} has no padding token; "
+                "name one as pad_token in its tokenizer_config.json"
+            )
         self.max_tokens = max_tokens
+        # The first call sets the tokenizer's length, which two threads must not do at once.
+        self([""])
 
-    def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens int32 [N, max_tokens] and their mask, bool of the same shape."""
+    def __call__(self, texts: Sequence[str] | str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the tokens of N texts, int32 [N, max_tokens], and their mask, bool.
+
+        A lone text counts as one of N = 1.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
             return np.zeros((0, self.max_tokens), np.int32), np.zeros((0, self.max_tokens), bool)
         encoded = self._tokenizer(
-            list(texts),
+            texts,
             padding="max_length",
             truncation=True,
             max_length=self.max_tokens,
             return_tensors="np",
         )
         return encoded["input_ids"].astype(np.int32), encoded["attention_mask"].astype(bool)
+
+
+def _read_tokenizer(folder: Path) -> Any:
+    # Only the tokenizers are wanted; this keeps an installed torch from being imported.
+    os.environ.setdefault("USE_TORCH", "0")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # Of the many kinds that damaged or foreign files cause.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"the tokenizer in {folder} cannot be read ({reason}); a vocabulary needs a "
+            "tokenizer_config.json with its tokenizer_class"
+        ) from None

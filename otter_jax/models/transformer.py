@@ -1,0 +1,321 @@
+"""Pre-norm transformer blocks, shared by the ViT image tower and CLIP's text tower.
+
+Sources: Vaswani et al., "Attention Is All You Need" (2017); Dosovitskiy et al., "An Image is Worth
+16x16 Words" (2020); Radford et al., "Learning Transferable Visual Models From Natural Language
+Supervision" (2021), also for the initial weights, whose scale falls with width and depth.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from otter_jax.models.layers import drop_examples, dropout, split_key
+
+ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    # OpenAI's stand-in for GELU, which its weights were trained with.
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
+
+HEAD_WIDTH = 64  # Of every published ViT and CLIP; a lone state dict does not tell it.
+
+# Names of a block's weights, as `weights.CheckpointLayout.names`.
+HUGGING_FACE_CLIP_BLOCKS = (
+    (r"^blocks\.", "encoder.layers."),
+    (r"attention\.(q|k|v)\w+", r"self_attn.\1_proj"),
+    (r"attention\.output", "self_attn.out_proj"),
+    (r"norm([12])", r"layer_norm\1"),
+    (r"fc([12])", r"mlp.fc\1"),
+)
+OPENAI_BLOCKS = (
+    (r"^blocks\.", "transformer.resblocks."),
+    (r"attention\.output", "attn.out_proj"),
+    (r"attention\.", "attn."),
+    (r"norm([12])", r"ln_\1"),
+    (r"fc1", "mlp.c_fc"),
+    (r"fc2", "mlp.c_proj"),
+)
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """What both towers have in common, with the names of Hugging Face's config.json.
+
+    Attributes:
+        hidden_size: channels of every token.
+        num_hidden_layers: number of blocks.
+        num_attention_heads: heads that the channels are divided among.
+        intermediate_size: hidden channels of the perceptron in each block.
+        hidden_act: "gelu" (exact), "gelu_new" or "gelu_pytorch_tanh" (by tanh) or "quick_gelu".
+        layer_norm_eps: added to the variance.
+        hidden_dropout_prob: dropout on the embeddings and at the end of each residual branch.
+        attention_probs_dropout_prob: dropout on the attention weights.
+        stochastic_depth_rate: probability that the last block's residual branches are dropped in
+            training, a whole example at a time; earlier blocks proportionally less.
+        remat: compute the blocks' activations again in the backward pass instead of keeping them.
+
+    Raises:
+        ValueError: an activation or a number of heads that there is not.
+    """
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-6
+    hidden_dropout_prob: float = 0.0
+    attention_probs_dropout_prob: float = 0.0
+    stochastic_depth_rate: float = 0.0
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what the blocks cannot compute."""
+        name = type(self).__name__
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(
+                f"{name}'s hidden_act is {self.hidden_act!r}; it must be one of {list(ACTIVATIONS)}"
+            )
+        if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"{name}'s hidden_size {self.hidden_size} does not divide into "
+                f"{self.num_attention_heads} attention heads"
+            )
+
+
+class LayerFactory:
+    """Makes the layers of one transformer, which share their type and epsilon."""
+
+    def __init__(self, config: TransformerConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        """`dtype` is the type of the computation; parameters are float32."""
+        self.config, self.dtype, self.rngs = config, dtype, rngs
+
+    def linear(
+        self, inputs: int, outputs: int, deviation: float, *, use_bias: bool = True
+    ) -> nnx.Linear:
+        """Return a linear layer, its kernel drawn with the standard deviation given."""
+        initialise = jax.nn.initializers.normal(deviation)
+        return nnx.Linear(
+            inputs,
+            outputs,
+            use_bias=use_bias,
+            kernel_init=initialise,
+            dtype=self.dtype,
+            rngs=self.rngs,
+        )
+
+    def norm(self) -> nnx.LayerNorm:
+        """Return a layer norm over the channels of a token."""
+        # The variance as mean((x - mean)^2): the one-pass form loses digits where eps is 1e-12.
+        return nnx.LayerNorm(
+            self.config.hidden_size,
+            epsilon=self.config.layer_norm_eps,
+            use_fast_variance=False,
+            dtype=self.dtype,
+            rngs=self.rngs,
+        )
+
+    def table(self, *shape: int, deviation: float) -> nnx.Param:
+        """Return a normally distributed parameter, float32."""
+        initialise = jax.nn.initializers.normal(deviation)
+        return nnx.Param(initialise(self.rngs.params(), shape, jnp.float32))
+
+
+class PatchEmbedding(nnx.Module):
+    """A convolution whose stride is its size: one linear map of every patch of an image."""
+
+    def __init__(
+        self, patch_size: int, width: int, *, use_bias: bool, dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
+        """Draw the kernel [patch, patch, 3, width] from LeCun's normal distribution."""
+        initialise = jax.nn.initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)
+        shape = (patch_size, patch_size, 3, width)
+        self.kernel = nnx.Param(initialise(rngs.params(), shape, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(width)) if use_bias else None
+        self.patch_size = patch_size
+        self.dtype = dtype
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Map [B, H, W, 3] to [B, patches, width] row by row; a remainder of pixels is cut off."""
+        size = self.patch_size
+        batch, height, width, channels = images.shape
+        rows, columns = height // size, width // size
+        patches = images[:, : rows * size, : columns * size].astype(self.dtype)
+        patches = patches.reshape(batch, rows, size, columns, size, channels)
+        patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, -1)
+        kernel = self.kernel[...].astype(self.dtype)
+        embedded = patches @ kernel.reshape(-1, kernel.shape[-1])
+        return embedded if self.bias is None else embedded + self.bias[...].astype(self.dtype)
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head self-attention, its softmax in float32."""
+
+    def __init__(self, config: TransformerConfig, make: LayerFactory, *, qkv_bias: bool) -> None:
+        """Build the four projections."""
+        width = config.hidden_size
+        deviation = width**-0.5
+        self.query = make.linear(width, width, deviation, use_bias=qkv_bias)
+        self.key = make.linear(width, width, deviation, use_bias=qkv_bias)
+        self.value = make.linear(width, width, deviation, use_bias=qkv_bias)
+        self.output = make.linear(width, width, residual_deviation(config))
+        self.heads = config.num_attention_heads
+        self.dropout_rate = config.attention_probs_dropout_prob
+
+    def __call__(
+        self, x: jax.Array, mask: jax.Array | None, dropout_key: jax.Array | None
+    ) -> jax.Array:
+        """Map [B, L, width] to [B, L, width].
+
+        `mask` is bool, [B or 1, 1, L, L], True where a token (third axis) may attend to another
+        (fourth axis); None admits all.
+        """
+        query, key, value = (
+            self._by_head(projection(x)) for projection in (self.query, self.key, self.value)
+        )
+        scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
+        scores = scores * query.shape[-1] ** -0.5
+        if mask is not None:
+            # Finite, so that a token that may attend to none gives a mean instead of NaN.
+            scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
+        weights = dropout(weights, self.dropout_rate, dropout_key)
+        mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, value)
+        return self.output(mixed.transpose(0, 2, 1, 3).reshape(x.shape))
+
+    def _by_head(self, x: jax.Array) -> jax.Array:
+        """[B, L, width] -> [B, heads, L, width / heads]; batched products are fastest this way."""
+        batch, length, width = x.shape
+        return x.reshape(batch, length, self.heads, width // self.heads).transpose(0, 2, 1, 3)
+
+
+class PreNormBlock(nnx.Module):
+    """Attention and a two-layer perceptron, each with a layer norm before it and a residual sum."""
+
+    def __init__(
+        self, config: TransformerConfig, make: LayerFactory, drop_rate: float, *, qkv_bias: bool
+    ) -> None:
+        """Build the block; `drop_rate` is its own stochastic-depth rate."""
+        width = config.hidden_size
+        self.norm1 = make.norm()
+        self.attention = SelfAttention(config, make, qkv_bias=qkv_bias)
+        self.norm2 = make.norm()
+        self.fc1 = make.linear(width, config.intermediate_size, (2 * width) ** -0.5)
+        self.fc2 = make.linear(config.intermediate_size, width, residual_deviation(config))
+        self.activation = config.hidden_act
+        self.dropout_rate = config.hidden_dropout_prob
+        self.drop_rate = drop_rate
+
+    def __call__(
+        self, x: jax.Array, mask: jax.Array | None, dropout_key: jax.Array | None
+    ) -> jax.Array:
+        """Map [B, L, width] to [B, L, width]; `mask` as in `SelfAttention`."""
+        weights_key, *branch_keys = split_key(dropout_key, 5)
+        attended = self.attention(self.norm1(x), mask, weights_key)
+        x = x + self._drop(attended, branch_keys[:2])
+        transformed = self.fc2(ACTIVATIONS[self.activation](self.fc1(self.norm2(x))))
+        return x + self._drop(transformed, branch_keys[2:])
+
+    def _drop(self, branch: jax.Array, keys: Sequence[jax.Array | None]) -> jax.Array:
+        return drop_examples(dropout(branch, self.dropout_rate, keys[0]), self.drop_rate, keys[1])
+
+
+def residual_deviation(config: TransformerConfig) -> float:
+    """Return the initial deviation of a residual branch's last layer; 2 branches a block add up."""
+    return config.hidden_size**-0.5 * (2 * config.num_hidden_layers) ** -0.5
+
+
+def make_blocks(
+    config: TransformerConfig, make: LayerFactory, *, qkv_bias: bool = True
+) -> nnx.List:
+    """Return the blocks of a transformer, with stochastic depth growing from 0 to its rate."""
+    last = max(config.num_hidden_layers - 1, 1)
+    rates = [
+        config.stochastic_depth_rate * index / last for index in range(config.num_hidden_layers)
+    ]
+    return nnx.List([PreNormBlock(config, make, rate, qkv_bias=qkv_bias) for rate in rates])
+
+
+def run_blocks(
+    blocks: Sequence[PreNormBlock],
+    x: jax.Array,
+    mask: jax.Array | None,
+    dropout_key: jax.Array | None,
+    *,
+    remat: bool,
+) -> jax.Array:
+    """Pass [B, L, width] through all blocks; `mask` as in `SelfAttention`."""
+    run = nnx.remat(PreNormBlock.__call__) if remat else PreNormBlock.__call__
+    for block, key in zip(blocks, split_key(dropout_key, len(blocks)), strict=True):
+        x = run(block, x, mask, key)
+    return x
+
+
+def split_query_key_value(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Take timm's `attn.qkv.*` and PyTorch's `attn.in_proj_*` apart into query, key and value."""
+    separate = {}
+    for name, array in arrays.items():
+        fused = re.fullmatch(r"(.*\battn\.)(?:qkv\.|in_proj_)(weight|bias)", name)
+        if fused and len(array) % 3 == 0:
+            for part, rows in zip(("query", "key", "value"), np.split(array, 3), strict=True):
+                separate[f"{fused[1]}{part}.{fused[2]}"] = rows
+        else:
+            separate[name] = array
+    return separate
+
+
+def checkpoint_name(path: str, names: Sequence[tuple[str, str]]) -> str:
+    """Return what a layout's `names` make of a path in the tower."""
+    for pattern, replacement in names:
+        path = re.sub(pattern, replacement, path)
+    return path
+
+
+def array_named(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """Return the array of a checkpoint that tells something of the tower's shape.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    if name not in arrays:
+        raise ValueError(f"the checkpoint has no {name!r}, which tells the tower's shape")
+    return arrays[name]
+
+
+def block_fields(
+    arrays: Mapping[str, np.ndarray], names: Sequence[tuple[str, str]]
+) -> dict[str, int]:
+    """Return the fields of `TransformerConfig` that the arrays' shapes tell.
+
+    Args:
+        arrays: a checkpoint's arrays by name, queries, keys and values apart.
+        names: the checkpoint's `CheckpointLayout.names`.
+
+    Raises:
+        ValueError: there is no first block.
+    """
+    first_layer = array_named(arrays, checkpoint_name("blocks.0.fc1.weight", names))
+    prefix = re.escape(checkpoint_name("blocks.", names))
+    numbers = {match[1] for name in arrays if (match := re.match(rf"{prefix}(\d+)\.", name))}
+    intermediate_size, width = first_layer.shape
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": len(numbers),
+        "num_attention_heads": max(width // HEAD_WIDTH, 1),
+        "intermediate_size": intermediate_size,
+    }
+
+
+def clip_fields(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a Hugging Face CLIP tower under the names of `TransformerConfig`."""
+    renamed = {"attention_dropout": "attention_probs_dropout_prob"}
+    return {renamed.get(name, name): value for name, value in saved.items()}
