@@ -1,0 +1,26 @@
+"""InfoNCE, the baseline: every image belongs to its own caption alone.
+
+Paper:    Wu et al., Data Efficient Language-supervised Zero-shot Recognition with Optimal
+          Transport Distillation (ICLR 2022), https://arxiv.org/abs/2112.09445
+Command:  python main.py --config=configs/infonce_rn50.py --workdir=runs/infonce
+          --config.data.train=webdataset:/data/cc3m says where the pairs lie,
+          --config.evaluate.sets='("open_images:/data/oi","imagenet10k:/data/in10k")' what to rank.
+Hardware: the authors' 8 V100 GPUs, 64 pairs each. Any number of GPUs or TPU cores that divides 512
+          will do: batch norm and the loss are over the whole batch.
+Time:     not in the paper. 56,870 steps for 2.9 million pairs; rate and time left are printed.
+Expected: the authors' Open Images flat hit@1/5/10 26.8 / 55.1 / 66.4,
+          ImageNet-10K 10.9 / 29.4 / 40.5 (not yet repeated here).
+
+The contrastive loss of CLIP, directions summed, on OTTER's recipe.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import resnet50_recipe
+
+
+def get_config() -> ConfigDict:
+    """The preset."""
+    config = resnet50_recipe()
+    config.objective.name = "infonce"
+    return config
