@@ -14,6 +14,8 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from otter_jax.evaluation.templates import read_templates
+
 # Keys that say how a run is kept, not what it computes; they may change between two starts.
 BOOKKEEPING_KEYS = ("checkpoint.",)
 OVERRIDE = re.compile(r"model\.(image|text)\.overrides\.[^.]+")  # Any plain value.
@@ -45,13 +47,24 @@ def default_config() -> ConfigDict:
         config.model[tower] = ConfigDict()
         config.model[tower].name = name
         config.model[tower].pretrained = placeholder(str)
+        # A file may hold two towers; what of this tower's names it may lack, with * and ?.
+        config.model[tower].allow_missing = ()
+        # Frozen: all of the tower stays as it is, and its features can be computed once. Else a
+        # regular expression, searched in the parameters' paths ("layer4|projection"), says which
+        # are trained; "projection" stands for the layer after the tower. Unset: all of them.
         config.model[tower].frozen = False
-        config.model[tower].projection = "linear"  # linear | mlp | auto (none if widths agree)
+        config.model[tower].trainable = placeholder(str)
+        # Otherwise batch statistics move, also in a tower whose parameters do not (as released).
+        config.model[tower].keep_batch_stats = False
+        config.model[tower].remat = False  # Less memory, more time: see the tower's own `remat`.
+        # linear | linear_no_bias | mlp | none | auto (none if widths agree, else linear) |
+        # pretrained (what the file of `pretrained` has after this tower).
+        config.model[tower].projection = "linear"
         config.model[tower].overrides = ConfigDict()  # Fields of the tower's own configuration.
     config.model.text.tokenizer = placeholder(str)  # Default: the folder of model.text.pretrained.
 
     config.objective = ConfigDict()
-    config.objective.name = "otter"  # infonce | label_smoothing | kd | otter
+    config.objective.name = "otter"  # infonce | label_smoothing | kd | otter | sigmoid
     config.objective.alpha = 0.5  # Weight of the given pairs against the soft targets.
     config.objective.epsilon = 0.15  # Entropic regulariser of the transport, in cosine units.
     config.objective.iterations = 5  # Sinkhorn iterations, rows first.
@@ -64,6 +77,13 @@ def default_config() -> ConfigDict:
     config.objective.teacher_scale = 100.0  # KD: softmax(teacher_scale * similarity).
     config.objective.mixed_target = False  # One target alpha I + (1 - alpha) P, as in the paper.
     config.objective.stop_gradient_keys = False  # As multi-process runs of the released code.
+    # Rows of the similarity matrices held at a time; batch_size and more: all of them. Unset: tiles
+    # of 1024 rows where a device's part of a matrix would exceed 1024 x 1024.
+    config.objective.tile = placeholder(int)
+    # Where the learnable scales (1 / temperature) start, and what the sigmoid loss adds to logits.
+    # Unset: exp(3.9) = 49.4; for sigmoid 10 and -10.
+    config.objective.initial_scale = placeholder(float)
+    config.objective.initial_bias = placeholder(float)
 
     config.teacher = ConfigDict()
     config.teacher.decay = 0.999
@@ -84,10 +104,11 @@ def default_config() -> ConfigDict:
     config.checkpoint.keep = 2
 
     config.evaluate = ConfigDict()
-    config.evaluate.sets = ("open_clipart",)
+    config.evaluate.sets = ("open_clipart",)  # See evaluation/sets.py.
     config.evaluate.every_steps = 0  # 0: only before and after training.
     config.evaluate.batch_size = 64
-    config.evaluate.template = "a photo of {}."
+    config.evaluate.template = "a photo of {}."  # | clip80 | a text file of one template a line
+    config.evaluate.names = "joined"  # A class's names in one prompt (as released) | averaged
     return config.lock()
 
 
@@ -103,7 +124,7 @@ def check(config: ConfigDict) -> None:
     _choice(config, "optimizer.name", ("sgd", "adamw"))
     _choice(config, "model.dtype", ("float32", "bfloat16"))
     for tower in ("image", "text"):
-        _choice(config, f"model.{tower}.projection", ("linear", "mlp", "auto"))
+        _refuse_contradictions(config, tower)
     for key in ("batch_size", "log_every_steps", "checkpoint.every_steps", "checkpoint.keep",
                 "data.image_size", "data.max_tokens", "data.threads", "model.embed_dim",
                 "evaluate.batch_size", "total_steps", "total_epochs"):  # fmt: skip
@@ -119,10 +140,11 @@ def check(config: ConfigDict) -> None:
             raise ValueError(f"config.{key}={_get(config, key)}: it must lie in [0, 1)")
     if config.batch_size < 2:
         raise ValueError("config.batch_size=1: a contrastive loss needs at least 2 pairs a batch")
-    if "{}" not in config.evaluate.template:
-        raise ValueError(
-            f"config.evaluate.template={config.evaluate.template!r}: it needs a {{}} for the name"
-        )
+    _choice(config, "evaluate.names", ("joined", "averaged"))
+    try:
+        read_templates(config.evaluate.template)
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"config.evaluate.template: {error}") from None
 
 
 def total_steps(config: ConfigDict, num_pairs: int) -> int:
@@ -181,6 +203,26 @@ def _refuse_unknown_keys(config: ConfigDict) -> None:
     missing = [key for key in known if key not in found]
     if added or missing:
         raise ValueError(f"the config has unknown keys {added} and lacks {missing}")
+
+
+def _refuse_contradictions(config: ConfigDict, tower: str) -> None:
+    """Refuses what no tower can be."""
+    key, settings = f"model.{tower}", config.model[tower]
+    kinds = ("linear", "linear_no_bias", "mlp", "none", "auto", "pretrained")
+    _choice(config, f"{key}.projection", kinds)
+    if settings.projection == "pretrained" and settings.pretrained is None:
+        raise ValueError(f"config.{key}.projection='pretrained': set config.{key}.pretrained too")
+    if settings.frozen and settings.trainable is not None:
+        raise ValueError(
+            f"config.{key}.frozen=True with trainable={settings.trainable!r}: choose one of them"
+        )
+    try:
+        re.compile(settings.trainable or "")
+    except re.error as error:
+        raise ValueError(
+            f"config.{key}.trainable={settings.trainable!r}: it must be a regular expression "
+            f"({error})"
+        ) from None
 
 
 def _choice(config: ConfigDict, key: str, choices: tuple[str, ...]) -> None:

@@ -6,6 +6,7 @@ features of frozen towers once.
 
 import dataclasses
 import functools
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,51 +21,80 @@ from PIL import Image
 from otter_jax import sharding
 from otter_jax.data import images as image_functions
 from otter_jax.data.texts import Tokenizer
-from otter_jax.models import dual_encoder, pretrained
+from otter_jax.models import blueprint, dual_encoder, export, pretrained
 from otter_jax.models.dual_encoder import FunctionalModel, Variables
+from otter_jax.models.hub import TOKENIZER_FILES, find_pretrained
+from otter_jax.models.projections import make_projection, output_width
+from otter_jax.models.two_towers import KINDS, Kind
 from otter_jax.objectives import normalize
+from otter_jax.reporting import read_json, write_json
 from otter_jax.step import named_key
+
+MODEL_FILE = "model.json"
+TOKENIZER_FOLDER = "tokenizer"
 
 
 def build_module(config: ConfigDict) -> dual_encoder.DualEncoder:
-    """The network of a config: towers with their pretrained weights, fresh projections."""
-
-    def rngs(name: str) -> nnx.Rngs:
-        return nnx.Rngs(named_key(config.seed, name))
-
-    model, dtype = config.model, np.dtype(config.model.dtype)
-    image = pretrained.create_image_tower(
-        model.image.name,
-        model.image.pretrained,
-        rngs=rngs("image tower"),
-        dtype=dtype,
-        **model.image.overrides,
-    )
-    text = pretrained.create_text_tower(
-        model.text.name,
-        model.text.pretrained,
-        rngs=rngs("text tower"),
-        dtype=dtype,
-        **model.text.overrides,
-    )
+    """The network of a config: towers with their pretrained weights, projections, locks."""
+    projections = _rngs(config, "projections")
+    image, text = (_build_side(config, kind, projections) for kind in KINDS)
+    locks = _locks(config)
     return dual_encoder.DualEncoder(
-        image,
-        text,
-        embed_dim=model.embed_dim,
-        image_projection=model.image.projection,
-        text_projection=model.text.projection,
-        freeze_image=model.image.frozen,
-        freeze_text=model.text.frozen,
-        rngs=rngs("projections"),
+        *(image.tower, text.tower, image.projection, text.projection),
+        image_lock=locks["image"],
+        text_lock=locks["text"],
     )
 
 
-def make_tokenizer(config: ConfigDict) -> Tokenizer:
-    """The tokenizer of the text tower: `model.text.tokenizer`, else the pretrained folder's."""
+def _rngs(config: ConfigDict, name: str) -> nnx.Rngs:
+    return nnx.Rngs(named_key(config.seed, name))
+
+
+def _locks(config: ConfigDict) -> dict[str, dual_encoder.Lock]:
+    return {
+        kind: dual_encoder.Lock(
+            frozen=config.model[kind].frozen,
+            trainable=config.model[kind].trainable,
+            keep_batch_stats=config.model[kind].keep_batch_stats,
+        )
+        for kind in KINDS
+    }
+
+
+def _build_side(config: ConfigDict, kind: Kind, projections: nnx.Rngs) -> pretrained.ProjectedTower:
+    """One tower with the layer after it, which is drawn at random unless it is pretrained."""
+    settings, embed_dim = config.model[kind], config.model.embed_dim
+    tower, projection = pretrained.create_tower(
+        kind,
+        settings.name,
+        settings.pretrained,
+        rngs=_rngs(config, f"{kind} tower"),
+        dtype=np.dtype(config.model.dtype),
+        allow_missing=settings.allow_missing,
+        **({"remat": True} if settings.remat else {}),
+        **settings.overrides,
+    )
+    key = f"config.model.{kind}.projection={settings.projection!r}"
+    if settings.projection != "pretrained":
+        made = make_projection(settings.projection, tower.width, embed_dim, rngs=projections)
+        return pretrained.ProjectedTower(tower, made)
+    if projection is None:
+        raise ValueError(f"{key}: {settings.pretrained} holds a tower alone, without a projection")
+    if (found := output_width(projection, tower.width)) != embed_dim:
+        raise ValueError(
+            f"{key}: that of {settings.pretrained} leads to {found} numbers; set "
+            f"config.model.embed_dim={found}, which is {embed_dim}"
+        )
+    return pretrained.ProjectedTower(tower, projection)
+
+
+def find_tokenizer(config: ConfigDict) -> Path:
+    """Where the text tower's tokenizer lies: `model.text.tokenizer`, else beside its weights."""
     path = config.model.text.tokenizer or config.model.text.pretrained
     if path is None:
         raise ValueError("config.model.text.tokenizer: a text tower without weights needs one")
-    return Tokenizer(pretrained.find_pretrained(path), config.data.max_tokens)
+    location = find_pretrained(path)
+    return location if location.is_dir() else location.parent
 
 
 class Compiled(NamedTuple):
@@ -101,6 +131,7 @@ class Encoder:
     model: FunctionalModel
     variables: Variables
     tokenizer: Tokenizer
+    tokenizer_folder: Path
     mesh: Mesh
     image_size: int
     fit: str = "crop"
@@ -119,6 +150,21 @@ class Encoder:
     def text_width(self) -> int:
         """Features of the text tower."""
         return self.model.bind(self.variables).text.width
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the model into a folder that `load` reads on any machine.
+
+        Where both towers are CLIP's, `transformers.CLIPModel.from_pretrained` reads it too. The
+        folder must be empty or new (else ValueError).
+        """
+        folder = Path(folder)
+        data = {
+            "image_size": self.image_size,
+            "fit": self.fit,
+            "max_tokens": self.tokenizer.max_tokens,
+        }
+        export.export_dual_encoder(self.model.bind(self.variables), folder, data)
+        copy_tokenizer(self.tokenizer_folder, folder / TOKENIZER_FOLDER)
 
     def replace(self, variables: Variables) -> "Encoder":
         """The same network with other arrays; nothing is compiled again."""
@@ -227,12 +273,15 @@ def make_encoder(
     model: FunctionalModel,
     variables: Variables,
     mesh: Mesh,
+    tokenizer_folder: Path | None = None,
 ) -> Encoder:
-    """The encoder of a config with given arrays."""
+    """The encoder of a config with given arrays; its tokenizer is `find_tokenizer`'s if None."""
+    folder = tokenizer_folder or find_tokenizer(config)
     return Encoder(
         model=model,
         variables=variables,
-        tokenizer=make_tokenizer(config),
+        tokenizer=Tokenizer(folder, config.data.max_tokens),
+        tokenizer_folder=folder,
         mesh=mesh,
         image_size=config.data.image_size,
         fit=config.data.fit,
@@ -240,21 +289,70 @@ def make_encoder(
     )
 
 
-def load(path: str | Path) -> Encoder:
-    """The trained model of a workdir, from its latest checkpoint.
+def keep_description(encoder: Encoder, workdir: Path) -> None:
+    """Puts into a workdir what `load` needs beside a checkpoint: the tokenizer and model.json."""
+    copy_tokenizer(encoder.tokenizer_folder, workdir / TOKENIZER_FOLDER)
+    write_json(workdir / MODEL_FILE, blueprint.describe(encoder.model.bind(encoder.variables)))
 
-    Args:
-      path: a workdir, with config.json and checkpoints/.
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copies a tokenizer's files; its class may be said by the config.json beside them."""
+    if source.resolve() == target.resolve() or jax.process_index() != 0:
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    for pattern in ("config.json", *TOKENIZER_FILES):
+        for file in filter(Path.is_file, source.glob(pattern)):
+            shutil.copyfile(file, target / file.name)
+
+
+def load(path: str | Path) -> Encoder:
+    """A trained model, from the latest checkpoint of a workdir or from a folder of `Encoder.save`.
+
+    Neither needs the pretrained weights that training began with.
 
     Raises:
-      FileNotFoundError: if it is no workdir or has no finished checkpoint.
+      FileNotFoundError: if it is neither, or has no finished checkpoint.
+      ValueError: if it is damaged.
     """
+    folder = Path(path)
+    if export.is_exported(folder):
+        return _load_exported(folder)
     from otter_jax import checkpoints, config
 
-    workdir = Path(path)
-    settings = config.load(workdir / "config.json")
+    settings = config.load(folder / "config.json")
     mesh = sharding.make_mesh()
-    model, fresh = dual_encoder.split(build_module(settings))
-    with checkpoints.Checkpoints(workdir / "checkpoints") as saved:
-        variables = saved.restore_variables(sharding.put_state(mesh, fresh))
-    return make_encoder(settings, model, variables, mesh)
+    described = (folder / MODEL_FILE).is_file()
+    if described:
+        module = blueprint.build(
+            read_json(folder / MODEL_FILE),
+            dtype=np.dtype(settings.model.dtype),
+            locks=_locks(settings),
+        )
+    else:  # Of an earlier version.
+        module = build_module(settings)
+    model, template = dual_encoder.split(module)
+    with checkpoints.Checkpoints(folder / "checkpoints") as saved:
+        variables = saved.restore_variables(_placed(template, mesh))
+    tokenizer_folder = folder / TOKENIZER_FOLDER if described else None
+    return make_encoder(settings, model, variables, mesh, tokenizer_folder)
+
+
+def _placed(template: Variables, mesh: Mesh) -> Variables:
+    """Shapes, types and places of a model's arrays, whole on every device."""
+    place = sharding.replicated(mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), template)
+
+
+def _load_exported(folder: Path) -> Encoder:
+    module, data = export.load_dual_encoder(folder)
+    mesh = sharding.make_mesh()
+    model, variables = dual_encoder.split(module)
+    return Encoder(
+        model=model,
+        variables=sharding.put_state(mesh, variables),
+        tokenizer=Tokenizer(folder / TOKENIZER_FOLDER, data["max_tokens"]),
+        tokenizer_folder=folder / TOKENIZER_FOLDER,
+        mesh=mesh,
+        image_size=data["image_size"],
+        fit=data["fit"],
+    )

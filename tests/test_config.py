@@ -31,6 +31,9 @@ def test_misspelt_key_is_an_error() -> None:
         ("optimizer.warmup_steps", -5, "must not be negative"),
         ("evaluate.template", "a photo", "needs a {}"),
         ("checkpoint.keep", 0, "must be positive"),
+        ("model.text.projection", "cubic", "choose from linear, linear_no_bias, mlp, none, auto"),
+        ("model.text.projection", "pretrained", r"set config\.model\.text\.pretrained too"),
+        ("model.image.trainable", "layer(", "must be a regular expression"),
     ],
 )
 def test_bad_value_is_named(key: str, value: object, message: str) -> None:
@@ -40,10 +43,19 @@ def test_bad_value_is_named(key: str, value: object, message: str) -> None:
         config_lib.check(config)
 
 
+def test_frozen_in_whole_and_in_part_is_refused() -> None:
+    config = config_lib.default_config()
+    config.model.image.frozen, config.model.image.trainable = True, "layer4"
+    with pytest.raises(ValueError, match="frozen=True with trainable='layer4': choose one"):
+        config_lib.check(config)
+
+
 def test_saved_config_comes_back(tmp_path: Path) -> None:
     config = config_lib.default_config()
     config.total_steps = 7
     config.evaluate.sets = ("a", "b")
+    config.model.text.allow_missing = ("head.*",)
+    config.model.text.trainable = "layer4|projection"
     with config.unlocked():
         config.model.image.overrides.width = 16
     path = tmp_path / "config.json"

@@ -1,16 +1,24 @@
 """The public model: images and texts of any form in, unit rows and probabilities out."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
+import optax
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 import otter_jax
-from otter_jax import encoder, sharding, train
+from otter_jax import checkpoints, encoder, export, reporting, sharding, step, train
+from otter_jax import config as config_lib
 from otter_jax.data import images as image_functions
 from otter_jax.models import dual_encoder
+from otter_jax.models.export import export_dual_encoder
+
+SMALL_BERT = Path(__file__).parent / "golden" / "towers" / "small_bert"
 
 
 @pytest.fixture
@@ -108,6 +116,103 @@ def test_loaded_model_is_the_trained_one(tiny_config: Callable, tmp_path: Path) 
     np.testing.assert_array_equal(model.encode_text(["a ring"]), again.encode_text(["a ring"]))
 
 
+def same_model(first: encoder.Encoder, second: encoder.Encoder) -> None:
+    jax.tree.map(np.testing.assert_array_equal, first.variables, second.variables)
+    # The batches may be of other sizes, and then the last digit differs.
+    images = photos(2)
+    np.testing.assert_allclose(first.encode_image(images), second.encode_image(images), atol=1e-6)
+    texts = ["a red ring", "a blue bar"]
+    np.testing.assert_allclose(first.encode_text(texts), second.encode_text(texts), atol=1e-6)
+
+
+def make_workdir(config: ConfigDict, workdir: Path) -> encoder.Encoder:
+    """What a run leaves behind after its first checkpoint."""
+    made = encoder.make_encoder(
+        config, *dual_encoder.split(encoder.build_module(config)), sharding.make_mesh()
+    )
+    workdir.mkdir(exist_ok=True)
+    reporting.write_json(workdir / "config.json", config_lib.as_dict(config))
+    encoder.keep_description(made, workdir)
+    state = step.initial_state(made.variables, optax.identity(), uses_teacher=False)
+    with checkpoints.Checkpoints(workdir / "checkpoints", create=True) as saved:
+        saved.save(state)
+    return made
+
+
+@pytest.fixture
+def pretrained_config(tiny_config: Callable, tokenizer_folder: Path, tmp_path: Path) -> ConfigDict:
+    """A config whose text tower, with its tokenizer, is read from a folder."""
+    folder = tmp_path / "bert"
+    shutil.copytree(SMALL_BERT, folder)
+    shutil.copytree(tokenizer_folder, folder, dirs_exist_ok=True)
+    config = tiny_config(**{"total_steps": 2, "model.text.pretrained": str(folder),
+                            "model.text.tokenizer": None})  # fmt: skip
+    with config.unlocked():
+        config.model.text.overrides = ConfigDict({"hidden_dropout_prob": 0.0})
+    return config
+
+
+def test_a_workdir_is_enough_on_another_machine(
+    pretrained_config: ConfigDict, tmp_path: Path
+) -> None:
+    wanted = make_workdir(pretrained_config, tmp_path / "run")
+    shutil.move(tmp_path / "run", tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "bert")  # Weights and tokenizer that training began with.
+    same_model(otter_jax.load(tmp_path / "elsewhere"), wanted)
+    assert wanted.model.bind(wanted.variables).text.config.hidden_size == 32
+
+
+def test_an_exported_folder_is_the_model(
+    pretrained_config: ConfigDict, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    wanted = make_workdir(pretrained_config, tmp_path / "run")
+    export.main([str(tmp_path / "run"), str(tmp_path / "out")])
+    assert "exported" in capsys.readouterr().out
+    for gone in ("run", "bert"):
+        shutil.rmtree(tmp_path / gone)
+    found = otter_jax.load(tmp_path / "out")
+    same_model(found, wanted)
+    assert (found.image_size, found.fit) == (wanted.image_size, wanted.fit)
+    labels = ["red", "blue"]
+    np.testing.assert_allclose(
+        found.classify(photos(1), labels), wanted.classify(photos(1), labels), atol=1e-5
+    )
+    found.save(tmp_path / "again")
+    same_model(otter_jax.load(tmp_path / "again"), wanted)
+    with pytest.raises(SystemExit, match=r"^otter_jax: .*again should be a new or an empty folder"):
+        export.main([str(tmp_path / "out"), str(tmp_path / "again")])
+
+
+def test_a_workdir_of_an_earlier_version_builds_from_its_config(
+    tiny_config: Callable, tmp_path: Path
+) -> None:
+    wanted = make_workdir(tiny_config(), tmp_path)
+    (tmp_path / encoder.MODEL_FILE).unlink()
+    shutil.rmtree(tmp_path / encoder.TOKENIZER_FOLDER)
+    same_model(otter_jax.load(tmp_path), wanted)
+
+
+def test_a_projection_comes_from_the_towers_file(tiny_config: Callable, tmp_path: Path) -> None:
+    module = encoder.build_module(tiny_config())
+    export_dual_encoder(module, tmp_path / "both")
+    changes = {f"model.{kind}.{key}": value for kind in ("image", "text") for key, value in (
+        ("pretrained", str(tmp_path / "both")), ("projection", "pretrained"))}  # fmt: skip
+    config = tiny_config(seed=5, **changes)
+    config.model.image.overrides = config.model.text.overrides = ConfigDict()
+    again = encoder.build_module(config)
+    for side in ("image_projection", "text_projection"):
+        kernels = [getattr(each, side).kernel[...] for each in (again, module)]
+        np.testing.assert_array_equal(*kernels)
+    config.model.embed_dim = 9
+    with pytest.raises(ValueError, match=r"leads to 8 numbers; set config\.model\.embed_dim=8"):
+        encoder.build_module(config)
+    config = tiny_config(**{"model.text.pretrained": str(SMALL_BERT),
+                            "model.text.projection": "pretrained"})  # fmt: skip
+    config.model.text.overrides = ConfigDict()
+    with pytest.raises(ValueError, match="small_bert holds a tower alone, without a projection"):
+        encoder.build_module(config)
+
+
 def test_loading_what_is_no_workdir(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="is not a workdir"):
         otter_jax.load(tmp_path)
@@ -117,4 +222,4 @@ def test_loading_what_is_no_workdir(tmp_path: Path) -> None:
 
 def test_tokenizer_is_needed(tiny_config: Callable) -> None:
     with pytest.raises(ValueError, match=r"model\.text\.tokenizer"):
-        encoder.make_tokenizer(tiny_config(**{"model.text.tokenizer": None}))
+        encoder.find_tokenizer(tiny_config(**{"model.text.tokenizer": None}))

@@ -6,12 +6,16 @@ the step, the losses, the sharding and the checkpoints handle plain pytrees only
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from otter_jax.models.layers import BatchNorm
+from otter_jax.models.projections import output_width
 
 INITIAL_LOG_SCALE = 3.9  # exp(3.9) = 49.4, for both scales (OTTER's released code).
 
@@ -26,34 +30,45 @@ class Variables(NamedTuple):
     batch_stats: Arrays
 
 
-class Mlp(nnx.Module):
-    """A projection with one hidden layer as wide as the tower, and GELU."""
+@dataclasses.dataclass(frozen=True)
+class Lock:
+    """What of a tower training leaves alone.
 
-    def __init__(self, width: int, embed_dim: int, *, rngs: nnx.Rngs):
-        """`width` features in, `embed_dim` out."""
-        self.hidden = nnx.Linear(width, width, rngs=rngs, precision="highest")
-        self.out = nnx.Linear(width, embed_dim, rngs=rngs, precision="highest")
+    Attributes:
+      frozen: the tower keeps its parameters and batch statistics and always runs in evaluation
+        mode, so that its features never change; its projection still learns.
+      trainable: regular expression; only parameters whose dotted path in the tower it occurs in
+        ("layers.3.attention.query.kernel") are trained, and those of the projection after the
+        tower only if it occurs in "projection.kernel" and the like. None trains all.
+      keep_batch_stats: batch norm works with its running statistics, and keeps them, in training
+        too. Otherwise they move even where no parameter of the tower is trained.
 
-    def __call__(self, features: jax.Array) -> jax.Array:
-        """[N, width] -> [N, embed_dim]."""
-        return self.out(nnx.gelu(self.hidden(features)))
+    Raises:
+      ValueError: if `frozen` and `trainable` are both given, or the pattern is no regular one.
+    """
 
+    frozen: bool = False
+    trainable: str | None = None
+    keep_batch_stats: bool = False
 
-class Identity(nnx.Module):
-    """No projection: the tower's features are the embedding."""
+    def __post_init__(self) -> None:
+        """Refuses what contradicts itself."""
+        if self.frozen and self.trainable is not None:
+            raise ValueError(
+                f"a tower is frozen, or trainable in part ({self.trainable!r}), but not both"
+            )
+        try:
+            re.compile(self.trainable or "")
+        except re.error as error:
+            raise ValueError(
+                f"trainable={self.trainable!r} is no regular expression: {error}"
+            ) from None
 
-    def __call__(self, features: jax.Array) -> jax.Array:
-        """Returns `features` as they are."""
-        return features
-
-
-def make_projection(kind: str, width: int, embed_dim: int, *, rngs: nnx.Rngs) -> nnx.Module:
-    """`linear` (with bias), `mlp`, or `auto`: none where the widths agree, else linear."""
-    if kind == "mlp":
-        return Mlp(width, embed_dim, rngs=rngs)
-    if kind == "auto" and width == embed_dim:
-        return Identity()
-    return nnx.Linear(width, embed_dim, rngs=rngs, precision="highest")
+    def trains(self, path: str) -> bool:
+        """Whether the parameter at a path ("projection.kernel" for the projection's) is trained."""
+        if self.frozen:
+            return path.startswith("projection.")
+        return self.trainable is None or re.search(self.trainable, path) is not None
 
 
 class DualEncoder(nnx.Module):
@@ -63,27 +78,37 @@ class DualEncoder(nnx.Module):
         self,
         image: nnx.Module,
         text: nnx.Module,
+        image_projection: nnx.Module,
+        text_projection: nnx.Module,
         *,
-        embed_dim: int,
-        image_projection: str = "linear",
-        text_projection: str = "linear",
-        freeze_image: bool = False,
-        freeze_text: bool = False,
-        rngs: nnx.Rngs,
+        image_lock: Lock = Lock(),
+        text_lock: Lock = Lock(),
     ):
-        """Fresh projections on top of towers that have `width` features each.
+        """Joins towers that have `width` features each and the projections behind them.
 
-        A frozen tower keeps its parameters and batch statistics and always runs in evaluation
-        mode; its projection still learns.
+        Raises:
+          ValueError: if the two sides' embeddings differ in size, or a lock's pattern occurs in no
+            parameter's path.
         """
-        self.freeze_image = freeze_image
-        self.freeze_text = freeze_text
-        self.image = image
-        self.text = text
-        self.image_projection = make_projection(image_projection, image.width, embed_dim, rngs=rngs)
-        self.text_projection = make_projection(text_projection, text.width, embed_dim, rngs=rngs)
+        self.image, self.text = image, text
+        self.image_projection, self.text_projection = image_projection, text_projection
+        self.image_lock, self.text_lock = image_lock, text_lock
         self.log_scale = nnx.Param(jnp.float32(INITIAL_LOG_SCALE))
         self.distillation_log_scale = nnx.Param(jnp.float32(INITIAL_LOG_SCALE))
+        widths = [
+            output_width(image_projection, image.width),
+            output_width(text_projection, text.width),
+        ]
+        if widths[0] != widths[1]:
+            raise ValueError(
+                f"the image side's embeddings have {widths[0]} numbers and the text side's "
+                f"{widths[1]}; projections must lead to the same"
+            )
+        self.embed_dim = widths[0]
+        for kind, lock in (("image", image_lock), ("text", text_lock)):
+            _refuse_idle_pattern(self, kind, lock)
+            if lock.keep_batch_stats:
+                _keep_batch_stats(getattr(self, kind))
 
     def image_features(
         self, images: jax.Array, *, train: bool = False, dropout_key: jax.Array | None = None
@@ -120,17 +145,49 @@ class DualEncoder(nnx.Module):
         image = batch.get("image_features")
         if image is None:
             image = self.image_features(
-                batch["image"], train=train and not self.freeze_image, dropout_key=keys[0]
+                batch["image"], train=train and not self.image_lock.frozen, dropout_key=keys[0]
             )
         text = batch.get("text_features")
         if text is None:
             text = self.text_features(
                 batch["tokens"],
                 batch["token_mask"],
-                train=train and not self.freeze_text,
+                train=train and not self.text_lock.frozen,
                 dropout_key=keys[1],
             )
         return self.image_projection(image), self.text_projection(text)
+
+
+def _lock_path(path: tuple) -> tuple[str, str] | None:
+    """Whose a parameter is, and its path for the lock: ("image", "projection.kernel")."""
+    kind, _, part = str(path[0]).partition("_")
+    if kind not in ("image", "text"):
+        return None
+    return kind, ".".join(map(str, ([part] if part else []) + list(path[1:])))
+
+
+def _is_trained(module: DualEncoder, path: tuple) -> bool:
+    owned = _lock_path(path)
+    return owned is None or getattr(module, f"{owned[0]}_lock").trains(owned[1])
+
+
+def _refuse_idle_pattern(module: DualEncoder, kind: str, lock: Lock) -> None:
+    if lock.trainable is None:
+        return
+    paths = nnx.to_flat_state(nnx.state(module, nnx.Param)).paths
+    names = [owned[1] for path in paths if (owned := _lock_path(path)) and owned[0] == kind]
+    if not any(map(lock.trains, names)):
+        some = ", ".join(names[:: max(1, len(names) // 6)])
+        raise ValueError(
+            f"the {kind} tower has no parameter with {lock.trainable!r} in its path; "
+            f"it has {len(names)}, among them: {some}"
+        )
+
+
+def _keep_batch_stats(tower: nnx.Module) -> None:
+    for _, layer in nnx.iter_modules(tower):
+        if isinstance(layer, BatchNorm):
+            layer.keep_statistics = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,10 +217,9 @@ class FunctionalModel:
 
 def split(module: DualEncoder) -> tuple[FunctionalModel, Variables]:
     """Takes a module apart: its definition, and its arrays by what becomes of them."""
-    frozen_towers = {"image": module.freeze_image, "text": module.freeze_text}
 
     def is_trained(path: tuple, value: Any) -> bool:
-        return isinstance(value, nnx.Param) and not frozen_towers.get(path[0], False)
+        return isinstance(value, nnx.Param) and _is_trained(module, path)
 
     definition, *states = nnx.split(module, is_trained, nnx.Param, nnx.BatchStat)
     return FunctionalModel(definition), Variables(*map(nnx.to_pure_dict, states))

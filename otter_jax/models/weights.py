@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from otter_jax.models.layers import Conv
+from otter_jax.models.layers import BatchNorm, Conv
+from otter_jax.models.transformer import PatchEmbedding
 
 Substitution = tuple[str, str]  # regular expression, replacement
 CheckpointArrays = Mapping[str, np.ndarray]
@@ -67,6 +68,15 @@ class _Entry:
         shape = self.variable.shape
         return shape if self.axes is None else tuple(shape[i] for i in np.argsort(self.axes))
 
+    def checkpoint_array(self) -> np.ndarray:
+        array = np.asarray(self.variable[...])
+        # In the order of its axes in memory too: safetensors writes what lies there.
+        return (
+            array
+            if self.axes is None
+            else np.ascontiguousarray(array.transpose(np.argsort(self.axes)))
+        )
+
     def assign(self, array: np.ndarray) -> None:
         array = array if self.axes is None else array.transpose(self.axes)
         self.variable.set_value(jnp.asarray(array, dtype=self.variable.dtype))
@@ -83,7 +93,14 @@ AXES: Mapping[type[nnx.Module], Mapping[str, tuple[str, tuple[int, ...] | None]]
         "mean": ("running_mean", None),
         "var": ("running_var", None),
     },
+    BatchNorm: {
+        "scale": ("weight", None),
+        "bias": ("bias", None),
+        "mean": ("running_mean", None),
+        "var": ("running_var", None),
+    },
     Conv: {"kernel": ("weight", (2, 3, 1, 0))},
+    PatchEmbedding: {"kernel": ("weight", (2, 3, 1, 0))},
 }
 
 
@@ -108,24 +125,51 @@ def load_weights(
         ValueError: names are missing or unexpected, or shapes differ; one table lists them all.
     """
     layout = recognise_layout(tower, arrays) or tower.checkpoint_layouts[0]
-    arrays = layout.respell(arrays)
-    entries = _entries(tower, layout)
     passed_over = (*layout.ignored, *allow_unexpected)
+    assign_arrays(tower, layout.respell(arrays), layout.names, allow_missing, passed_over)
+
+
+def assign_arrays(
+    module: nnx.Module,
+    arrays: CheckpointArrays,
+    names: Sequence[Substitution] = (),
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+) -> None:
+    """Set a module's parameters and batch statistics from arrays in PyTorch's order of axes.
+
+    Args:
+        module: any module, whose weights are named by its own paths after the substitutions.
+        arrays: by these names.
+        names: see `CheckpointLayout`.
+        allow_missing, allow_unexpected: as in `load_weights`.
+
+    Raises:
+        ValueError: as `load_weights`.
+    """
+    entries = _entries(module, names)
     problems = [
         (name, "missing", entry.checkpoint_shape)
         for name, entry in entries.items()
-        if name not in arrays and not _matches(name, allow_missing)
+        if name not in arrays and not matches(name, allow_missing)
     ]
     for name, array in arrays.items():
-        if name not in entries and not _matches(name, passed_over):
+        if name not in entries and not matches(name, allow_unexpected):
             problems.append((name, array.shape, "unexpected"))
         elif name in entries and array.shape != entries[name].checkpoint_shape:
             problems.append((name, array.shape, entries[name].checkpoint_shape))
     if problems:
-        raise ValueError(_problem_table(type(tower).__name__, problems))
+        raise ValueError(_problem_table(type(module).__name__, problems))
     for name, entry in entries.items():
         if name in arrays:
             entry.assign(arrays[name])
+
+
+def checkpoint_arrays(
+    module: nnx.Module, names: Sequence[Substitution] = ()
+) -> dict[str, np.ndarray]:
+    """Return a module's weights as a checkpoint has them: the inverse of `assign_arrays`."""
+    return {name: entry.checkpoint_array() for name, entry in _entries(module, names).items()}
 
 
 def recognise_layout(
@@ -135,15 +179,15 @@ def recognise_layout(
     return next((each for each in tower.checkpoint_layouts if each.recognises(arrays)), None)
 
 
-def _entries(tower: nnx.Module, layout: CheckpointLayout) -> dict[str, _Entry]:
-    modules = dict(nnx.iter_modules(tower))
+def _entries(module: nnx.Module, names: Sequence[Substitution]) -> dict[str, _Entry]:
+    modules = dict(nnx.iter_modules(module))
     entries = {}
-    for path, variable in nnx.to_flat_state(nnx.state(tower, (nnx.Param, nnx.BatchStat))):
+    for path, variable in nnx.to_flat_state(nnx.state(module, (nnx.Param, nnx.BatchStat))):
         *owner, leaf = path
         known = AXES.get(type(modules[tuple(owner)]), {})
         torch_leaf, axes = known.get(leaf, (leaf, None))
         name = ".".join(map(str, (*owner, torch_leaf)))
-        entries[_substitute(name, layout.names)] = _Entry(variable, axes)
+        entries[_substitute(name, names)] = _Entry(variable, axes)
     return entries
 
 
@@ -153,7 +197,8 @@ def _substitute(name: str, substitutions: Sequence[Substitution]) -> str:
     return name
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Return whether one of the patterns (with * and ?) is a name's."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 

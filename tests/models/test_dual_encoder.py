@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from otter_jax import encoder
+from otter_jax import encoder, step
 from otter_jax.models import dual_encoder
 
 
@@ -59,15 +59,128 @@ def test_training_mode_leaves_the_given_arrays_alone(tiny_config: Callable) -> N
     assert any(jax.tree.leaves(changed))
 
 
+def paths(arrays: dict) -> set[str]:
+    found, _ = jax.tree_util.tree_flatten_with_path(arrays)
+    return {jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in found}
+
+
+def test_a_pattern_divides_the_parameters(tiny_config: Callable) -> None:
+    everything = dual_encoder.split(encoder.build_module(tiny_config()))[1]
+    pattern = r"blocks\.1|^projection"
+    config = tiny_config(**{"model.image.trainable": pattern})
+    _, variables = dual_encoder.split(encoder.build_module(config))
+    trained, kept = paths(variables.params), paths(variables.frozen)
+    assert trained | kept == paths(everything.params) and not trained & kept
+    image = {name for name in trained if name.startswith("image")}
+    assert {"image_projection.kernel", "image_projection.bias"} < image
+    inside = {name for name in image if not name.startswith("image_projection")}
+    assert inside and all(name.startswith("image.blocks.1.") for name in inside)
+    assert kept and all(name.startswith("image.") for name in kept)  # Of the text side nothing.
+
+
+def test_without_the_word_projection_it_is_locked(tiny_config: Callable) -> None:
+    config = tiny_config(**{"model.image.trainable": "head", "model.text.trainable": "projection"})
+    _, variables = dual_encoder.split(encoder.build_module(config))
+    assert {"image_projection.kernel", "text.word_embeddings.embedding"} < paths(variables.frozen)
+    wanted = {"text_projection.kernel", "text_projection.bias"}
+    assert {name for name in paths(variables.params) if name.startswith("text")} == wanted
+
+
+def test_a_pattern_without_a_parameter_is_refused_with_some_names(tiny_config: Callable) -> None:
+    config = tiny_config(**{"model.text.trainable": "layer4"})
+    with pytest.raises(ValueError, match=r"text tower has no .*'layer4' in .*: .*embedding.*, "):
+        encoder.build_module(config)
+
+
+def test_locks_that_contradict_themselves_are_refused() -> None:
+    with pytest.raises(ValueError, match="frozen, or trainable in part"):
+        dual_encoder.Lock(frozen=True, trainable="head")
+    with pytest.raises(ValueError, match=r"trainable='\(' is no regular expression"):
+        dual_encoder.Lock(trainable="(")
+
+
+def test_sides_of_other_sizes_do_not_meet(tiny_config: Callable) -> None:
+    module = encoder.build_module(tiny_config())
+    text = nnx.Linear(16, 5, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="have 8 numbers and the text side's 5"):
+        dual_encoder.DualEncoder(module.image, module.text, module.image_projection, text)
+
+
 @pytest.mark.parametrize(
-    ("kind", "width", "kernels"),
-    [("linear", 8, 1), ("linear", 6, 1), ("auto", 8, 0), ("auto", 6, 1), ("mlp", 8, 2)],
+    ("settings", "moves"),
+    [
+        ({"trainable": "projection"}, True),  # As OTTER's released lock.
+        ({"trainable": "projection", "keep_batch_stats": True}, False),
+        ({"keep_batch_stats": True}, False),
+        ({"frozen": True}, False),
+    ],
 )
-def test_projections(kind: str, width: int, kernels: int) -> None:
-    projection = dual_encoder.make_projection(kind, width, 8, rngs=nnx.Rngs(0))
-    matrices = [x for x in jax.tree.leaves(nnx.state(projection, nnx.Param)) if x.ndim == 2]
-    assert len(matrices) == kernels
-    assert projection(jnp.ones((3, width))).shape == (3, 8)
+def test_batch_statistics_move_unless_kept(
+    tiny_config: Callable, settings: dict[str, object], moves: bool
+) -> None:
+    config = tiny_config(**{f"model.image.{key}": value for key, value in settings.items()})
+    model, variables = dual_encoder.split(encoder.build_module(config))
+    embed = jax.jit(model.embed, static_argnames="train")
+    (image, _), moved = embed(variables, batch_of(), train=True)
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), variables.batch_stats, moved)
+    assert all(jax.tree.leaves(same)) != moves
+    evaluated = embed(variables, batch_of(), train=False)[0][0]
+    if not moves:  # No stochastic depth without a key: the same numbers as in evaluation.
+        np.testing.assert_allclose(image, evaluated, rtol=1e-5, atol=1e-6)
+    else:
+        assert np.abs(np.asarray(image - evaluated)).max() > 1e-3
+
+
+def test_kept_statistics_do_not_stop_stochastic_depth(tiny_config: Callable) -> None:
+    config = tiny_config(**{"model.image.keep_batch_stats": True})
+    with config.unlocked():
+        config.model.image.overrides.stochastic_depth_rate = 0.9
+        config.model.image.overrides.num_stages = 3
+    model, variables = dual_encoder.split(encoder.build_module(config))
+    run = jax.jit(lambda key: model.embed(variables, batch_of(), train=True, dropout_key=key)[0][0])
+    embed = [run(jax.random.key(seed)) for seed in (0, 1)]
+    assert np.abs(np.asarray(embed[0] - embed[1])).max() > 1e-4
+
+
+def test_locked_parameters_have_neither_gradient_nor_optimizer_state(tiny_config: Callable) -> None:
+    config = tiny_config(**{"model.image.trainable": "projection", "optimizer.name": "adamw"})
+    model, variables = dual_encoder.split(encoder.build_module(config))
+    optimizer = step.make_optimizer(config, step.make_schedule(config, 6))
+    moments = optimizer.init(variables.params)
+    sizes = sum(leaf.size for leaf in jax.tree.leaves(moments) if leaf.ndim)
+    assert sizes == 2 * dual_encoder.count(jax.tree.map(
+        lambda x: x if x.ndim else jnp.zeros((0,)), variables.params))  # fmt: skip
+
+    @jax.jit
+    @jax.grad
+    def gradient(params: dict) -> jax.Array:
+        return model.embed(variables._replace(params=params), batch_of())[0][0].sum()
+
+    gradients = gradient(variables.params)
+    assert "image" not in gradients and np.any(gradients["image_projection"]["kernel"])
+
+
+def test_half_precision_towers_keep_float32_parameters(tiny_config: Callable) -> None:
+    config = tiny_config(**{"model.dtype": "bfloat16"})
+    module = encoder.build_module(config)
+    _, variables = dual_encoder.split(module)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    output = module.text(batch_of()["tokens"], batch_of()["token_mask"])
+    assert output.sequence.dtype == jnp.bfloat16 and output.pooled.dtype == jnp.float32
+
+
+def test_rematerialisation_changes_no_number(tiny_config: Callable) -> None:
+    gradients = []
+    for remat in (False, True):
+        config = tiny_config(**{"model.text.remat": remat})
+        model, variables = dual_encoder.split(encoder.build_module(config))
+        assert model.bind(variables).text.config.remat is remat
+
+        def loss(params: dict, model: object = model, variables: object = variables) -> jax.Array:
+            return (model.embed(variables._replace(params=params), batch_of())[0][1] ** 2).sum()
+
+        gradients.append(jax.jit(jax.grad(loss))(variables.params)["text"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *gradients)
 
 
 def test_count() -> None:

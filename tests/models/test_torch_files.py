@@ -67,6 +67,11 @@ class ForgingPickler(pickle._Pickler):
             self.save(Name(value.module, value.name))
             self.save(value.arguments)
             self.write(pickle.REDUCE)
+        elif isinstance(value, Object):
+            self.save(Name(value.module, value.name))
+            self.write(pickle.EMPTY_TUPLE + pickle.NEWOBJ)
+            self.save(value.state)
+            self.write(pickle.BUILD)
         else:
             super().save(value, save_persistent_id)
 
@@ -162,6 +167,15 @@ def test_any_view_inside_its_storage_is_what_numpy_strides_give(
         np.testing.assert_array_equal(read_torch_file(path), values[index])
 
 
+@dataclass
+class Object:
+    """Pickles as an instance of a class, made without a call and given a state."""
+
+    module: str
+    name: str
+    state: Any
+
+
 FORBIDDEN = [
     ("os.system", Call("os", "system", ("exit 1",))),
     ("posix.system", Call("posix", "system", ("exit 1",))),
@@ -173,6 +187,10 @@ FORBIDDEN = [
     ("subprocess.run", tensor(Call("subprocess", "run", ("true",)), (1,), (1,))),
     ("os.system", OrderedDict(a=tensor(Storage("0", 1), (1,), (1,)), b=Name("os", "system"))),
     ("models.Net", Call("models", "Net")),
+    ("models.Net", Object("models", "Net", {"weight": 1})),
+    ("os.system", Object("__torch__", "Net", {"a": [Call("os", "system", ("exit 1",))]})),
+    ("os.system", Call("torch.jit._pickle", "build_intlist", (Name("os", "system"),))),
+    ("torchx.Net", Object("torchx", "Net", {})),
 ]
 
 
@@ -283,6 +301,114 @@ def test_foreign_pickles_and_missing_files_are_refused(tmp_path: Path):
         read_torch_file(path)
     with pytest.raises(FileNotFoundError, match=r"absent\.pth is no file"):
         read_torch_file(tmp_path / "absent.pth")
+
+
+def test_torchscript_archives_are_read_as_names_with_tensors(tmp_path: Path):
+    row = tensor(Storage("0", 6), (3,), (1,), 3)
+    layer = Object("__torch__.torch.nn.modules.linear.___torch_mangle_1", "Linear", {"weight": row})
+    sizes = Call("torch.jit._pickle", "build_intlist", ([1, 2],))
+    state = {"training": False, "sizes": sizes, "scale": row, "blocks": Object(
+        "__torch__", "ModuleList", {"0": layer, "1": layer})}  # fmt: skip
+    path = tmp_path / "script.pt"
+    write_zip(path, Object("__torch__", "Net", state), {"0": np.arange(6, dtype="<f4").tobytes()})
+    with zipfile.ZipFile(path, "a") as archive:  # As torch does; never read.
+        code = "import os; os.system('exit 1')"
+        archive.writestr("archive/code/__torch__.py", code, zipfile.ZIP_DEFLATED)
+        archive.writestr("archive/constants.pkl", b"not even a pickle")
+    arrays = read_torch_file(path)
+    assert list(arrays) == ["scale", "blocks.0.weight", "blocks.1.weight"]
+    for array in arrays.values():
+        np.testing.assert_array_equal(array, [3, 4, 5])
+
+
+@pytest.mark.parametrize("state", [[("a", 1)], (None, {"__class__": 1}), "text"])
+def test_objects_with_a_strange_state_are_refused(tmp_path: Path, state: Any):
+    path = write_zip(tmp_path / "w.pth", Object("__torch__", "Net", state), {})
+    with pytest.raises(ValueError, match="the attributes of an object are no dictionary"):
+        read_torch_file(path)
+
+
+def test_a_class_of_the_reader_cannot_be_changed(tmp_path: Path):
+    for name in (Name("__torch__", "Net"), Name("argparse", "Namespace")):
+        stream = io.BytesIO()
+        pickler = ForgingPickler(stream, protocol=2)
+        pickler.write(pickle.PROTO + b"\x02")
+        pickler.save(name)
+        pickler.save((None, {"update": None, "__setstate__": None}))
+        pickler.write(pickle.BUILD + pickle.STOP)
+        with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
+            archive.writestr("archive/data.pkl", stream.getvalue())
+        with pytest.raises(ValueError, match=r"w\.pth is damaged"):
+            read_torch_file(tmp_path / "w.pth")
+    state = {"a": tensor(Storage("0", 1), (1,), (1,))}
+    write_zip(tmp_path / "w.pth", Object("__torch__", "Net", state), {"0": bytes(4)})
+    assert list(read_torch_file(tmp_path / "w.pth")) == ["a"]
+
+
+def test_arguments_of_a_training_script_are_plain_values(tmp_path: Path):
+    value = {"args": Object("argparse", "Namespace", {"lr": 0.1}), "model": {}}
+    assert read_torch_file(write_zip(tmp_path / "w.pth", value, {})) == {
+        "args": {"lr": 0.1},
+        "model": {},
+    }
+
+
+def test_only_what_is_selected_is_read(tmp_path: Path):
+    missing = tensor(Storage("9", 4), (4,), (1,))  # Its storage is not in the file.
+    weight = tensor(Storage("0", 2), (2,), (1,))
+    path = write_zip(tmp_path / "w.pth", {"model": {"w": weight}, "rest": missing}, {"0": bytes(8)})
+    assert list(read_torch_file(path, select=lambda content: content["model"])) == ["w"]
+    with pytest.raises(ValueError, match="storage '9' should have 16 bytes, nothing found"):
+        read_torch_file(path)
+
+
+def test_names_that_leave_the_archive_reach_nothing(tmp_path: Path):
+    (tmp_path / "inside").mkdir()
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(8))
+    for key in ("../../../secret", str(secret)):
+        view = tensor(Storage(key, 2), (2,), (1,))
+        path = write_zip(tmp_path / "inside" / "w.pth", {"w": view}, {})
+        with pytest.raises(ValueError, match="should have 8 bytes, nothing found"):
+            read_torch_file(path)
+    view = tensor(Storage("../../evil", 2), (2,), (1,))
+    path = write_zip(tmp_path / "inside" / "w.pth", {"w": view}, {"../../evil": bytes(8)})
+    read_torch_file(path)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["inside", "secret", "w.pth"]
+
+
+def test_sizes_that_claim_too_much_are_refused(tmp_path: Path):
+    view = tensor(Storage("0", 2**40), (2**40,), (1,))
+    path = write_zip(tmp_path / "w.pth", {"w": view}, {"0": bytes(8)})
+    with pytest.raises(ValueError, match=f"should have {2**42} bytes, 8 bytes found"):
+        read_torch_file(path)
+    views = [tensor(Storage("0", 2**18), (2**18,), (1,)) for _ in range(20)]
+    path = write_zip(tmp_path / "w.pth", views, {"0": bytes(2**20)})
+    with pytest.raises(ValueError, match="its tensors claim many times its own size"):
+        read_torch_file(path)
+
+
+def test_containers_named_again_and_again_are_made_once(tmp_path: Path):
+    nested: list[Any] = [1.0]
+    for _ in range(60):  # 2 ** 60 numbers, were each mention a copy.
+        nested = [nested, nested]
+    assert len(read_torch_file(write_zip(tmp_path / "w.pth", nested, {}))) == 2
+    nested = []
+    nested.append(nested)
+    with pytest.raises(ValueError, match="is damaged"):
+        read_torch_file(write_zip(tmp_path / "w.pth", nested, {}))
+
+
+@pytest.mark.oracle
+def test_reads_what_live_torchscript_writes(tmp_path: Path):
+    torch = pytest.importorskip("torch")
+    layers = (torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Sequential())
+    network = torch.nn.Sequential(*layers, torch.nn.Linear(2, 2)).eval().half()
+    torch.jit.script(network).save(tmp_path / "w.pt")
+    arrays = read_torch_file(tmp_path / "w.pt")
+    assert arrays.keys() == network.state_dict().keys()
+    for name, value in network.state_dict().items():
+        np.testing.assert_array_equal(arrays[name], value.numpy())
 
 
 @pytest.mark.oracle

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from otter_jax.models.layers import Conv
-from otter_jax.models.weights import CheckpointLayout, load_weights
+from otter_jax.models.weights import CheckpointLayout, checkpoint_arrays, load_weights
 
 
 class Tower(nnx.Module):
@@ -127,3 +127,12 @@ def test_what_is_allowed_to_differ_may(tower: Tower, arrays: dict[str, np.ndarra
     arrays["net.words.weight"] = np.zeros((6, 2))
     with pytest.raises(ValueError, match=r"net\.words\.weight +\(6, 2\) +\(5, 2\)"):
         load_weights(tower, arrays, allow_missing=["*"], allow_unexpected=["*"])
+
+
+def test_weights_are_given_back_under_the_same_names(tower: Tower, arrays: dict[str, np.ndarray]):
+    load_weights(tower, arrays)
+    found = checkpoint_arrays(tower, Tower.checkpoint_layouts[0].names)
+    assert found.keys() == arrays.keys()
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, arrays[name], err_msg=name)
+        assert array.flags.c_contiguous

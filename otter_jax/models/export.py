@@ -1,0 +1,360 @@
+"""Writes towers and dual encoders as folders that other programs, and this one, read.
+
+Where Hugging Face's transformers has the architecture, the folder is of its kind: `AutoModel` loads
+it and gives the same numbers. That holds for the BERT family, ViT, ResNet, CLIP's two transformers,
+and a dual encoder made of the latter (`CLIPModel`). Any other model becomes a folder of this
+package's kind, `model_type` "otter_jax", its weights under the names that its towers have in
+PyTorch. `from_pretrained` reads both.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save_file
+
+from otter_jax.models import bert, bert_layouts, clip_text, resnet, vit
+from otter_jax.models.blueprint import describe, describe_tower
+from otter_jax.models.checkpoint_files import OWN_KEY, read_json
+from otter_jax.models.dual_encoder import DualEncoder
+from otter_jax.models.pretrained import from_pretrained
+from otter_jax.models.projections import kind_of
+from otter_jax.models.weights import CheckpointLayout, checkpoint_arrays
+
+MODEL_TYPE = "otter_jax"
+DATA_KEY = "data"
+
+HEADS = ("cls.", "lm_head.", "vocab_")  # Of the BERT family's masked language models.
+
+Arrays = dict[str, np.ndarray]
+Fields = dict[str, Any]
+
+
+class HuggingFaceForm(NamedTuple):
+    """A tower as transformers has it."""
+
+    architecture: str
+    fields: Fields  # Of config.json.
+    layout: CheckpointLayout
+    prefix: str = ""  # Of the names in a file of the tower alone, but for a head's.
+    leading_axes: Mapping[str, int] = {}  # Which arrays have axes of size 1 in front.
+
+    def arrays(self, tower: nnx.Module) -> Arrays:
+        """The tower's weights under Hugging Face's names, without the prefix."""
+        arrays = checkpoint_arrays(tower, self.layout.names)
+        for name, count in self.leading_axes.items():
+            arrays[name] = arrays[name].reshape((1,) * count + arrays[name].shape)
+        return arrays
+
+    def prefixed_arrays(self, tower: nnx.Module) -> Arrays:
+        """The tower's weights as a file of the tower alone names them."""
+        return {
+            name if name.startswith(HEADS) else f"{self.prefix}{name}": array
+            for name, array in self.arrays(tower).items()
+        }
+
+
+def export_tower(tower: nnx.Module, folder: str | Path) -> None:
+    """Write a tower as config.json, model.safetensors and, of an image tower, its normalisation.
+
+    Args:
+        tower: of any class in `pretrained.IMAGE_TOWERS` or `TEXT_TOWERS`.
+        folder: empty or new.
+
+    Raises:
+        ValueError: there is something in the folder.
+    """
+    folder = _make_folder(folder)
+    form = hugging_face_form(tower)
+    if form is None:
+        fields = {"model_type": MODEL_TYPE, OWN_KEY: describe_tower(tower)}
+        arrays = _own_arrays(tower)
+    else:
+        fields = {**form.fields, "architectures": [form.architecture]}
+        arrays = form.prefixed_arrays(tower)
+    _write(folder, fields, arrays)
+    if hasattr(tower, "mean"):
+        _write_json(folder / "preprocessor_config.json", _pixels(tower))
+    if isinstance(tower, bert.Bert):
+        _write_pooling(folder, tower)
+
+
+def export_dual_encoder(
+    module: DualEncoder, folder: str | Path, data: Mapping[str, Any] | None = None
+) -> None:
+    """Write a dual encoder as config.json, model.safetensors and preprocessor_config.json.
+
+    Args:
+        module: the model.
+        folder: empty or new.
+        data: what else `load_dual_encoder` should give back, of JSON's types.
+
+    Raises:
+        ValueError: there is something in the folder.
+    """
+    folder = _make_folder(folder)
+    fields, arrays = _clip(module) or _own(module)
+    own = describe(module) | {DATA_KEY: dict(data or {})}
+    own["distillation_log_scale"] = float(module.distillation_log_scale[...])
+    _write(folder, fields | {OWN_KEY: own}, arrays)
+    size = (data or {}).get("image_size")
+    _write_json(folder / "preprocessor_config.json", _pixels(module.image, size))
+
+
+def is_exported(folder: Path) -> bool:
+    """Return whether `export_dual_encoder` has written a folder."""
+    path = folder / "config.json"
+    return path.is_file() and "image" in read_json(path).get(OWN_KEY, {})
+
+
+def load_dual_encoder(folder: str | Path) -> tuple[DualEncoder, Fields]:
+    """Return the model of a folder of `export_dual_encoder`, and the data written with it.
+
+    Raises:
+        FileNotFoundError: the folder has no weights.
+        ValueError: it is damaged or of another kind.
+    """
+    module = from_pretrained(folder)
+    own = read_json(Path(folder) / "config.json").get(OWN_KEY, {})
+    if not isinstance(module, DualEncoder) or DATA_KEY not in own:
+        raise ValueError(f"{folder} holds no exported image-text model")
+    module.distillation_log_scale.set_value(jnp.float32(own["distillation_log_scale"]))
+    return module, own[DATA_KEY]
+
+
+def hugging_face_form(tower: nnx.Module) -> HuggingFaceForm | None:
+    """Return what a tower is in transformers, None if it has no such architecture."""
+    make = _FORMS.get(type(tower))
+    return make(tower.config) if make else None
+
+
+def _clip(module: DualEncoder) -> tuple[Fields, Arrays] | None:
+    """A whole CLIP as transformers has it, None if the model is no CLIP."""
+    forms = [hugging_face_form(tower) for tower in (module.image, module.text)]
+    kinds = {kind_of(module.image_projection), kind_of(module.text_projection)}
+    architectures = [form.architecture for form in forms if form]
+    if architectures != ["CLIPVisionModel", "CLIPTextModel"] or kinds != {"linear_no_bias"}:
+        return None
+    image, text = forms
+    fields = {
+        "model_type": "clip",
+        "architectures": ["CLIPModel"],
+        "projection_dim": module.embed_dim,
+        "vision_config": image.fields,
+        "text_config": text.fields,
+    }
+    arrays = {
+        **image.prefixed_arrays(module.image),
+        **text.prefixed_arrays(module.text),
+        **_prefixed("visual_projection.", checkpoint_arrays(module.image_projection)),
+        **_prefixed("text_projection.", checkpoint_arrays(module.text_projection)),
+        "logit_scale": np.asarray(module.log_scale[...]),
+    }
+    return fields, arrays
+
+
+def _own(module: DualEncoder) -> tuple[Fields, Arrays]:
+    """Any dual encoder, under this package's names."""
+    arrays = {
+        **_prefixed("image.", _own_arrays(module.image)),
+        **_prefixed("text.", _own_arrays(module.text)),
+        **_prefixed("image_projection.", checkpoint_arrays(module.image_projection)),
+        **_prefixed("text_projection.", checkpoint_arrays(module.text_projection)),
+        "log_scale": np.asarray(module.log_scale[...]),
+    }
+    return {"model_type": MODEL_TYPE}, arrays
+
+
+def _own_arrays(tower: nnx.Module) -> Arrays:
+    form = hugging_face_form(tower)
+    return (
+        form.arrays(tower) if form else checkpoint_arrays(tower, tower.checkpoint_layouts[0].names)
+    )
+
+
+def _prefixed(prefix: str, arrays: Mapping[str, np.ndarray]) -> Arrays:
+    return {f"{prefix}{name}": array for name, array in arrays.items()}
+
+
+# The fields that a configuration here shares with Hugging Face's by name.
+_BERT_FIELDS = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+    *("intermediate_size", "max_position_embeddings", "hidden_act", "layer_norm_eps"),
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "pad_token_id"),
+    "tie_word_embeddings",
+)
+_TRANSFORMER_FIELDS = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+    *("hidden_act", "layer_norm_eps"),
+)
+
+
+def _pick(config: Any, names: tuple[str, ...]) -> Fields:
+    return {name: getattr(config, name) for name in names}
+
+
+def _bert(config: bert.BertConfig) -> HuggingFaceForm | None:
+    if config.positions_after_padding:  # Read from a lone file of a RoBERTa.
+        return _roberta(config)
+    if not config.type_vocab_size:
+        return None
+    fields = {"model_type": "bert", "type_vocab_size": config.type_vocab_size}
+    return _bert_like("Bert", fields | _pick(config, _BERT_FIELDS), config, "bert.")
+
+
+def _roberta(config: bert.BertConfig) -> HuggingFaceForm | None:
+    if not config.type_vocab_size:
+        return None
+    fields = {"model_type": "roberta", "type_vocab_size": config.type_vocab_size}
+    return _bert_like("Roberta", fields | _pick(config, _BERT_FIELDS), config, "roberta.")
+
+
+def _mpnet(config: bert.BertConfig) -> HuggingFaceForm | None:
+    if _differs(config, bert_layouts.MPNET_CONSTANTS):
+        return None
+    buckets = {"relative_attention_num_buckets": config.relative_attention_num_buckets}
+    fields = {"model_type": "mpnet"} | _pick(config, _BERT_FIELDS) | buckets
+    return _bert_like("MPNet", fields, config, "mpnet.")
+
+
+def _distilbert(config: bert.BertConfig) -> HuggingFaceForm | None:
+    if _differs(config, bert_layouts.DISTILBERT_CONSTANTS):
+        return None
+    theirs = {ours: name for name, ours in bert_layouts.DISTILBERT_FIELDS.items()}
+    fields = {theirs.get(name, name): value for name, value in _pick(config, _BERT_FIELDS).items()}
+    return _bert_like("DistilBert", {"model_type": "distilbert"} | fields, config, "distilbert.")
+
+
+def _differs(config: Any, constants: Mapping[str, Any]) -> bool:
+    """Whether a configuration has other values than transformers' code takes for granted."""
+    return any(getattr(config, name) != value for name, value in constants.items())
+
+
+def _bert_like(name: str, fields: Fields, config: bert.BertConfig, prefix: str) -> HuggingFaceForm:
+    layout = {
+        "Bert": bert_layouts.BERT_LAYOUT,
+        "Roberta": bert_layouts.ROBERTA_LAYOUT,
+        "MPNet": bert_layouts.MPNET_LAYOUT,
+        "DistilBert": bert_layouts.DISTILBERT_LAYOUT,
+    }[name]
+    if config.mlm_head:
+        return HuggingFaceForm(f"{name}ForMaskedLM", fields, layout, prefix)
+    return HuggingFaceForm(f"{name}Model", fields, layout)
+
+
+def _vit(config: vit.ViTConfig) -> HuggingFaceForm | None:
+    fields = _pick(config, (*_TRANSFORMER_FIELDS, "image_size", "patch_size"))
+    dropout = {"attention_dropout": config.attention_probs_dropout_prob}
+    form = (config.pre_norm, config.patch_bias)
+    if form == (True, False) and config.qkv_bias:
+        fields |= {"model_type": "clip_vision_model"} | dropout
+        layout, prefix = vit.HUGGING_FACE_CLIP_LAYOUT, "vision_model."
+        return HuggingFaceForm("CLIPVisionModel", fields, layout, prefix)
+    if form == (False, True):
+        fields |= _pick(
+            config, ("qkv_bias", "hidden_dropout_prob", "attention_probs_dropout_prob")
+        ) | {"model_type": "vit"}
+        axes = {"embeddings.cls_token": 2, "embeddings.position_embeddings": 1}
+        return HuggingFaceForm("ViTModel", fields, vit.HUGGING_FACE_LAYOUT, leading_axes=axes)
+    return None
+
+
+def _clip_text(config: clip_text.ClipTextConfig) -> HuggingFaceForm:
+    fields = _pick(config, (*_TRANSFORMER_FIELDS, "vocab_size", "max_position_embeddings"))
+    eos = config.eos_token_id
+    fields |= {
+        "model_type": "clip_text_model",
+        "attention_dropout": config.attention_probs_dropout_prob,
+        # transformers takes this id for "the highest id of each text".
+        "eos_token_id": clip_text.WRONG_EOS_TOKEN_ID if eos is None else eos,
+    }
+    layout = clip_text.HUGGING_FACE_LAYOUT
+    return HuggingFaceForm("CLIPTextModel", fields, layout, "text_model.")
+
+
+def _resnet(config: resnet.ResNetConfig) -> HuggingFaceForm | None:
+    if config.batch_norm_epsilon != 1e-5:  # It has no other.
+        return None
+    fields = {
+        "model_type": "resnet",
+        "embedding_size": config.stem_width,
+        "hidden_sizes": list(config.stage_widths),
+        "depths": list(config.depths),
+        "layer_type": config.block,
+        "downsample_in_first_stage": config.downsample_in_first_stage,
+        "downsample_in_bottleneck": config.downsample_in_bottleneck,
+    }
+    return HuggingFaceForm("ResNetModel", fields, resnet.HUGGING_FACE_LAYOUT)
+
+
+_FORMS: Mapping[type[nnx.Module], Callable[[Any], HuggingFaceForm | None]] = {
+    bert.Bert: _bert,
+    bert.Roberta: _roberta,
+    bert.DistilBert: _distilbert,
+    bert.MPNet: _mpnet,
+    vit.ViT: _vit,
+    clip_text.ClipText: _clip_text,
+    resnet.ResNet: _resnet,
+}
+
+
+def _make_folder(folder: str | Path) -> Path:
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} should be a new or an empty folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _write(folder: Path, fields: Mapping[str, Any], arrays: Arrays) -> None:
+    _write_json(folder / "config.json", fields)
+    # transformers asks which library's order of axes this is.
+    save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _pixels(tower: nnx.Module, image_size: int | None = None) -> Fields:
+    """What Hugging Face's image processors should do to an image."""
+    fields = {
+        "image_processor_type": "CLIPImageProcessor",
+        "image_mean": list(tower.mean),
+        "image_std": list(tower.std),
+    }
+    if image_size is not None:
+        fields |= {
+            "size": {"shortest_edge": image_size},
+            "crop_size": {"height": image_size, "width": image_size},
+        }
+    return fields
+
+
+def _write_pooling(folder: Path, tower: bert.Bert) -> None:
+    """Say how a sentence's features are made, as sentence-transformers does."""
+    _write_json(
+        folder / "modules.json",
+        [
+            {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+            {
+                "idx": 1,
+                "name": "1",
+                "path": "1_Pooling",
+                "type": "sentence_transformers.models.Pooling",
+            },
+        ],
+    )
+    (folder / "1_Pooling").mkdir()
+    _write_json(
+        folder / "1_Pooling" / "config.json",
+        {
+            "word_embedding_dimension": tower.width,
+            "pooling_mode_cls_token": tower.config.pooling == "cls",
+            "pooling_mode_mean_tokens": tower.config.pooling == "mean",
+        },
+    )
