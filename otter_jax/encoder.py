@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
 
-from otter_jax import sharding
+from otter_jax import objectives, sharding
 from otter_jax.data import images as image_functions
 from otter_jax.data.texts import Tokenizer
 from otter_jax.models import blueprint, dual_encoder, export, pretrained
@@ -26,7 +26,6 @@ from otter_jax.models.dual_encoder import FunctionalModel, Variables
 from otter_jax.models.hub import TOKENIZER_FILES, find_pretrained
 from otter_jax.models.projections import make_projection, output_width
 from otter_jax.models.two_towers import KINDS, Kind
-from otter_jax.objectives import normalize
 from otter_jax.reporting import read_json, write_json
 from otter_jax.step import named_key
 
@@ -38,11 +37,13 @@ def build_module(config: ConfigDict) -> dual_encoder.DualEncoder:
     """The network of a config: towers with their pretrained weights, projections, locks."""
     projections = _rngs(config, "projections")
     image, text = (_build_side(config, kind, projections) for kind in KINDS)
-    locks = _locks(config)
+    locks, options = _locks(config), objectives.make_options(**config.objective)
     return dual_encoder.DualEncoder(
         *(image.tower, text.tower, image.projection, text.projection),
         image_lock=locks["image"],
         text_lock=locks["text"],
+        initial_scale=options.initial_scale,
+        initial_bias=options.initial_bias,
     )
 
 
@@ -71,6 +72,7 @@ def _build_side(config: ConfigDict, kind: Kind, projections: nnx.Rngs) -> pretra
         rngs=_rngs(config, f"{kind} tower"),
         dtype=np.dtype(config.model.dtype),
         allow_missing=settings.allow_missing,
+        where_known={"image_size": config.data.image_size},
         **({"remat": True} if settings.remat else {}),
         **settings.overrides,
     )
@@ -119,8 +121,8 @@ def compiled(model: FunctionalModel, mesh: Mesh) -> Compiled:
     return Compiled(
         image_features=jit(lambda module, images: module.image_features(images)),
         text_features=jit(lambda module, *tokens: module.text_features(*tokens)),
-        project_image=jit(lambda module, x: normalize(module.image_projection(x))),
-        project_text=jit(lambda module, x: normalize(module.text_projection(x))),
+        project_image=jit(lambda module, x: objectives.normalize(module.image_projection(x))),
+        project_text=jit(lambda module, x: objectives.normalize(module.text_projection(x))),
     )
 
 

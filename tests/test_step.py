@@ -35,9 +35,13 @@ def batch_of(rows: int = 16) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.parametrize("name", list(objectives.OBJECTIVES))
-def test_eight_devices_equal_one(tiny_config: Callable, name: str) -> None:
-    config = tiny_config(**{"objective.name": name, "optimizer.learning_rate": 0.1})
+@pytest.mark.parametrize(
+    ("name", "tile"), [*((name, None) for name in objectives.OBJECTIVES), ("otter", 3)]
+)
+def test_eight_devices_equal_one(tiny_config: Callable, name: str, tile: int | None) -> None:
+    config = tiny_config(
+        **{"objective.name": name, "objective.tile": tile, "optimizer.learning_rate": 0.1}
+    )
     outcomes = []
     for devices in (1, 8):
         mesh = mesh_of(devices)
@@ -52,6 +56,14 @@ def test_eight_devices_equal_one(tiny_config: Callable, name: str) -> None:
         variables,
         other_variables,
     )
+
+
+def test_the_sigmoid_loss_learns_its_bias(tiny_config: Callable) -> None:
+    train_step, state = build(tiny_config(**{"objective.name": "sigmoid"}), mesh_of(1))
+    assert float(state.variables.params["logit_bias"]) == -10.0
+    np.testing.assert_allclose(np.exp(state.variables.params["log_scale"]), 10.0, rtol=1e-6)
+    state, metrics = train_step(state, sharding.put_batch(mesh_of(1), batch_of()))
+    assert float(metrics["bias"]) == -10.0 < float(state.variables.params["logit_bias"])
 
 
 def test_frozen_towers_stay_as_they_are(tiny_config: Callable) -> None:

@@ -32,7 +32,7 @@ def describe(module: DualEncoder) -> Blueprint:
         | {"projection": kind_of(getattr(module, f"{kind}_projection"))}
         for kind in KINDS
     }
-    return {"embed_dim": module.embed_dim} | sides
+    return {"embed_dim": module.embed_dim, "has_bias": hasattr(module, "logit_bias")} | sides
 
 
 def build(
@@ -71,6 +71,7 @@ def build(
             projections["text"],
             image_lock=locks["image"],
             text_lock=locks["text"],
+            initial_bias=0.0 if blueprint["has_bias"] else None,
         )
 
     try:

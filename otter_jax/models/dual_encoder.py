@@ -6,6 +6,7 @@ the step, the losses, the sharding and the checkpoints handle plain pytrees only
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from flax import nnx
 from otter_jax.models.layers import BatchNorm
 from otter_jax.models.projections import output_width
 
-INITIAL_LOG_SCALE = 3.9  # exp(3.9) = 49.4, for both scales (OTTER's released code).
+INITIAL_SCALE = math.exp(3.9)  # 49.4 (OTTER's released code).
 
 Arrays = dict[Any, Any]  # Nested dict of arrays.
 
@@ -83,8 +84,13 @@ class DualEncoder(nnx.Module):
         *,
         image_lock: Lock = Lock(),
         text_lock: Lock = Lock(),
+        initial_scale: float = INITIAL_SCALE,
+        initial_bias: float | None = None,
     ):
         """Joins towers that have `width` features each and the projections behind them.
+
+        Both learnable scales (1 / temperature) start at `initial_scale`; with an `initial_bias`
+        there is a learnable bias of the logits too, as the sigmoid loss needs it.
 
         Raises:
           ValueError: if the two sides' embeddings differ in size, or a lock's pattern occurs in no
@@ -93,8 +99,10 @@ class DualEncoder(nnx.Module):
         self.image, self.text = image, text
         self.image_projection, self.text_projection = image_projection, text_projection
         self.image_lock, self.text_lock = image_lock, text_lock
-        self.log_scale = nnx.Param(jnp.float32(INITIAL_LOG_SCALE))
-        self.distillation_log_scale = nnx.Param(jnp.float32(INITIAL_LOG_SCALE))
+        self.log_scale = nnx.Param(jnp.float32(math.log(initial_scale)))
+        self.distillation_log_scale = nnx.Param(jnp.float32(math.log(initial_scale)))
+        if initial_bias is not None:
+            self.logit_bias = nnx.Param(jnp.float32(initial_bias))
         widths = [
             output_width(image_projection, image.width),
             output_width(text_projection, text.width),

@@ -97,14 +97,20 @@ def create_tower(
     rngs: nnx.Rngs,
     dtype: DTypeLike = jnp.float32,
     allow_missing: Sequence[str] = (),
+    where_known: Mapping[str, Any] | None = None,
     **overrides: Any,
 ) -> ProjectedTower:
-    """Return a tower of a kind with its pretrained projection; the rest as `create_image_tower`."""
+    """Return a tower of a kind with its pretrained projection; the rest as `create_image_tower`.
+
+    `where_known` are overrides for towers whose configuration has them.
+    """
     registry = _registry(kind)
     if name not in registry:
         known = ", ".join(sorted(registry))
         raise ValueError(f"there is no {kind} tower {name!r}; there are: {known}")
     wanted = registry[name]
+    known = _setting_names(wanted.tower)
+    overrides = {k: v for k, v in (where_known or {}).items() if k in known} | overrides
     if pretrained is None:
         config = make_config(wanted.tower, wanted.fields, overrides)
         return ProjectedTower(wanted.tower(config, rngs=rngs, dtype=dtype), None)
@@ -281,15 +287,19 @@ def make_config(
     Raises:
         ValueError: an override is unknown, or a value is refused by the configuration.
     """
-    config_class = tower_class.config_class
-    names = [field.name for field in dataclasses.fields(config_class)]
+    names = _setting_names(tower_class)
     unknown = sorted(set(overrides) - set(names))
     if unknown:
         raise ValueError(
             f"{tower_class.__name__} has no setting {', '.join(unknown)}; it has: "
             + ", ".join(names)
         )
-    return config_class(**{k: v for k, v in fields.items() if k in names} | dict(overrides))
+    known = {name: value for name, value in fields.items() if name in names}
+    return tower_class.config_class(**known | dict(overrides))
+
+
+def _setting_names(tower_class: type[nnx.Module]) -> list[str]:
+    return [field.name for field in dataclasses.fields(tower_class.config_class)]
 
 
 def make_abstract(

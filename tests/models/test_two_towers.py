@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from otter_jax.models import clip_text, from_pretrained, resnet, vit
 from otter_jax.models.bert import Bert
 from otter_jax.models.clip_text import ClipText
-from otter_jax.models.dual_encoder import INITIAL_LOG_SCALE, DualEncoder
+from otter_jax.models.dual_encoder import DualEncoder
 from otter_jax.models.pretrained import create_image_tower, create_tower, make_abstract
 from otter_jax.models.resnet import ClipResNet, ResNet
 from otter_jax.models.two_towers import CLIP_STATISTICS, IMAGENET_STATISTICS, find_half
@@ -247,7 +247,7 @@ def torch_arrays(tower: nnx.Module) -> Arrays:
 
 def test_scales_that_no_file_has_are_the_usual_ones(tmp_path: Path):
     model = from_pretrained(save(tmp_path, openai()))
-    assert float(model.distillation_log_scale[...]) == jnp.float32(INITIAL_LOG_SCALE)
+    assert float(model.distillation_log_scale[...]) == jnp.float32(3.9)
 
 
 def test_hugging_face_folders_of_two_towers(tmp_path: Path):
