@@ -12,6 +12,7 @@ REQUIRES = [
     "grain>=0.2.18,<0.3",
     "jax>=0.10.2,<0.11",
     "matplotlib>=3.11",
+    "huggingface_hub>=1.24",
     "ml_collections>=1.1",
     "ml_dtypes>=0.6",
     "numpy>=2.4",
