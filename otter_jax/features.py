@@ -1,8 +1,10 @@
-"""Features of frozen towers, computed once and kept in the workdir.
+"""Features of towers, computed once for each state of their weights and kept in the workdir.
 
 Where a tower is frozen and nothing upstream of it varies, its features are the same at every step
 and in every evaluation. They are stored under a name that holds all they depend on: the tower's
-weights, the data and the transform; a file is never wrong, at worst unused.
+weights, the data and the transform; a file is never wrong, at worst unused. Features of a tower
+that is trained are good for one evaluation: its sets share them in memory, and only where a
+finished model is evaluated are they worth a file.
 """
 
 import hashlib
@@ -14,9 +16,11 @@ import jax
 import numpy as np
 
 from otter_jax.encoder import Encoder
+from otter_jax.models.dual_encoder import Variables
 from otter_jax.reporting import progress
 
 Arrays = dict[str, np.ndarray]
+MEMORY_LIMIT = 2**31  # Bytes of features held at once; beyond, they are read again from their file.
 
 
 def fingerprint(*parts: Any) -> str:
@@ -30,7 +34,7 @@ def fingerprint(*parts: Any) -> str:
 
 
 class FeatureStore:
-    """Embeds images and texts; towers that are frozen run once for each collection."""
+    """Embeds images and texts; a tower runs once for each collection and state of its weights."""
 
     def __init__(
         self,
@@ -40,12 +44,26 @@ class FeatureStore:
         freeze_image: bool,
         freeze_text: bool,
         dtype: str = "float32",
+        keep_trained: bool = False,
     ):
-        """Remembers which towers are frozen, and hashes them: shape, weights, compute type."""
+        """Hashes the towers: shape, weights, compute type.
+
+        Args:
+          folder: where features are kept.
+          encoder: with the variables of now.
+          freeze_image: whether the image tower stays as it is.
+          freeze_text: whether the text tower stays as it is.
+          dtype: the towers' compute type.
+          keep_trained: whether to keep features of towers that are not frozen too, since they are
+            not trained any more.
+        """
         self.folder = folder
         self.freeze_image = freeze_image
         self.freeze_text = freeze_text
+        self.keep_trained = keep_trained
         self._memory: dict[str, Arrays] = {}
+        self._trained: tuple[Variables | None, dict[str, str]] = (None, {})
+        self._passing: set[str] = set()
         frozen, stats = encoder.variables.frozen, encoder.variables.batch_stats
         module = encoder.model.bind(encoder.variables)
         image, text = (
@@ -59,43 +77,80 @@ class FeatureStore:
         """The name under which a collection's image features are kept."""
         return fingerprint("image", self._image_tower, data)
 
-    def get(self, key: str, compute: Callable[[], Arrays]) -> Arrays:
-        """What was computed under this key, from memory, from disk, or now."""
-        if key not in self._memory:
-            path = self.folder / f"{key}.npz"
-            if not path.is_file():
-                self._write(path, compute())
-            with np.load(path) as stored:
-                self._memory[key] = dict(stored)
-        return self._memory[key]
+    def get(self, key: str, compute: Callable[[], Arrays], *, keep: bool = True) -> Arrays:
+        """What was computed under this key, from memory, from disk, or now.
 
-    def embed_images(
-        self, encoder: Encoder, data: str, images: Callable[[], Iterable[np.ndarray]]
-    ) -> np.ndarray:
-        """Unit embeddings [N, d] of a collection.
+        Args:
+          key: a name that holds all that the arrays depend on.
+          compute: gives them where they are not known.
+          keep: whether they are worth a file.
+        """
+        if key in self._memory:
+            return self._memory[key]
+        path = self.folder / f"{key}.npz"
+        arrays = None if path.is_file() else compute()
+        if arrays is None or keep:
+            if arrays is not None:
+                self._write(path, arrays)
+            with np.load(path) as stored:
+                arrays = dict(stored)
+        held = [*self._memory.values(), arrays]
+        if not keep or sum(a.nbytes for each in held for a in each.values()) <= MEMORY_LIMIT:
+            self._memory[key] = arrays
+        return arrays
+
+    def images(self, encoder: Encoder, data: str, compute: Callable[[], Arrays]) -> Arrays:
+        """The image tower's `features` of a collection, and what `compute` gives beside them.
 
         Args:
           encoder: with the variables of now.
           data: what identifies the collection.
-          images: gives its transformed images; not called where their features are known.
+          compute: not called where the features are known.
         """
-        if not self.freeze_image:
-            return encoder.project_image(encoder.image_features(images()))
-        key = self.image_key(data)
-        stored = self.get(key, lambda: {"features": encoder.image_features(images())})
+        if self.freeze_image:
+            return self.get(self.image_key(data), compute)
+        return self._get_trained(fingerprint("image", self._now(encoder, "image"), data), compute)
+
+    def embed_images(
+        self, encoder: Encoder, data: str, images: Callable[[], Iterable[np.ndarray]]
+    ) -> np.ndarray:
+        """Unit embeddings [N, d] of transformed images; arguments as in `images`."""
+        stored = self.images(encoder, data, lambda: {"features": encoder.image_features(images())})
         return encoder.project_image(stored["features"])
 
     def embed_texts(self, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
         """Unit embeddings [N, d] of texts."""
-        if not self.freeze_text:
-            return encoder.project_text(_run_text_tower(encoder, *encoder.tokenizer(texts)))
         return encoder.project_text(self.text_features(encoder, texts))
 
     def text_features(self, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
-        """The frozen text tower's features [N, width], kept under a name of the texts' tokens."""
+        """The text tower's features [N, width], kept under a name of the texts' tokens."""
         tokens = encoder.tokenizer(texts)
-        key = fingerprint("text", self._text_tower, *tokens)
-        return self.get(key, lambda: {"features": _run_text_tower(encoder, *tokens)})["features"]
+
+        def compute() -> Arrays:
+            return {"features": _run_text_tower(encoder, *tokens)}
+
+        if self.freeze_text:
+            return self.get(fingerprint("text", self._text_tower, *tokens), compute)["features"]
+        key = fingerprint("text", self._now(encoder, "text"), *tokens)
+        return self._get_trained(key, compute)["features"]
+
+    def _get_trained(self, key: str, compute: Callable[[], Arrays]) -> Arrays:
+        self._passing.add(key)
+        return self.get(key, compute, keep=self.keep_trained)
+
+    def _now(self, encoder: Encoder, tower: str) -> str:
+        """The hash of a tower that is trained, as it is now; features of what it was are let go."""
+        variables = encoder.variables
+        if self._trained[0] is not variables:
+            for key in self._passing:
+                self._memory.pop(key, None)
+            self._passing, self._trained = set(), (variables, {})
+        known = self._trained[1]
+        if tower not in known:
+            shape = self._image_tower if tower == "image" else self._text_tower
+            parts = variables.params.get(tower), variables.batch_stats.get(tower)
+            known[tower] = fingerprint(shape, *parts)
+        return known[tower]
 
     def _write(self, path: Path, arrays: Arrays) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -77,7 +77,7 @@ def draw_batch_targets(
 
 
 def draw_set(folder: Path, each: Any, encoder: Encoder, store: FeatureStore) -> None:
-    """predictions_SET.png: some images of an evaluation set with their five best names."""
+    """predictions_SET.png: hits and misses of an evaluation set, with the names ranked best."""
     shown, names, truth, ranked, scores = each.answers(encoder, store, IMAGES_SHOWN)
     figures.draw_predictions(
         folder / f"predictions_{file_name(each.name)}.png",
@@ -87,7 +87,8 @@ def draw_set(folder: Path, each: Any, encoder: Encoder, store: FeatureStore) -> 
             [(names[number], float(score)) for number, score in zip(row, values, strict=True)]
             for row, values in zip(ranked, scores, strict=True)
         ],
-        title=f"{each.name}: the five best of {len(names):,} names",
+        title=f"{each.name}: hits, then misses, and the {ranked.shape[1]} best of {len(names):,} "
+        "names",
     )
 
 

@@ -18,7 +18,8 @@ from otter_jax import gallery, objectives, reporting, sharding
 from otter_jax.checkpoints import Checkpoints
 from otter_jax.data import batches, images
 from otter_jax.data.sources import Source, open_source
-from otter_jax.encoder import Encoder, build_module, make_encoder
+from otter_jax.encoder import Encoder, build_module, keep_description, make_encoder
+from otter_jax.evaluation import tables
 from otter_jax.evaluation.sets import EvaluationSet, open_sets
 from otter_jax.features import FeatureStore
 from otter_jax.models import dual_encoder
@@ -90,6 +91,7 @@ def train(config: ConfigDict, workdir: Path) -> Results:
         return finished
     parts = build_parts(config, workdir, mesh, options)
     claim_workdir(config, workdir)
+    keep_description(parts.encoder, workdir)
     describe(parts, source, total_steps)
     data = open_training_data(parts, source)
     write_data_note(parts, data)
@@ -114,7 +116,6 @@ def train(config: ConfigDict, workdir: Path) -> Results:
                 say(f"resuming after step {start}")
                 state = saved.restore(sharding.put_state(mesh, fresh))
             state = run_steps(parts, data, step, state, total_steps, saved, report)
-            write_data_note(parts, data)  # Again: images read during training may be unreadable.
             return finish(parts, data, state, report, total_steps)
 
 
@@ -166,6 +167,7 @@ def finish(
 ) -> Results:
     """Evaluates the trained model, draws its pictures, and writes results.json last of all."""
     after = parts.evaluate(state.variables)
+    write_data_note(parts, data)  # Again: what was read since may have been unreadable.
     if not reporting.read_evaluation(parts.workdir / "metrics.jsonl", total_steps):
         report.evaluation(total_steps, after)  # Else a run that ended right after has said it.
     draw(parts, data, state)
@@ -189,11 +191,13 @@ def evaluate(config: ConfigDict, workdir: Path) -> Results:
     refuse_other_config(config, workdir, ignore=("evaluate.", *config_lib.BOOKKEEPING_KEYS))
     options = objectives.make_options(**config.objective)
     parts = build_parts(config, workdir, sharding.make_mesh(), options)
+    parts.store.keep_trained = True  # The model is finished: its features are worth a file.
     with Checkpoints(workdir / "checkpoints") as saved:
         template = sharding.put_state(parts.mesh, parts.encoder.variables)
         variables = saved.restore_variables(template)
         say(f"{workdir} after step {saved.latest_step}")
     after = parts.evaluate(variables)
+    draw_sets(parts, variables)
     # Only a run that has finished, and was asked for the same evaluation, has its results renewed.
     as_trained = not config_lib.differences(config_lib.load(workdir / "config.json"), config)
     before = before_training(workdir) if as_trained else {}
@@ -265,8 +269,8 @@ def build_parts(
     sets = open_sets(
         list(config.evaluate.sets),
         image_size=config.data.image_size,
-        fit=config.data.fit,
         template=config.evaluate.template,
+        names=config.evaluate.names,
     )
     return Parts(config, workdir, mesh, options, model, encoder, store, list(sets))
 
@@ -381,6 +385,12 @@ def draw(parts: Parts, data: TrainingData, state: TrainState) -> None:
         placed = {name: sharding.put_rows(parts.mesh, rows) for name, rows in batch.items()}
         target = make_target_step(parts.model, parts.options, parts.mesh)(state, placed)
         gallery.draw_batch_targets(folder, data.source, numbers, np.asarray(target), encoder)
+    draw_sets(parts, state.variables)
+
+
+def draw_sets(parts: Parts, variables: dual_encoder.Variables) -> None:
+    """Hits and misses of every evaluation set."""
+    folder, encoder = parts.workdir / "figures", parts.encoder.replace(variables)
     for each in parts.sets:
         gallery.draw_set(folder, each, encoder, parts.store)
     say(f"pictures in {folder}")
@@ -403,6 +413,7 @@ def write_results(
         "chance": {each.name: each.chance() for each in parts.sets},
     }
     reporting.write_json(parts.workdir / name, results)
+    tables.write_csv((parts.workdir / name).with_suffix(".csv"), results)
     say("")
     say(reporting.results_table(results))
     return results

@@ -3,14 +3,18 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from otter_jax import encoder, features, sharding
 from otter_jax.models import dual_encoder
 
 
-def make_store(config, folder: Path) -> tuple[encoder.Encoder, features.FeatureStore]:
+def make_store(
+    config: ConfigDict, folder: Path, keep_trained: bool = False
+) -> tuple[encoder.Encoder, features.FeatureStore]:
     model, variables = dual_encoder.split(encoder.build_module(config))
     made = encoder.make_encoder(config, model, variables, sharding.make_mesh())
     store = features.FeatureStore(
@@ -18,6 +22,7 @@ def make_store(config, folder: Path) -> tuple[encoder.Encoder, features.FeatureS
         made,
         freeze_image=config.model.image.frozen,
         freeze_text=config.model.text.frozen,
+        keep_trained=keep_trained,
     )
     return made, store
 
@@ -43,12 +48,41 @@ def test_frozen_tower_runs_once(tiny_config: Callable, tmp_path: Path) -> None:
         store.embed_images(made, "others", refuse)
 
 
-def test_trained_tower_runs_every_time(tiny_config: Callable, tmp_path: Path) -> None:
+def test_trained_tower_runs_once_an_evaluation(tiny_config: Callable, tmp_path: Path) -> None:
     made, store = make_store(tiny_config(), tmp_path)
-    store.embed_images(made, "some", lambda: iter(pictures()))
-    with pytest.raises(AssertionError, match="computed again"):
-        store.embed_images(made, "some", refuse)
+    first = store.embed_images(made, "some", lambda: iter(pictures()))
+    np.testing.assert_array_equal(first, store.embed_images(made, "some", refuse))
     assert not list(tmp_path.iterdir())
+    params = jax.tree.map(lambda array: 1.5 * array, made.variables.params)
+    later = made.replace(made.variables._replace(params=params))
+    with pytest.raises(AssertionError, match="computed again"):
+        store.embed_images(later, "some", refuse)
+    assert not store._memory  # What the weights of before gave is let go.
+
+
+def test_finished_towers_are_kept_like_frozen_ones(tiny_config: Callable, tmp_path: Path) -> None:
+    made, store = make_store(tiny_config(), tmp_path, keep_trained=True)
+    first = store.embed_images(made, "some", lambda: iter(pictures()))
+    texts = store.embed_texts(made, ["a red bar"])
+    later, store = make_store(tiny_config(), tmp_path, keep_trained=True)
+    np.testing.assert_array_equal(first, store.embed_images(later, "some", refuse))
+    np.testing.assert_array_equal(texts, store.embed_texts(later, ["a red bar"]))
+    assert len(list(tmp_path.iterdir())) == 2
+    other, store = make_store(tiny_config(seed=1), tmp_path, keep_trained=True)
+    with pytest.raises(AssertionError, match="computed again"):
+        store.embed_images(other, "some", refuse)
+
+
+def test_what_does_not_fit_in_memory_is_read_again(
+    tiny_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "MEMORY_LIMIT", 100)
+    _, store = make_store(tiny_config(), tmp_path)
+    for rows in (20, 80):
+        store.get(f"{rows}", lambda rows=rows: {"x": np.zeros(rows, np.uint8)})
+    store.get("third", lambda: {"x": np.ones(1, np.uint8)})
+    assert list(store._memory) == ["20", "80"]
+    np.testing.assert_array_equal(store.get("third", refuse)["x"], [1])
 
 
 def test_other_weights_or_sizes_have_other_names(tiny_config: Callable, tmp_path: Path) -> None:

@@ -1,48 +1,56 @@
-"""Flat hit@k: the share of images among whose k best classes at least one is true."""
+"""Flat hit@k: the share of images among whose k best classes at least one is true.
+
+It is DeViSE's and OTTER's FH@k (the released FAtK): several classes of an image may be true, one of
+them is enough, and every image with a label counts the same. Recall@k of retrieval is the same
+count. Ranks come from `otter_jax.evaluation.ranks`.
+"""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
 
-def hit_at_k(ranked: np.ndarray, labels: np.ndarray, ks: Sequence[int]) -> dict[int, float]:
-    """Flat hit@k with several true classes an image (OTTER's FH@k; the released FAtK).
+def hit_at_k(ranks: np.ndarray, ks: Sequence[int]) -> dict[int, float]:
+    """Share of ranks below each k.
 
     Args:
-      ranked: int [n, K], the best classes of every image, best first.
-      labels: int [n, L], the true classes, padded with -1. Images without any are not counted.
-      ks: values of k; one beyond K counts all K.
+      ranks: int [n], from 0, of each image's best true class; only of images that have one.
+      ks: values of k; one beyond the number of classes counts all of them.
 
     Returns:
-      `{k: share}`, shares in [0, 1]; NaN where no image has a label.
+      `{k: share}`, shares in [0, 1].
 
     Raises:
-      ValueError: if the numbers of images differ.
+      ValueError: if there are no ranks.
     """
-    if len(ranked) != len(labels):
-        raise ValueError(f"{len(ranked)} rankings for {len(labels)} images with labels")
-    labelled = (labels >= 0).any(axis=1)
-    if not labelled.any():
-        return {k: math.nan for k in ks}
-    ranked, labels = ranked[labelled], labels[labelled]
-    equal = ranked[:, :, None] == labels[:, None, :]
-    true = (equal & (labels >= 0)[:, None, :]).any(axis=2)
-    return {k: float(true[:, :k].any(axis=1).mean()) for k in ks}
+    if not len(ranks):
+        raise ValueError("not one image has a label: there is nothing to count")
+    return {k: float((ranks < k).mean()) for k in ks}
 
 
 def chance_hit_at_k(num_classes: int, labels: np.ndarray, ks: Sequence[int]) -> dict[int, float]:
     """Expected flat hit@k of a random order of the classes.
 
     For an image with m true classes among C it is 1 - binomial(C - m, k) / binomial(C, k).
+
+    Args:
+      num_classes: C.
+      labels: int [n, L], the true classes, padded with -1. Images without any are not counted.
+      ks: values of k.
     """
-    counts = [len({label for label in row if label >= 0}) for row in labels.tolist()]
-    counts = [count for count in counts if count]
-    if not counts:
-        return {k: math.nan for k in ks}
+    images = Counter(len({label for label in row if label >= 0}) for row in labels.tolist())
+    images.pop(0, None)
+    total = images.total()
 
     def hit(true: int, k: int) -> float:
         k = min(k, num_classes)
         return 1.0 - math.comb(num_classes - true, k) / math.comb(num_classes, k)
 
-    return {k: float(np.mean([hit(true, k) for true in counts])) for k in ks}
+    return {
+        k: sum(count * hit(true, k) for true, count in images.items()) / total
+        if total
+        else math.nan
+        for k in ks
+    }

@@ -1,12 +1,12 @@
-"""Retrieval among pairs: does an image find its caption, and a caption its image?"""
+"""Retrieval: does an image find one of its captions, and a caption its image?"""
 
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from otter_jax.evaluation.zero_shot import check_unit_rows, padded_blocks
+from otter_jax.evaluation import metrics
+from otter_jax.evaluation.ranks import MISSING, best_true_ranks
 
 KS = (1, 5, 10)
 
@@ -14,63 +14,76 @@ KS = (1, 5, 10)
 def recalls(
     image_features: np.ndarray,
     text_features: np.ndarray,
+    image_of_text: np.ndarray | None = None,
     ks: Sequence[int] = KS,
     *,
-    block: int = 1024,
+    mesh: Mesh | None = None,
 ) -> dict[str, float]:
-    """Recall@k in both directions; row i of both is one pair.
+    """Recall@k in both directions, in blocks: never all similarities at once.
 
-    A pair's rank is the number of candidates that are more similar, plus equally similar ones with
-    a lower number.
+    Image to text counts an image as found if any of its captions is among the k best texts, as is
+    customary for COCO and Flickr30k; text to image counts every caption. Of equally similar
+    candidates the one with the lower number comes first.
 
     Args:
       image_features: float [n, d], unit rows.
-      text_features: float [n, d], unit rows.
+      text_features: float [m, d], unit rows.
+      image_of_text: int [m], the image that each text belongs to; text i to image i if not given.
       ks: values of k.
-      block: queries a matrix product, so that n x n similarities never exist at once.
+      mesh: devices to work on; all of them if not given.
 
     Returns:
-      `{"i2t_recall@1": share, ..., "t2i_recall@10": share}`.
+      `{"i2t_recall@1": share, ..., "t2i_recall@10": share}`. Images without a text are not counted.
 
     Raises:
-      ValueError: if rows are not unit rows, or the numbers or widths differ.
+      ValueError: for rows that are not unit rows, or numbers or widths that do not fit.
     """
-    check_unit_rows("image features", image_features)
-    check_unit_rows("text features", text_features)
-    if image_features.shape != text_features.shape:
-        raise ValueError(f"images {image_features.shape} and texts {text_features.shape} differ")
+    if image_of_text is None:
+        if len(image_features) != len(text_features):
+            raise ValueError(
+                f"{len(image_features)} images and {len(text_features)} texts differ: "
+                "image_of_text should say what belongs to what"
+            )
+        image_of_text = np.arange(len(text_features))
+    texts = texts_of_images(image_of_text, len(image_features))
     results = {}
-    for name, queries, keys in (
-        ("i2t", image_features, text_features),
-        ("t2i", text_features, image_features),
+    for name, queries, keys, truth in (
+        ("i2t", image_features, text_features, texts),
+        ("t2i", text_features, image_features, image_of_text[:, None]),
     ):
-        ranks = pair_ranks(queries, keys, block)
-        results |= {f"{name}_recall@{k}": float((ranks < k).mean()) for k in ks}
+        ranks = best_true_ranks(queries, keys, truth, max(ks), mesh=mesh)
+        found = metrics.hit_at_k(ranks[(truth >= 0).any(axis=1)], ks)
+        results |= {f"{name}_recall@{k}": share for k, share in found.items()}
     return results
 
 
-def pair_ranks(queries: np.ndarray, keys: np.ndarray, block: int = 1024) -> np.ndarray:
-    """The rank, from 0, of key i for query i, int [n]; arguments as in `recalls`."""
-    block = min(block, len(queries))
-    keys_on_device = jnp.asarray(keys, jnp.float32)
-    ranks = [
-        np.asarray(_ranks(rows, keys_on_device, start * block))[:count]
-        for start, (rows, count) in enumerate(padded_blocks(np.asarray(queries, np.float32), block))
-    ]
-    return np.concatenate(ranks)
+def texts_of_images(image_of_text: np.ndarray, num_images: int) -> np.ndarray:
+    """The texts of every image, int [num_images, most], padded with -1; ValueError if out of range.
+
+    >>> texts_of_images(np.array([0, 0, 1]), 2).tolist()
+    [[0, 1], [2, -1]]
+    """
+    wrong = (image_of_text < 0) | (image_of_text >= num_images)
+    if wrong.any():
+        text = int(np.flatnonzero(wrong)[0])
+        raise ValueError(
+            f"text {text} belongs to image {image_of_text[text]}: there are {num_images}"
+        )
+    order = np.argsort(image_of_text, kind="stable")
+    counts = np.bincount(image_of_text, minlength=num_images)
+    column = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    texts = np.full((num_images, counts.max(initial=1)), MISSING, np.int64)
+    texts[image_of_text[order], column] = order
+    return texts
 
 
-@jax.jit
-def _ranks(rows: jax.Array, keys: jax.Array, start: int) -> jax.Array:
-    similarity = jnp.matmul(rows, keys.T, precision="highest")
-    # Padded rows of the last block point beyond the keys; what they give is cut off.
-    own = jnp.minimum(start + jnp.arange(len(rows)), len(keys) - 1)[:, None]
-    own_similarity = jnp.take_along_axis(similarity, own, axis=1)
-    better = similarity > own_similarity
-    equal_and_lower = (similarity == own_similarity) & (jnp.arange(len(keys))[None] < own)
-    return (better | equal_and_lower).sum(axis=1)
-
-
-def chance_recalls(num_pairs: int, ks: Sequence[int] = KS) -> dict[str, float]:
-    """Expected recalls of a random order: k / n."""
-    return {f"{name}_recall@{k}": min(k / num_pairs, 1.0) for name in ("i2t", "t2i") for k in ks}
+def chance_recalls(image_of_text: np.ndarray, num_images: int) -> dict[str, float]:
+    """Expected recalls of a random order."""
+    texts = texts_of_images(image_of_text, num_images)
+    i2t = metrics.chance_hit_at_k(len(image_of_text), texts, KS)
+    t2i = {k: min(k / num_images, 1.0) for k in KS}
+    return {
+        f"{name}_recall@{k}": share
+        for name, shares in (("i2t", i2t), ("t2i", t2i))
+        for k, share in shares.items()
+    }

@@ -6,54 +6,102 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from otter_jax.evaluation import metrics
+from otter_jax.evaluation.ranks import best_true_ranks, check_unit_rows
+from otter_jax.evaluation.templates import DEFAULT_TEMPLATE, check_templates
 
-DEFAULT_TEMPLATE = "a photo of {}."
-KS = (1, 5, 10)
+KS = (1, 2, 5, 10)
+RANKED_AT_ONCE = 64
 
 
 def class_bank(
     encode_text: Callable[[list[str]], np.ndarray],
-    class_names: Sequence[str],
+    class_names: Sequence[str | Sequence[str]],
     templates: Sequence[str] = (DEFAULT_TEMPLATE,),
 ) -> np.ndarray:
-    """One unit embedding a class: the mean over templates of its prompts' unit embeddings.
+    """One unit embedding a class: the mean of its prompts' unit embeddings, made unit again.
+
+    A class has as many prompts as templates; with several names, as many for each of them.
 
     Args:
       encode_text: texts to unit rows [m, d].
-      class_names: what is put in place of {}.
+      class_names: what is put in place of {}: one name a class, or several that are averaged.
       templates: prompts with a {} each.
 
     Returns:
       float32 [len(class_names), d].
 
     Raises:
-      ValueError: for a template without {}, no classes, or a blank class name.
+      ValueError: for a template without {}, no classes, a blank name, or a class whose prompts
+        cancel out.
     """
-    if not class_names:
+    check_templates(templates)
+    check_class_names(class_names)
+    lists = [[names] if isinstance(names, str) else list(names) for names in class_names]
+    flat = [name for names in lists for name in names]
+    starts = np.cumsum([0, *map(len, lists)])[:-1]
+    total = np.float32(0.0)
+    for template in templates:  # One at a time: 80 templates of 20,000 classes are 5 GB.
+        rows = encode_text([template.replace("{}", name) for name in flat])
+        total = total + (rows if len(flat) == len(lists) else np.add.reduceat(rows, starts, axis=0))
+    lengths = np.linalg.norm(total, axis=1, keepdims=True)
+    if not (lengths > 1e-6).all():
+        zero = int(np.flatnonzero(~(lengths[:, 0] > 1e-6))[0])
+        raise ValueError(f"the prompts of class {zero} ({lists[zero][0]!r}) have no mean direction")
+    return (total / lengths).astype(np.float32)
+
+
+def check_class_names(class_names: Sequence[str | Sequence[str]]) -> None:
+    """Refuses no classes, and a class without a name (ValueError naming the first)."""
+    if not len(class_names):
         raise ValueError("there are no class names to rank")
-    for template in templates:
-        if "{}" not in template:
-            raise ValueError(f"the template {template!r} has no {{}} for the class name")
-    for number, name in enumerate(class_names):
-        if not name.strip():
+    for number, names in enumerate(class_names):
+        several = [names] if isinstance(names, str) else names
+        if not several or not all(name.strip() for name in several):
             raise ValueError(f"class {number} has a blank name")
-    banks = [encode_text([t.replace("{}", name) for name in class_names]) for t in templates]
-    mean = np.mean(np.asarray(banks, np.float32), axis=0)
-    return mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
+
+
+def evaluate(
+    image_features: np.ndarray,
+    bank: np.ndarray,
+    labels: np.ndarray,
+    ks: Sequence[int] = KS,
+    *,
+    mesh: Mesh | None = None,
+) -> dict[str, float]:
+    """Flat hit@k of images against classes; images without a label are not counted.
+
+    Args:
+      image_features: float [n, d], unit rows.
+      bank: float [C, d], unit rows.
+      labels: int [n, L], the true classes of every image, padded with -1.
+      ks: values of k.
+      mesh: devices to work on; all of them if not given.
+
+    Returns:
+      `{"hit@1": share, ...}`.
+
+    Raises:
+      ValueError: for rows that are not unit rows, labels out of range, or no label at all.
+    """
+    ranks = best_true_ranks(image_features, bank, labels, max(ks), mesh=mesh)
+    found = metrics.hit_at_k(ranks[(labels >= 0).any(axis=1)], ks)
+    return {f"hit@{k}": share for k, share in found.items()}
 
 
 def rank_classes(
-    image_features: np.ndarray, bank: np.ndarray, k: int, *, block: int = 1024
+    image_features: np.ndarray, bank: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k best classes of every image; of equal ones the lower number comes first.
+
+    This sorts, so it is for looking at some images; scores come from `evaluate`.
 
     Args:
       image_features: float [n, d], unit rows.
       bank: float [C, d], unit rows.
       k: how many; all C where there are fewer.
-      block: images a matrix product, so that n x C similarities never exist at once.
 
     Returns:
       int32 [n, k] and their cosine similarities float32 [n, k], best first.
@@ -65,12 +113,12 @@ def rank_classes(
     check_unit_rows("class bank", bank)
     if image_features.shape[1] != bank.shape[1]:
         raise ValueError(f"image features of width {image_features.shape[1]}, bank {bank.shape[1]}")
-    block = min(block, max(len(image_features), 1))
     classes = jnp.asarray(bank, jnp.float32)
-    parts = [
-        [np.asarray(x)[:count] for x in _top(rows, classes, min(k, len(bank)))]
-        for rows, count in padded_blocks(np.asarray(image_features, np.float32), block)
-    ]
+    blocks = (
+        jnp.asarray(image_features[start : start + RANKED_AT_ONCE], jnp.float32)
+        for start in range(0, len(image_features), RANKED_AT_ONCE)
+    )
+    parts = [_top(rows, classes, min(k, len(bank))) for rows in blocks]
     scores, ranked = (np.concatenate(part) for part in zip(*parts, strict=True))
     return ranked.astype(np.int32), scores
 
@@ -78,30 +126,3 @@ def rank_classes(
 @functools.partial(jax.jit, static_argnums=2)
 def _top(rows: jax.Array, bank: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     return jax.lax.top_k(jnp.matmul(rows, bank.T, precision="highest"), k)
-
-
-def evaluate(
-    image_features: np.ndarray, bank: np.ndarray, labels: np.ndarray, ks: Sequence[int] = KS
-) -> dict[str, float]:
-    """`{"hit@1": share, ...}` of images [n, d] against classes [C, d]; see metrics.hit_at_k."""
-    ranked, _ = rank_classes(image_features, bank, max(ks))
-    return {f"hit@{k}": value for k, value in metrics.hit_at_k(ranked, labels, ks).items()}
-
-
-def padded_blocks(rows: np.ndarray, block: int) -> list[tuple[np.ndarray, int]]:
-    """Blocks of exactly `block` rows, zeros at the end, each with its number of real rows."""
-    blocks = []
-    for start in range(0, len(rows), block):
-        part = rows[start : start + block]
-        blocks.append((np.pad(part, ((0, block - len(part)), (0, 0))), len(part)))
-    return blocks
-
-
-def check_unit_rows(name: str, rows: np.ndarray) -> None:
-    """Refuses rows that are not of length 1 within 1e-3, NaN among them (ValueError)."""
-    if rows.ndim != 2 or not len(rows):
-        raise ValueError(f"{name} should be [n, d] with n > 0, found shape {rows.shape}")
-    lengths = np.linalg.norm(np.asarray(rows, np.float32), axis=1)
-    wrong = np.flatnonzero(~(np.abs(lengths - 1.0) < 1e-3))
-    if len(wrong):
-        raise ValueError(f"{name}: row {wrong[0]} has length {lengths[wrong[0]]}, expected 1")

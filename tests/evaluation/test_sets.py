@@ -1,14 +1,17 @@
-"""Evaluation sets of any size, and what is refused."""
+"""Evaluation sets of any kind and size on a tiny encoder, and what is refused."""
 
+import dataclasses
+import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_shard
+from conftest import draw_shape, write_shard
 
-from otter_jax import encoder, features, sharding
-from otter_jax.evaluation import benchmarks, sets
+from otter_jax import encoder, features, gallery, sharding
+from otter_jax.evaluation import benchmarks, image_collections, labelled_set, sets
 from otter_jax.models import dual_encoder
 
 
@@ -21,15 +24,37 @@ def parts(tiny_config: Callable, tmp_path: Path) -> tuple[encoder.Encoder, featu
     return made, store
 
 
-def open_one(spec: str) -> sets.EvaluationSet:
-    (opened,) = sets.open_sets([spec], image_size=32, fit="crop", template="a photo of {}.")
+def open_one(spec: str, **options: str) -> sets.EvaluationSet:
+    (opened,) = sets.open_sets([spec], image_size=32, **options)
     return opened
+
+
+def fill_folder(folder: Path, colours: tuple[str, ...] = ("red", "dark_blue")) -> Path:
+    for colour in colours:
+        (folder / colour).mkdir(parents=True)
+        for shape in ("circle", "bar", "ring"):
+            drawn = draw_shape(colour.replace("_", ""), shape)
+            (folder / colour / f"{shape}.png").write_bytes(drawn)
+    return folder
+
+
+def colours(**changes: object) -> benchmarks.ZeroShotSet:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 255, size=(4, 32, 32, 3), dtype=np.uint8)
+    made = benchmarks.ZeroShotSet(
+        "colours",
+        images=image_collections.from_arrays(pixels),
+        labels=np.array([[0, -1], [1, 0], [1, -1], [-1, -1]]),
+        class_names=(("red",), ("blue", "navy")),
+        left_out={"too dark": 2},
+    )
+    return dataclasses.replace(made, **changes)
 
 
 @pytest.mark.parametrize("count", [1, 3, 20])
 def test_pairs(parts: tuple, tmp_path: Path, shape_pairs: list, count: int) -> None:
     broken = [(b"broken", "a red bar")]
-    write_shard(tmp_path / "pairs.tar", shape_pairs[:count] + broken)
+    write_shard(tmp_path / "pairs.tar", broken + shape_pairs[:count])
     opened = open_one(f"webdataset:{tmp_path / 'pairs.tar'}")
     found = opened.evaluate(*parts)
     assert found.keys() == opened.chance().keys()
@@ -39,38 +64,162 @@ def test_pairs(parts: tuple, tmp_path: Path, shape_pairs: list, count: int) -> N
     assert opened.contents()["pairs"] == count and len(opened.contents()["unreadable"]) == 1
     answers = opened.answers(*parts, count=24)
     assert answers.images.shape == (count, 32, 32, 3)
-    assert answers.ranked.shape == (count, min(5, count))
+    assert answers.ranked.shape == (count, min(5, count + 1))
+
+
+def test_unreadable_images_do_not_shift_the_others(
+    parts: tuple, tmp_path: Path, shape_pairs: list
+) -> None:
+    write_shard(tmp_path / "good.tar", shape_pairs[:12])
+    write_shard(tmp_path / "bad.tar", [*shape_pairs[:5], (b"broken", "x"), *shape_pairs[5:12]])
+    good, bad = (open_one(f"webdataset:{tmp_path / name}.tar") for name in ("good", "bad"))
+    assert good.evaluate(*parts) == bad.evaluate(*parts)
+
+
+def test_several_captions_in_a_tar(parts: tuple, tmp_path: Path, shape_pairs: list) -> None:
+    write_shard(tmp_path / "0.tar", shape_pairs[:4])
+    with tarfile.open(tmp_path / "0.tar") as old, tarfile.open(tmp_path / "1.tar", "w") as new:
+        for member in old:
+            data = old.extractfile(member).read()
+            if member.name.endswith("json"):
+                data = json.dumps({"captions": ["a red bar", " a ring ", ""]}).encode()
+            member.size = len(data)
+            new.addfile(member, __import__("io").BytesIO(data))
+    opened = open_one(f"webdataset:{tmp_path / '1.tar'}")
+    assert opened.captions == ["a red bar", "a ring"] * 4
+    assert opened.image_of_text.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert opened.evaluate(*parts)["i2t_recall@10"] == 1.0
+
+
+def test_pairs_of_a_csv(parts: tuple, tmp_path: Path) -> None:
+    fill_folder(tmp_path / "images")
+    (tmp_path / "captions.csv").write_text(
+        "caption,image\n"
+        '"a circle, red",images/red/circle.png\n'
+        "a blue ring,images/dark_blue/ring.png\n"
+        "a red circle,images/red/circle.png\n"
+        ",images/red/ring.png\n"
+        "gone,images/gone.png\n"
+    )
+    opened = open_one(f"csv:{tmp_path / 'captions.csv'}")
+    assert opened.captions == ["a circle, red", "a red circle", "a blue ring"]
+    assert opened.image_of_text.tolist() == [0, 0, 1]
+    assert opened.contents()["skipped"] == {"empty caption": 1, "image missing": 1}
+    assert opened.contents()["captions"] == 3
+    assert opened.evaluate(*parts)["t2i_recall@5"] == 1.0
 
 
 def test_labelled(parts: tuple) -> None:
-    rng = np.random.default_rng(0)
-    labelled = benchmarks.ZeroShotSet(
-        "colours",
-        images=rng.integers(0, 255, size=(4, 32, 32, 3), dtype=np.uint8),
-        labels=np.array([[0, -1], [1, 0], [1, -1], [-1, -1]]),
-        class_names=("red", "blue"),
-        left_out={"too dark": 2},
-    )
-    opened = sets.LabelledSet(labelled, "a photo of {}.")
+    opened = labelled_set.LabelledSet(colours())
     found = opened.evaluate(*parts)
-    assert found["hit@5"] == 1.0 and found.keys() == opened.chance().keys()
-    assert opened.answers(*parts, count=24).truth == ["red", "blue | red", "blue", ""]
-    assert opened.contents() == {"images": 4, "classes": 2, "left_out": {"too dark": 2}}
+    assert found["hit@2"] == 1.0 and found.keys() == opened.chance().keys()
+    answers = opened.answers(*parts, count=24)
+    assert sorted(answers.truth) == ["blue, navy", "blue, navy | red", "red"]
+    assert opened.contents() == {
+        "images": 4, "classes": 2, "images without a label": 1, "left_out": {"too dark": 2},
+        "unreadable": {},
+    }  # fmt: skip
+
+
+def test_hits_are_those_of_embeddings_and_prompts(parts: tuple) -> None:
+    made, store = parts
+    labelled = colours()
+    images = made.encode_image(np.stack([labelled.images.decode(n) for n in range(3)]))
+    for names, prompts in (
+        ("joined", [["a photo of red."], ["a photo of blue,or navy."]]),
+        ("averaged", [["a photo of red."], ["a photo of blue.", "a photo of navy."]]),
+    ):
+        bank = np.stack([made.encode_text(each).mean(axis=0) for each in prompts])
+        bank /= np.linalg.norm(bank, axis=1, keepdims=True)
+        best = (images @ bank.T).argmax(axis=1)
+        wanted = np.mean([best[0] == 0, True, best[2] == 1])
+        found = labelled_set.LabelledSet(labelled, names=names).evaluate(made, store)
+        assert found["hit@1"] == pytest.approx(wanted)
+
+
+def test_names_that_repeat_are_counted_both_ways(parts: tuple) -> None:
+    twins = colours(labels=np.array([[0], [1], [2], [3]]), class_names=(("red",), ("blue",)) * 2)
+    opened = labelled_set.LabelledSet(twins)
+    first, second = opened.countings[""], opened.countings["merged_"]
+    assert first.labels.tolist() == [[0], [1], [2], [3]]
+    assert second.labels.tolist() == [[0], [1], [0], [1]] and second.classes.tolist() == [0, 1]
+    found = opened.evaluate(*parts)
+    assert found["merged_hit@2"] == 1.0 >= found["hit@2"] and found.keys() == opened.chance().keys()
+    assert found["hit@1"] <= 0.5  # The twins of 0 and 1 never come first.
+    assert opened.contents()["classes of another's name"] == 2
 
 
 def test_other_images_have_other_features(parts: tuple) -> None:
     rng = np.random.default_rng(0)
     ranked = []
     for _ in range(2):  # The same name and shape.
-        images = rng.integers(0, 255, size=(3, 32, 32, 3), dtype=np.uint8)
-        labelled = benchmarks.ZeroShotSet("x", images, np.zeros((3, 1), int), ("red", "blue"), {})
-        ranked.append(sets.LabelledSet(labelled, "{}").answers(*parts, count=3).scores)
-    assert (ranked[0] != ranked[1]).any()
+        pixels = rng.integers(0, 255, size=(4, 32, 32, 3), dtype=np.uint8)
+        labelled = colours(images=image_collections.from_arrays(pixels))
+        ranked.append(labelled_set.LabelledSet(labelled).answers(*parts, count=3).scores)
+    assert (np.sort(ranked[0]) != np.sort(ranked[1])).any()
 
 
-def test_unknown_set_is_named() -> None:
-    with pytest.raises(ValueError, match="unknown set 'imagenot'; choose from open_clipart"):
-        open_one("imagenot")
+def test_folder_of_a_few_images(parts: tuple, tmp_path: Path) -> None:
+    folder = fill_folder(tmp_path / "shapes")
+    (folder / "red" / "broken.png").write_bytes(b"broken")
+    opened = open_one(f"folder:{folder}")
+    found = opened.evaluate(*parts)
+    assert found["hit@5"] == 1.0
+    assert list(opened.contents()["unreadable"]) == ["red/broken.png"]
+    gallery.draw_set(tmp_path, opened, *parts)
+    assert len(list(tmp_path.glob("predictions_folder*.png"))) == 1
+
+
+def test_features_are_computed_once_for_all_sets_that_share_them(
+    parts: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fill_folder(tmp_path / "shapes")
+    opened = sets.open_sets(
+        [f"folder:{folder}", f"folder:{folder}?classes={tmp_path / 'names.txt'}"], image_size=32
+    )
+    (tmp_path / "names.txt").write_text("red\tscarlet\ndark_blue\tnavy|dark blue\n")
+    plain, named = opened
+    plain.evaluate(*parts)
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(encoder.Encoder, "image_features", refuse)
+    assert named.evaluate(*parts).keys() == plain.chance().keys()
+    assert named.labelled.class_names == (("scarlet",), ("navy", "dark blue"))
+
+
+def test_pairs_with_a_class_list(parts: tuple, tmp_path: Path) -> None:
+    write_shard(tmp_path / "0.tar", [(draw_shape("red", "bar"), "red|bar"),
+                                     (draw_shape("blue", "ring"), "ring")])  # fmt: skip
+    (tmp_path / "names.txt").write_text("red\nbar\nring\n")
+    spec = f"webdataset:{tmp_path / '0.tar'}?classes={tmp_path / 'names.txt'}"
+    opened = open_one(spec)
+    assert opened.labelled.labels.tolist() == [[0, 1], [2, -1]]
+    assert opened.name == spec and opened.evaluate(*parts)["hit@5"] == 1.0
+    (tmp_path / "names.txt").write_text("red\nbar\n")
+    with pytest.raises(ValueError, match=r"image 2 has the unknown class 'ring'.*2 classes"):
+        open_one(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("imagenot", "unknown set 'imagenot'; choose from open_clipart"),
+        ("folder", "folder: write folder:PATH"),
+        ("folder:/x?class=/y", "unknown option 'class'; there are: classes"),
+        ("laion:/x", "unknown data source 'laion:/x'"),
+        ("probe:csv:/x", "a probe is written probe:folder:PATH"),
+    ],
+)
+def test_what_means_nothing_is_refused(spec: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_one(spec)
+
+
+def test_one_set_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="names 'openmoji' twice"):
+        list(sets.open_sets(["openmoji", "openmoji"], image_size=32))
 
 
 def test_only_unreadable_images(parts: tuple, tmp_path: Path) -> None:

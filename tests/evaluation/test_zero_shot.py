@@ -1,4 +1,4 @@
-"""Ranking against a full sort, the class bank by hand, and what is refused."""
+"""Ranking against a full sort and scikit-learn, the class bank by hand, and what is refused."""
 
 import numpy as np
 import pytest
@@ -13,14 +13,48 @@ def unit(*shape: int, seed: int = 0) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
+def released_hits(ranked: np.ndarray, labels: np.ndarray) -> float:
+    """The published count: images for which the k nearest and the true classes intersect."""
+    truths = [set(row) - {-1} for row in labels.tolist()]
+    hits = [bool(truth & set(row)) for truth, row in zip(truths, ranked.tolist(), strict=True)]
+    return float(np.mean([hit for hit, truth in zip(hits, truths, strict=True) if truth]))
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     images=st.sampled_from([1, 5, 8, 9]), classes=st.sampled_from([1, 6, 17]),
+    seed=st.integers(0, 10**6),
+)  # fmt: skip
+def test_hits_equal_a_full_sort(images, classes, seed) -> None:
+    features, bank = unit(images, 7, seed=seed), unit(classes, 7, seed=seed + 1)
+    bank[classes // 2 :] = bank[: classes - classes // 2]  # Duplicated names.
+    labels = np.random.default_rng(seed).integers(-1, classes, size=(images, 3))
+    labels[0, 0] = 0
+    order = np.argsort(-(features.astype(np.float64) @ bank.T), axis=1, kind="stable")
+    found = zero_shot.evaluate(features, bank, labels, (1, 2, 5, 100))
+    for k in (1, 2, 5, 100):
+        assert found[f"hit@{k}"] == pytest.approx(released_hits(order[:, :k], labels))
+
+
+def test_hits_equal_those_of_nearest_neighbours_in_scikit_learn() -> None:
+    neighbors = pytest.importorskip("sklearn.neighbors", reason="the extra [test] installs it")
+    features, bank = unit(300, 32), unit(150, 32, seed=1)
+    labels = np.random.default_rng(0).integers(-1, 150, size=(300, 6))
+    nearest = neighbors.NearestNeighbors(algorithm="brute").fit(bank)
+    found = zero_shot.evaluate(features, bank, labels)
+    for k in (1, 2, 5, 10):
+        ranked = nearest.kneighbors(features, n_neighbors=k, return_distance=False)
+        assert found[f"hit@{k}"] == pytest.approx(released_hits(ranked, labels), abs=1e-12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    images=st.sampled_from([1, 65]), classes=st.sampled_from([1, 17]),
     k=st.sampled_from([1, 5, 30]), seed=st.integers(0, 10**6),
 )  # fmt: skip
-def test_ranking_equals_a_full_sort(images, classes, k, seed) -> None:
+def test_ranked_classes_equal_a_full_sort(images, classes, k, seed) -> None:
     features, bank = unit(images, 7, seed=seed), unit(classes, 7, seed=seed + 1)
-    ranked, scores = zero_shot.rank_classes(features, bank, k, block=4)
+    ranked, scores = zero_shot.rank_classes(features, bank, k)
     similarity = features.astype(np.float64) @ bank.T
     wanted = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
     np.testing.assert_array_equal(ranked, wanted)
@@ -36,7 +70,15 @@ def test_equal_classes_come_in_their_order() -> None:
 def test_perfect_features_hit_always() -> None:
     bank = unit(6, 8)
     found = zero_shot.evaluate(bank, bank, np.arange(6)[:, None])
-    assert found == {"hit@1": 1.0, "hit@5": 1.0, "hit@10": 1.0}
+    assert found == {"hit@1": 1.0, "hit@2": 1.0, "hit@5": 1.0, "hit@10": 1.0}
+
+
+def test_images_without_a_label_are_not_counted() -> None:
+    bank = unit(6, 8)
+    labels = np.array([[0], [-1], [1]])
+    assert zero_shot.evaluate(bank[[0, 1, 2]], bank, labels, (1,)) == {"hit@1": 0.5}
+    with pytest.raises(ValueError, match="not one image has a label"):
+        zero_shot.evaluate(bank[:1], bank, np.array([[-1]]))
 
 
 def test_class_bank_averages_unit_prompts() -> None:
@@ -48,6 +90,16 @@ def test_class_bank_averages_unit_prompts() -> None:
     np.testing.assert_allclose(bank[0], mean / np.linalg.norm(mean), rtol=1e-6)
 
 
+def test_class_bank_averages_several_names() -> None:
+    rows = dict(zip(("cat", "puss", "dog"), unit(3, 5), strict=True))
+    bank = zero_shot.class_bank(
+        lambda texts: np.stack([rows[text] for text in texts]), [["cat", "puss"], "dog"], ["{}"]
+    )
+    mean = rows["cat"] + rows["puss"]
+    np.testing.assert_allclose(bank[0], mean / np.linalg.norm(mean), rtol=1e-6)
+    np.testing.assert_allclose(bank[1], rows["dog"], rtol=1e-6)
+
+
 def test_names_with_braces_are_put_in_as_they_are() -> None:
     seen: list[str] = []
     zero_shot.class_bank(lambda texts: seen.extend(texts) or unit(len(texts), 3), ["{0}"], ["a {}"])
@@ -56,16 +108,18 @@ def test_names_with_braces_are_put_in_as_they_are() -> None:
 
 @pytest.mark.parametrize(
     ("names", "template", "message"),
-    [([], "a {}", "no class names"), (["a", " "], "a {}", "class 1"), (["a"], "photo", "no {}")],
-)
+    [
+        ([], "a {}", "no class names"), (["a", " "], "a {}", "class 1 has a blank name"),
+        (["a", []], "a {}", "class 1 has a blank name"), (["a"], "photo", r"needs a \{\}"),
+        (["a", ["b", ""]], "a {}", "class 1 has a blank name"),
+    ],
+)  # fmt: skip
 def test_bad_banks_are_refused(names: list, template: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         zero_shot.class_bank(lambda texts: unit(len(texts), 3), names, [template])
 
 
-@pytest.mark.parametrize("value", [2.0, np.nan, 0.0])
-def test_rows_that_are_not_unit_are_refused(value: float) -> None:
-    rows = unit(3, 4)
-    rows[1] = value
-    with pytest.raises(ValueError, match="image features: row 1 has length"):
-        zero_shot.rank_classes(rows, unit(2, 4), 1)
+def test_prompts_that_cancel_out_are_refused() -> None:
+    opposite = {"x": np.array([1.0, 0.0]), "y": np.array([-1.0, 0.0])}
+    with pytest.raises(ValueError, match=r"class 0 \('x'\) have no mean direction"):
+        zero_shot.class_bank(lambda t: np.stack([opposite[x] for x in t]), [["x", "y"]], ["{}"])

@@ -1,46 +1,87 @@
-"""Labelled sets that a zero-shot classifier is measured on, by name."""
+"""Labelled sets that a zero-shot classifier is measured on: built-in, official releases, one's own.
+
+A set is named by a SPEC: a name, or `kind:PATH`, with `?classes=FILE` for a class list of one's own
+(see class_lists.py).
+"""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
+from otter_jax.evaluation.benchmarks.labelled import ZeroShotSet
+from otter_jax.evaluation.specs import Spec
 
-
-@dataclass(frozen=True)
-class ZeroShotSet:
-    """Labelled images and the names of all classes.
-
-    Attributes:
-      name: what results call it.
-      images: uint8 [n, size, size, 3].
-      labels: int32 [n, L], the true classes of every image, padded with -1.
-      class_names: what is ranked; distinct.
-      left_out: how many images were left out, by reason.
-    """
-
-    name: str
-    images: np.ndarray
-    labels: np.ndarray
-    class_names: tuple[str, ...]
-    left_out: dict[str, int]
+__all__ = ["BENCHMARKS", "ZeroShotSet", "load"]
 
 
-def _openmoji(image_size: int) -> ZeroShotSet:
+def _openmoji(spec: Spec, image_size: int) -> ZeroShotSet:
     from otter_jax.evaluation.benchmarks import openmoji
 
     return openmoji.load(image_size)
 
 
-BENCHMARKS: dict[str, Callable[[int], ZeroShotSet]] = {"openmoji": _openmoji}
+def _open_images(spec: Spec, image_size: int) -> ZeroShotSet:
+    from otter_jax.evaluation.benchmarks import open_images
+
+    return open_images.load(spec.name, Path(spec.path), spec.class_list())
 
 
-def load(name: str, image_size: int) -> ZeroShotSet:
-    """A benchmark's images, `image_size` pixels wide and high, and its classes.
+def _imagenet10k(spec: Spec, image_size: int) -> ZeroShotSet:
+    from otter_jax.evaluation.benchmarks import imagenet10k
+
+    return imagenet10k.load(spec.name, Path(spec.path))
+
+
+def _imagenet(spec: Spec, image_size: int) -> ZeroShotSet:
+    from otter_jax.evaluation.benchmarks import imagenet
+
+    return imagenet.load(spec.name, Path(spec.path), spec.class_list())
+
+
+def _imagenet22k(spec: Spec, image_size: int) -> ZeroShotSet:
+    from otter_jax.evaluation.benchmarks import imagenet
+
+    return imagenet.load_22k(spec.name, Path(spec.path))
+
+
+def _folder(spec: Spec, image_size: int) -> ZeroShotSet:
+    from otter_jax.evaluation.benchmarks import own
+
+    return own.load_folder(spec.name, Path(spec.path), spec.class_list())
+
+
+def _csv(spec: Spec, image_size: int) -> ZeroShotSet:
+    from otter_jax.evaluation.benchmarks import own
+
+    return own.load_csv(spec.name, Path(spec.path), spec.class_list())
+
+
+BENCHMARKS: dict[str, Callable[[Spec, int], ZeroShotSet]] = {
+    "openmoji": _openmoji,
+    "open_images": _open_images,
+    "imagenet10k": _imagenet10k,
+    "imagenet1k": _imagenet,
+    "imagenet21k": _imagenet,
+    "imagenet22k": _imagenet22k,
+    "folder": _folder,
+    "csv": _csv,
+}
+
+
+def load(spec: Spec | str, image_size: int) -> ZeroShotSet:
+    """A labelled set: its images, labels and class names.
+
+    Args:
+      spec: which one.
+      image_size: the model's, in pixels; only for sets that are drawn.
 
     Raises:
-      ValueError: for an unknown name.
+      ValueError: for an unknown kind, and for files that are not in the expected format.
+      FileNotFoundError: for files that are not there, naming them.
       ModuleNotFoundError: if packages are missing; the message has the pip command.
     """
-    if name not in BENCHMARKS:
-        raise ValueError(f"there is no benchmark {name!r}; there are: {', '.join(BENCHMARKS)}")
-    return BENCHMARKS[name](image_size)
+    spec = Spec.parse(spec) if isinstance(spec, str) else spec
+    if spec.kind not in BENCHMARKS:
+        raise ValueError(f"there is no benchmark {spec.kind!r}; there are: {', '.join(BENCHMARKS)}")
+    if not spec.path and spec.kind != "openmoji":
+        raise ValueError(f"{spec.kind}: write {spec.kind}:PATH, with the path of its files")
+    return BENCHMARKS[spec.kind](spec, image_size)

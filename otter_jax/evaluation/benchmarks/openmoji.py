@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from otter_jax.evaluation.benchmarks import ZeroShotSet
+from otter_jax.evaluation.benchmarks.labelled import ZeroShotSet
+from otter_jax.evaluation.class_lists import pad_labels
+from otter_jax.evaluation.image_collections import from_arrays
 
 SKIN_TONES = {chr(code) for code in range(0x1F3FB, 0x1F400)}
 HAIR = {chr(code) for code in range(0x1F9B0, 0x1F9B4)}
@@ -60,10 +62,9 @@ def load(image_size: int) -> ZeroShotSet:
     images, true_names = merge_equal([draw(path) for path in files], names)
     class_names = sorted(set(names))
     number = {name: index for index, name in enumerate(class_names)}
-    labels = np.full((len(images), max(map(len, true_names))), -1, np.int32)
-    for row, true in zip(labels, true_names, strict=True):
-        row[: len(true)] = sorted(number[name] for name in true)
-    return ZeroShotSet("openmoji", images, labels, tuple(class_names), left_out)
+    labels = pad_labels([sorted(number[name] for name in true) for true in true_names])
+    class_names_of = tuple((name,) for name in class_names)
+    return ZeroShotSet("openmoji", from_arrays(images), labels, class_names_of, left_out)
 
 
 def merge_equal(

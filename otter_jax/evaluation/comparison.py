@@ -1,0 +1,163 @@
+"""Statistics over runs: methods, seeds, paired differences, wins and ties.
+
+See compare.py for what they mean.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
+from typing import NamedTuple
+
+import numpy as np
+
+from otter_jax import config as config_lib
+from otter_jax.evaluation.finished_runs import Run
+
+CONFIDENCE = 0.95
+# What a run's name must not hang on: how it is kept and looked at, not what it learns.
+IGNORED = ("seed", "evaluate.", "log_every_steps", *config_lib.BOOKKEEPING_KEYS)
+ALL = "all runs"  # The one setting where --setting names none.
+
+
+class Cell(NamedTuple):
+    """One method, setting and metric."""
+
+    method: str
+    setting: str
+    metric: str
+    values: dict[int, float]  # By seed.
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return float(np.mean(list(self.values.values())))
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation over the seeds, of a sample; NaN for one seed."""
+        return deviation(list(self.values.values()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """All cells, in the order of the table, and the baseline's name."""
+
+    methods: list[str]
+    baseline: str
+    rows: list[tuple[str, str]]  # Setting and metric.
+    cells: dict[tuple[str, str, str], Cell]  # By method, setting and metric.
+
+    def difference(self, method: str, row: tuple[str, str]) -> tuple[float, float, int] | None:
+        """Mean paired difference to the baseline, half its interval, and the pairs; None if none.
+
+        Half the interval is NaN for a single pair.
+        """
+        cells = [self.cells.get((name, *row)) for name in (method, self.baseline)]
+        if method == self.baseline or None in cells:
+            return None
+        ours, theirs = (cell.values for cell in cells)
+        differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+        if not differences:
+            return None
+        return float(np.mean(differences)), half_interval(differences), len(differences)
+
+    def wins(self) -> dict[str, tuple[int, int]]:
+        """Rows where a method alone is best, and where it shares that, by method."""
+        counts = {method: [0, 0] for method in self.methods}
+        for row in self.complete_rows():
+            means = {m: round(100 * self.cells[m, *row].mean, 1) for m in self.methods}
+            best = [method for method in self.methods if means[method] == max(means.values())]
+            for method in best:
+                counts[method][len(best) > 1] += 1
+        return {method: (wins, ties) for method, (wins, ties) in counts.items()}
+
+    def complete_rows(self) -> list[tuple[str, str]]:
+        """Rows in which every method has a value."""
+        return [row for row in self.rows if all((m, *row) in self.cells for m in self.methods)]
+
+
+def compare(
+    runs: Sequence[Run],
+    baseline: str | None = None,
+    setting: Sequence[str] = (),
+    metrics: Sequence[str] = ("*",),
+) -> Comparison:
+    """Groups runs into methods and settings.
+
+    Args:
+      runs: finished runs.
+      baseline: a method's name or a part of it; the first run's method if not given.
+      setting: config keys that say on what methods are compared.
+      metrics: patterns with * of which a metric, such as "openmoji  hit@1", matches one.
+
+    Raises:
+      ValueError: if no metric matches, for two runs of one method, setting and seed, a key that
+        does not exist, or a baseline that is no method.
+    """
+    for key in setting:
+        if key not in runs[0].config:
+            raise ValueError(f"--setting={key}: there is no such config key")
+    differing = differing_keys(runs)
+    method_keys = [key for key in differing if key not in setting]
+    cells: dict[tuple[str, str, str], Cell] = {}
+    rows: dict[tuple[str, str], None] = {}
+    methods: dict[str, None] = {}
+    for run in runs:
+        method, place = describe(run, method_keys, "run"), describe(run, setting, ALL)
+        methods[method] = None
+        wanted = [m for m in run.results if any(fnmatch(m, pattern) for pattern in metrics)]
+        for metric in wanted:
+            rows[place, metric] = None
+            cell = cells.setdefault((method, place, metric), Cell(method, place, metric, {}))
+            if run.seed in cell.values:
+                raise ValueError(
+                    f"{run.path}: seed {run.seed} of {method} ({place}) is there twice"
+                )
+            cell.values[run.seed] = run.results[metric]
+    if not rows:
+        raise ValueError(f"--metric={' '.join(metrics)}: there is no such metric")
+    names = list(methods)
+    return Comparison(names, choose_baseline(names, baseline), list(rows), cells)
+
+
+def differing_keys(runs: Sequence[Run]) -> list[str]:
+    """Config keys whose values differ between runs, but for those that teach nothing."""
+    keys = dict.fromkeys(key for run in runs for key in run.config)
+    return [
+        key
+        for key in keys
+        if not key.startswith(IGNORED) and len({repr(run.config.get(key)) for run in runs}) > 1
+    ]
+
+
+def describe(run: Run, keys: Iterable[str], otherwise: str) -> str:
+    """A run by its values of some keys: `objective.name=otter, batch_size=256`."""
+    return ", ".join(f"{key}={run.config.get(key)}" for key in keys) or otherwise
+
+
+def choose_baseline(methods: Sequence[str], wanted: str | None) -> str:
+    """The method that `wanted` names or is a part of, the first if it is None."""
+    if wanted is None:
+        return methods[0]
+    found = [m for m in methods if m == wanted] or [m for m in methods if wanted in m]
+    if len(found) != 1:
+        raise ValueError(
+            f"--baseline={wanted} stands for {len(found)} methods; there are: {'; '.join(methods)}"
+        )
+    return found[0]
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Standard deviation of a sample; NaN for one value."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+def half_interval(differences: Sequence[float]) -> float:
+    """Half the 95 % confidence interval of a mean, by Student's t; NaN for one value."""
+    from scipy.stats import t
+
+    count = len(differences)
+    if count < 2:
+        return math.nan
+    return float(t.ppf(0.5 + CONFIDENCE / 2, count - 1)) * deviation(differences) / count**0.5

@@ -1,0 +1,60 @@
+"""Finished runs, read from their workdirs."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from otter_jax import config as config_lib
+from otter_jax.evaluation.tables import OTHERS
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run: its config's values by flat key, and `{"set  metric": value}`."""
+
+    path: Path
+    config: dict[str, Any]
+    results: dict[str, float]
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.config["seed"]
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """Reads config.json and results.json of workdirs.
+
+    Raises:
+      FileNotFoundError: for a folder that is no finished run.
+      ValueError: for a folder that is given twice.
+    """
+    runs = []
+    for path in paths:
+        if path.resolve() in [run.path.resolve() for run in runs]:
+            raise ValueError(f"{path} is given twice")
+        if not (path / "results.json").is_file():
+            raise FileNotFoundError(f"{path} is not a finished run: it has no results.json")
+        results = json.loads((path / "results.json").read_text(encoding="utf-8"))
+        flat = {
+            f"{name}  {metric}": value
+            for name, metrics in results.items()
+            if name not in OTHERS
+            for metric, value in metrics.items()
+        }
+        config = config_lib.as_dict(config_lib.load(path / "config.json"))
+        runs.append(Run(path, flatten(config), flat))
+    return runs
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,133 @@
+"""Held-out pairs as a set: does an image find a caption of its own among all, and the reverse?"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from otter_jax.data.sources import Record, Source
+from otter_jax.encoder import Encoder
+from otter_jax.evaluation import retrieval
+from otter_jax.evaluation.answers import Answers, answer
+from otter_jax.evaluation.benchmarks import own
+from otter_jax.evaluation.image_collections import (
+    ImageCollection,
+    compute_features,
+    from_files,
+    from_source,
+)
+from otter_jax.features import FeatureStore
+
+
+@dataclasses.dataclass
+class PairSet:
+    """Retrieval among images and their captions.
+
+    Attributes:
+      name: the set's SPEC.
+      images: the images.
+      captions: all captions.
+      image_of_text: int [len(captions)], the image each belongs to.
+      left_out: what was left out, by reason.
+    """
+
+    name: str
+    images: ImageCollection
+    captions: list[str]
+    image_of_text: np.ndarray
+    left_out: dict[str, int]
+    unreadable: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def evaluate(self, encoder: Encoder, store: FeatureStore) -> dict[str, float]:
+        """Recall@1, 5, 10 in both directions, among what can be read."""
+        images, numbers, texts = self._embed(encoder, store)
+        place = np.full(len(self.images), -1)
+        place[numbers] = np.arange(len(numbers))
+        image_of_text = place[self.image_of_text]
+        kept = image_of_text >= 0
+        return retrieval.recalls(images, texts[kept], image_of_text[kept], mesh=encoder.mesh)
+
+    def answers(self, encoder: Encoder, store: FeatureStore, count: int) -> Answers:
+        """Some images with the captions that fit them best."""
+        images, numbers, texts = self._embed(encoder, store)
+        features = np.zeros((len(self.images), images.shape[1]), np.float32)
+        features[numbers] = images
+        truth = np.full_like(own_texts := self._texts_of_images(), -1)
+        truth[numbers] = own_texts[numbers]
+        return answer(self.images, encoder, features, texts, self.captions, truth, count)
+
+    def contents(self) -> dict[str, Any]:
+        """Number of pairs, and what was left out."""
+        several = {"captions": len(self.captions)} if len(self.captions) != len(self.images) else {}
+        return {
+            "pairs": len(self.images) - len(self.unreadable),
+            **several,
+            "fingerprint": self.images.fingerprint,
+            "skipped": self.left_out,
+            "unreadable": self.unreadable,
+        }
+
+    def chance(self) -> dict[str, float]:
+        """Recalls of a random ranking."""
+        return retrieval.chance_recalls(self.image_of_text, len(self.images))
+
+    def _texts_of_images(self) -> np.ndarray:
+        return retrieval.texts_of_images(self.image_of_text, len(self.images))
+
+    def _embed(
+        self, encoder: Encoder, store: FeatureStore
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Embeddings of the readable images, which these are, and of all captions."""
+        found = compute_features(self.images, encoder, store, self.name)
+        self.unreadable = found.unreadable
+        texts = store.embed_texts(encoder, self.captions)
+        return encoder.project_image(found.features), found.numbers, texts
+
+
+def pairs_of_source(name: str, source: Source) -> PairSet:
+    """The pairs of a data SPEC; an image has several captions where its metadata list them."""
+    keys, captions, owners = [], [], []
+    for number in range(len(source)):
+        record = source[number]
+        keys.append(record.key)
+        for caption in captions_of(record):
+            captions.append(caption)
+            owners.append(number)
+    return PairSet(name, from_source(source, keys), captions, np.array(owners), source.skipped)
+
+
+def captions_of(record: Record) -> list[str]:
+    """The list `captions` of a record's metadata if there is one, else its caption."""
+    listed = record.metadata.get("captions")
+    if isinstance(listed, list):
+        listed = [text.strip() for text in listed if isinstance(text, str) and text.strip()]
+    return listed or [record.caption]
+
+
+def pairs_of_csv(name: str, path: str) -> PairSet:
+    """A CSV with the columns `image` and `caption`; lines of one image are its captions.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: for other columns, or if there is no pair.
+    """
+    folder, rows = Path(path).parent, own.read_columns(Path(path), "image", "caption")
+    captions_by_image: dict[str, list[str]] = {}
+    for image, caption in rows:
+        if caption.strip():
+            captions_by_image.setdefault(image, []).append(caption.strip())
+    blank = sum(not caption.strip() for _, caption in rows)
+    present = [image for image in captions_by_image if (folder / image).is_file()]
+    missing = len(captions_by_image) - len(present)
+    left_out = {"empty caption": blank, "image missing": missing}
+    if not present:
+        raise ValueError(f"{path}: not one image with a caption is there ({left_out})")
+    captions = [(n, text) for n, image in enumerate(present) for text in captions_by_image[image]]
+    return PairSet(
+        name,
+        from_files(folder, present),
+        [text for _, text in captions],
+        np.array([number for number, _ in captions]),
+        {reason: count for reason, count in left_out.items() if count},
+    )

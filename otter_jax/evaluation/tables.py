@@ -1,0 +1,32 @@
+"""Results as a CSV: a line for every metric of every set."""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+OTHERS = ("before", "chance")  # Keys of results.json that are no sets.
+
+
+def write_csv(path: Path, results: Mapping[str, Any]) -> None:
+    """Writes `set, metric, value, before, chance`; values are shares, blank where there is none.
+
+    Args:
+      path: the file.
+      results: what results.json holds.
+    """
+    if jax.process_index() != 0:
+        return
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["set", "metric", "value", *OTHERS])
+        for name, metrics in results.items():
+            if name in OTHERS:
+                continue
+            for metric, value in metrics.items():
+                beside = [results.get(o, {}).get(name, {}).get(metric, "") for o in OTHERS]
+                writer.writerow([name, metric, value, *beside])
+    partial.replace(path)
