@@ -47,6 +47,7 @@ EXTRAS = {
         *WEIGHTS_AND_SETS,
         "hypothesis>=6.170",
         "pytest>=9.2",
+        "pytest-xdist>=3.8",
         "ruff>=0.17,<0.18",
         "scikit-learn>=1.9",
     ],

@@ -18,7 +18,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256, help="embedding width")
     arguments = parser.parse_args()
     counts = [int(count) for count in arguments.devices.split(",")]
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={max(counts)}"
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    flag = f" --xla_force_host_platform_device_count={max(counts)}"
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + flag
     print("| N | devices | whole matrices, MiB a device | tiles, MiB a device |\n|---|---|---|---|")
     for size in map(int, arguments.sizes.split(",")):
         for count in counts:

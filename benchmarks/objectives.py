@@ -115,12 +115,14 @@ def loss_forms(size: int, width: int) -> dict[str, Run]:
         gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 2)))
         return functools.partial(run_jax, gradient, student, teacher, log_scales)
 
-    def total(tile: int) -> Callable:
-        options = objectives.make_options("otter", tile=tile)
+    def total(tile: int, epsilon: float = EPSILON) -> Callable:
+        options = objectives.make_options("otter", tile=tile, epsilon=epsilon)
         return lambda *arguments: objectives.total_loss(options, *arguments)[0]
 
-    forms = {"dense": total(size)}
+    # Just below the epsilon from which the scaling form is safe, ott-jax's log domain takes over.
+    forms = {"dense": total(size), "dense, log domain": total(size, epsilon=0.1)}
     forms |= {f"tile {tile}": total(tile) for tile in (256, 1024) if tile < size}
+    forms |= {"tile 256, log domain": total(256, epsilon=0.1)} if size > 256 else {}
     forms["tile 256, differentiated"] = functools.partial(differentiated_loss, 256)
     runs = {name: run(form) for name, form in forms.items()}
     return runs | torch_loss(embeddings(size, width, 0), embeddings(size, width, 1))

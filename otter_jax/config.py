@@ -77,8 +77,9 @@ def default_config() -> ConfigDict:
     config.objective.teacher_scale = 100.0  # KD: softmax(teacher_scale * similarity).
     config.objective.mixed_target = False  # One target alpha I + (1 - alpha) P, as in the paper.
     config.objective.stop_gradient_keys = False  # As multi-process runs of the released code.
-    # Rows of the similarity matrices held at a time; batch_size and more: all of them. Unset: tiles
-    # of 1024 rows where a device's part of a matrix would exceed 1024 x 1024.
+    # Most rows of the similarity matrices held at a time (fewer where that would exceed 16 MiB);
+    # batch_size and more: all of them. Unset: 1024 where a device's part of a matrix would exceed
+    # 1024 x 1024, else all.
     config.objective.tile = placeholder(int)
     # Where the learnable scales (1 / temperature) start, and what the sigmoid loss adds to logits.
     # Unset: exp(3.9) = 49.4; for sigmoid 10 and -10.

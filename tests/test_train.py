@@ -52,8 +52,8 @@ def test_workdir_holds_what_is_promised(tiny_config: Callable, tmp_path: Path) -
 
 def test_training_lowers_the_loss(tiny_config: Callable, tmp_path: Path) -> None:
     config = tiny_config(**FROZEN, **{
-        "objective.name": "infonce", "total_steps": 60, "optimizer.name": "adamw",
-        "optimizer.learning_rate": 0.02, "log_every_steps": 60,
+        "objective.name": "infonce", "total_steps": 150, "optimizer.name": "adamw",
+        "optimizer.learning_rate": 0.02, "log_every_steps": 150,
     })  # fmt: skip
     (pairs,) = config.evaluate.sets
     results = run(config, tmp_path)

@@ -212,7 +212,9 @@ def _group_members(path: str) -> tuple[dict[str, _Spans], bool]:
             archive.fileobj.seek(archive.offset)
             return groups, archive.fileobj.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such tar shard") from None
+        raise FileNotFoundError(
+            f"{path}: no such tar shard; config.data.train=webdataset:PATH says where the pairs lie"
+        ) from None
     except (tarfile.TarError, IsADirectoryError) as error:
         raise ValueError(f"{path}: not an uncompressed tar ({error})") from None
 

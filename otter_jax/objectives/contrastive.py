@@ -1,5 +1,6 @@
 """One cross-entropy for all methods: student similarities against a row-stochastic target."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -49,9 +50,13 @@ def similarity(rows: jax.Array, columns: jax.Array) -> jax.Array:
 
 
 def scale_from_log(log_scale: jax.Array) -> jax.Array:
-    """exp(log_scale) clamped to [1, 100]; beyond the clamp no gradient, at its rim the full one."""
-    scale = jnp.exp(log_scale.astype(jnp.promote_types(log_scale.dtype, jnp.float32)))
-    inside = (scale >= 1.0) & (scale <= MAX_SCALE)
+    """exp(log_scale) clamped to [1, 100]; beyond it no gradient, at its rims the full one."""
+    log_scale = jnp.asarray(log_scale)
+    log_scale = log_scale.astype(jnp.promote_types(log_scale.dtype, jnp.float32))
+    # Compared as logarithms: float32's exp(log 100) is a little more than 100.
+    highest = jnp.asarray(math.log(MAX_SCALE), log_scale.dtype)
+    inside = (log_scale >= 0.0) & (log_scale <= highest)
+    scale = jnp.exp(log_scale)
     return jnp.where(inside, scale, jax.lax.stop_gradient(jnp.clip(scale, 1.0, MAX_SCALE)))
 
 

@@ -77,20 +77,36 @@ def total_loss(
       mesh: over whose axis `data` the rows are split; None for one device.
 
     Returns:
-      The loss, and metrics: `loss_contrastive` and `loss_distillation` (weighted, they add up to
-      the loss), `temperature`, `target_entropy` in nats and `target_diagonal`, the mass that the
-      soft target leaves on the given pairs (OTTER, Fig. 2).
+      The loss, and metrics without gradient: `loss_contrastive` and `loss_distillation` (weighted,
+      they add up to the loss), `temperature`, `target_entropy` in nats and `target_diagonal`, the
+      mass that the soft target leaves on the given pairs (OTTER, Fig. 2).
 
     Raises:
-      ValueError: fewer than two pairs, shapes that do not agree, or values that are not finite
-        where they are known before compilation.
+      ValueError: fewer than two pairs, shapes that do not agree or do not divide over the mesh, or
+        values that are not finite where they are known before compilation.
     """
-    check_embeddings(options, student, teacher)
-    student = Embeddings(*map(normalize, student))
+    check_embeddings(options, student, teacher, mesh)
+    # One type, float32 or wider, for all that follows.
+    everything = (*student, *(teacher or ()), *log_scales)
+    dtype = jnp.promote_types(jnp.result_type(*everything), jnp.float32)
+    student = Embeddings(*(normalize(x.astype(dtype)) for x in student))
     if teacher is not None:
-        teacher = Embeddings(*(normalize(jax.lax.stop_gradient(x)) for x in teacher))
-    if options.name == "sigmoid":
-        return _sigmoid_loss(options, student, log_scales, mesh)
+        constants = map(jax.lax.stop_gradient, teacher)
+        teacher = Embeddings(*(normalize(x.astype(dtype)) for x in constants))
+    log_scales = LogScales(*(jnp.asarray(x, dtype) for x in log_scales))
+    compute = _sigmoid_loss if options.name == "sigmoid" else _cross_entropy_loss
+    loss, metrics = compute(options, student, teacher, log_scales, mesh)
+    return loss, jax.lax.stop_gradient(metrics)
+
+
+def _cross_entropy_loss(
+    options: Options,
+    student: Embeddings,
+    teacher: Embeddings | None,
+    log_scales: LogScales,
+    mesh: Mesh | None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The terms of `make_terms`, less the entropy of the soft target where it has its own."""
     terms = make_terms(options)
     scales = jnp.stack([scale_from_log(each) for each in log_scales[: len(terms)]])
     compute = _tiled if tile_rows(options, len(student.image), mesh) else _dense
@@ -118,7 +134,7 @@ def tile_rows(options: Options, num_pairs: int, mesh: Mesh | None = None) -> int
     """
     if options.tile is not None:
         return options.tile if options.tile < num_pairs else None
-    devices = 1 if mesh is None else mesh.devices.size
+    devices = 1 if mesh is None else mesh.shape[tiled.AXIS]
     return DEFAULT_TILE if num_pairs**2 / devices > LARGEST_DENSE else None
 
 
@@ -169,21 +185,28 @@ def _tiled(
 
 
 def _sigmoid_loss(
-    options: Options, student: Embeddings, log_scales: LogScales, mesh: Mesh | None
+    options: Options,
+    student: Embeddings,
+    teacher: None,
+    log_scales: LogScales,
+    mesh: Mesh | None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The sum over all pairs divided by the number of images; one matrix is both directions."""
-    num_pairs = len(student.image)
-    scale = scale_from_log(log_scales.contrastive)
-    bias = jnp.asarray(log_scales.bias, scale.dtype)
+    """The sum over all pairs divided by the number of images; one matrix is both directions.
+
+    Its scale is not clamped, as in its paper.
+    """
+    num_pairs, scale = len(student.image), jnp.exp(log_scales.contrastive)
     if rows := tile_rows(options, num_pairs, mesh):
-        loss = tiled.sigmoid_cross_entropy(rows, mesh, student, scale, bias)
+        loss = tiled.sigmoid_cross_entropy(rows, mesh, student, scale, log_scales.bias)
     else:
-        logits = scale * contrastive.similarity(*student) + bias
+        logits = scale * contrastive.similarity(*student) + log_scales.bias
         loss = jnp.sum(sigmoid_losses(logits, jnp.eye(num_pairs, dtype=bool))) / num_pairs
-    return loss, {"temperature": 1.0 / scale, "bias": bias}
+    return loss, {"temperature": 1.0 / scale, "bias": log_scales.bias}
 
 
-def check_embeddings(options: Options, student: Embeddings, teacher: Embeddings | None) -> None:
+def check_embeddings(
+    options: Options, student: Embeddings, teacher: Embeddings | None, mesh: Mesh | None = None
+) -> None:
     """Refuses what no loss can be made of; values are looked at where they are known.
 
     Raises:
@@ -192,20 +215,29 @@ def check_embeddings(options: Options, student: Embeddings, teacher: Embeddings 
     if options.uses_teacher == (teacher is None):
         needs = "needs" if teacher is None else "does not use"
         raise ValueError(f"objective {options.name!r} {needs} a teacher's embeddings")
-    for owner, embeddings in (("student", student), ("teacher", teacher or ())):
-        for name, rows in zip(Embeddings._fields, embeddings, strict=False):
-            _check_rows(f"{owner}.{name}", rows, len(student.image))
-
-
-def _check_rows(name: str, rows: jax.Array, num_pairs: int) -> None:
-    if rows.ndim != 2 or len(rows) != num_pairs:
-        raise ValueError(f"{name} has shape {rows.shape}; it must be [{num_pairs}, d]")
+    num_pairs = len(student.image)
     if num_pairs < 2:
-        raise ValueError(f"{name} has {num_pairs} rows; a contrastive loss needs at least 2 pairs")
-    if not isinstance(rows, jax.core.Tracer):
-        finite = np.isfinite(np.asarray(rows, np.float32)).all(axis=1)
-        if not finite.all():
-            raise ValueError(
-                f"{name} has values that are not finite in {int((~finite).sum())} of {num_pairs} "
-                f"rows, first in row {int(finite.argmin())}"
-            )
+        raise ValueError(f"a contrastive loss needs at least 2 pairs, found {num_pairs}")
+    if mesh is not None and tiled.AXIS not in mesh.shape:
+        raise ValueError(f"the mesh has axes {mesh.axis_names}; one must be {tiled.AXIS!r}")
+    if mesh is not None and num_pairs % mesh.shape[tiled.AXIS]:
+        devices = mesh.shape[tiled.AXIS]
+        raise ValueError(f"{num_pairs} pairs do not divide over {devices} devices")
+    for owner, embeddings in (("student", student), ("teacher", teacher)):
+        for name, rows in embeddings._asdict().items() if embeddings else ():
+            _check_rows(f"{owner}.{name}", rows, (num_pairs, embeddings.image.shape[-1]))
+
+
+def _check_rows(name: str, rows: jax.Array, shape: tuple[int, int]) -> None:
+    if rows.shape != shape:
+        raise ValueError(f"{name} has shape {rows.shape}; it must be {shape}")
+    while isinstance(rows, jax.core.Tracer) and hasattr(rows, "primal"):
+        rows = rows.primal  # Differentiated outside of jit: the values are there.
+    if isinstance(rows, jax.core.Tracer):
+        return
+    finite = np.isfinite(np.asarray(rows, np.float32)).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"{name} has values that are not finite in {int((~finite).sum())} of {len(rows)} rows, "
+            f"first in row {int(finite.argmin())}"
+        )

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from otter_jax.objectives import targets
 from otter_jax.objectives.contrastive import MAX_SCALE, Term
 
+LARGEST_EPSILON = 1.9  # exp(-targets.DIAGONAL_PENALTY / 1.9) is 0 in float32.
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -28,8 +30,9 @@ class Options:
       teacher_scale: knowledge distillation's factor of the teacher's similarities, > 0.
       mixed_target: one cross-entropy to alpha I + (1 - alpha) P instead of two losses.
       stop_gradient_keys: a direction's gradient flows through its queries alone.
-      tile: rows of a tile, >= 1; N and more for whole matrices; None lets the size decide.
-      initial_scale: of both learnable scales, 1 / temperature, in [1, 100].
+      tile: most rows of a tile, >= 1 (fewer where a tile would exceed 16 MiB); N and more for
+        whole matrices; None lets the size decide.
+      initial_scale: of both learnable scales, 1 / temperature, in [1, 100]; for sigmoid >= 1.
       initial_bias: of the learnable number that the sigmoid loss adds to logits; None for none.
     """
 
@@ -50,31 +53,35 @@ class Options:
 
     def __post_init__(self) -> None:
         """Refuses what cannot be computed, with the key as the user wrote it."""
-        if not 0.0 <= self.alpha <= 1.0:
-            raise ValueError(f"config.objective.alpha={self.alpha}: it must lie in [0, 1]")
-        if not self.epsilon > 0.0:
-            raise ValueError(f"config.objective.epsilon={self.epsilon}: it must be positive")
-        if self.iterations < 1:
-            raise ValueError(
-                f"config.objective.iterations={self.iterations}: it must be at least 1"
-            )
-        if not 0.0 <= self.smoothing < 1.0:
-            raise ValueError(f"config.objective.smoothing={self.smoothing}: it must lie in [0, 1)")
-        if not self.teacher_scale > 0.0:
-            raise ValueError(
-                f"config.objective.teacher_scale={self.teacher_scale}: it must be positive"
-            )
-        if not 1.0 <= self.initial_scale <= MAX_SCALE:
-            raise ValueError(
-                f"config.objective.initial_scale={self.initial_scale}: it must lie in "
-                f"[1, {MAX_SCALE:g}]"
-            )
-        if self.name == "sigmoid" and self.stop_gradient_keys:
-            raise ValueError(
-                "config.objective.stop_gradient_keys=True: the sigmoid loss has no keys to stop at"
-            )
-        if self.tile is not None and self.tile < 1:
-            raise ValueError(f"config.objective.tile={self.tile}: it must be at least 1")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                self._require(field.name, False, "be a finite number")
+        self._require("alpha", 0.0 <= self.alpha <= 1.0, "lie in [0, 1]")
+        self._require("epsilon", self.epsilon > 0.0, "be positive")
+        # Above it, the penalty that takes given pairs out would leave them a share.
+        possible = self.epsilon <= LARGEST_EPSILON or not self.remove_diagonal
+        self._require("epsilon", possible, f"be at most {LARGEST_EPSILON} with remove_diagonal")
+        self._require("smoothing", 0.0 <= self.smoothing < 1.0, "lie in [0, 1)")
+        self._require("teacher_scale", self.teacher_scale > 0.0, "be positive")
+        for name in ("iterations", "tile"):
+            value = getattr(self, name)
+            if value is not None:
+                whole = isinstance(value, int) and value >= 1
+                self._require(name, whole, "be at least 1, and a whole number")
+        self._require("initial_scale", self.initial_scale >= 1.0, "be at least 1")
+        if self.name == "sigmoid":
+            free = not self.stop_gradient_keys
+            self._require("stop_gradient_keys", free, "be False: the sigmoid loss has no keys")
+        else:
+            within = self.initial_scale <= MAX_SCALE
+            self._require("initial_scale", within, f"be at most {MAX_SCALE:g}")
+            self._require("initial_bias", self.initial_bias is None, "be unset but for sigmoid")
+
+    def _require(self, name: str, holds: bool, requirement: str) -> None:
+        if not holds:
+            value = getattr(self, name)
+            raise ValueError(f"config.objective.{name}={value}: it must {requirement}")
 
     @property
     def bound(self) -> float:

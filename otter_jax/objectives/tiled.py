@@ -398,7 +398,7 @@ def sigmoid_cross_entropy(
 
 
 def _is_split(mesh: Mesh | None) -> bool:
-    return mesh is not None and mesh.devices.size > 1
+    return mesh is not None and mesh.shape[AXIS] > 1
 
 
 def _forward(

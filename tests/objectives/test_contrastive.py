@@ -17,7 +17,14 @@ def test_cross_entropy_of_uniform_logits() -> None:
 
 @pytest.mark.parametrize(
     ("log_scale", "scale", "gradient"),
-    [(-1.0, 1.0, 0.0), (0.0, 1.0, 1.0), (2.0, np.exp(2.0), np.exp(2.0)), (5.0, 100.0, 0.0)],
+    [
+        (-1.0, 1.0, 0.0),
+        (0.0, 1.0, 1.0),
+        (2.0, np.exp(2.0), np.exp(2.0)),
+        (np.log(100.0), 100.0, 100.0),
+        (4.61, 100.0, 0.0),
+        (5.0, 100.0, 0.0),
+    ],
 )
 def test_scale_is_clamped_with_its_gradient(log_scale, scale, gradient) -> None:
     value, slope = jax.value_and_grad(contrastive.scale_from_log)(jnp.float32(log_scale))

@@ -1,10 +1,11 @@
 """Losses, targets and gradients against what the papers' released code computes.
 
-`pytest tests/objectives/test_golden.py --golden=DIR -s` checks every .npz file of any folder of
+`pytest tests/objectives/test_golden.py --golden=DIR` checks every .npz file of any folder of
 the same format and prints the worst relative error of each quantity.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -25,7 +26,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("path", files, ids=[file.stem for file in files])
 
 
-def options_of(config: dict) -> objectives.Options:
+def options_of(config: dict, tile: int | None) -> objectives.Options:
     weights = {"image_weight": config["vv_coef"], "text_weight": config["tt_coef"]}
     # The released code scales the penalty with these weights: without them nothing is removed.
     removes = bool(config["remove_diag"]) and sum(weights.values()) > 0
@@ -37,12 +38,13 @@ def options_of(config: dict) -> objectives.Options:
         smoothing=config["label_smoothing"],
         teacher_scale=config["teacher_temperature"],
         remove_diagonal=removes,
+        tile=tile,
         **weights,
     )
 
 
-def compute(data: dict[str, np.ndarray], config: dict) -> dict[str, jax.Array]:
-    options = options_of(config)
+def compute(data: dict[str, np.ndarray], config: dict, tile: int | None) -> dict[str, jax.Array]:
+    options = options_of(config, tile)
     teacher = None
     if options.uses_teacher:
         teacher = objectives.Embeddings(
@@ -81,7 +83,10 @@ def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(difference / scale if scale > 0 else difference)
 
 
-def test_golden(path: Path) -> None:
+@pytest.mark.parametrize("tile", [None, 5], ids=["whole", "tiled"])
+def test_golden(
+    path: Path, tile: int | None, record_property: Callable[[str, object], None]
+) -> None:
     data = dict(np.load(path))
     config = json.loads(str(data.pop("config")))
     method = config["method"].lower()
@@ -89,12 +94,15 @@ def test_golden(path: Path) -> None:
         pytest.skip(f"{method} is not one of {', '.join(objectives.OBJECTIVES)}")
     double = data["student_image"].dtype == np.float64
     with jax.enable_x64(double):
-        found = compute(data, config)
+        found = compute(data, config, tile)
     tolerance = 1e-4
     if double:  # The released label smoothing builds its target in float32.
         tolerance = 1e-7 if method == "label_smoothing" else 1e-9
     checked = [name for name in found if name in data]
     assert "loss" in checked and "grad_student_image" in checked
     errors = {name: relative_error(found[name], data[name]) for name in checked}
-    print(f"\n{path.name}: " + ", ".join(f"{name} {error:.1e}" for name, error in errors.items()))
+    listed = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
+    record_property(
+        "golden", f"{path.name}, {'tiled' if tile else 'whole'}: {listed}"
+    )  # Printed at the end, see conftest.py.
     assert max(errors.values()) <= tolerance, errors

@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import Mesh
 
-from otter_jax import objectives
+from otter_jax import objectives, sharding
 from otter_jax.objectives import contrastive
 
 
@@ -123,7 +126,7 @@ def test_statistics_are_those_of_the_targets() -> None:
 @pytest.mark.parametrize(
     ("name", "student", "teacher", "message"),
     [
-        ("infonce", embeddings(1), None, "student.image has 1 rows; a contrastive loss needs"),
+        ("infonce", embeddings(1), None, "a contrastive loss needs at least 2 pairs, found 1"),
         ("label_smoothing", embeddings(1), None, "at least 2 pairs"),
         ("otter", embeddings(), None, "objective 'otter' needs a teacher's embeddings"),
         ("infonce", embeddings(), embeddings(), "'infonce' does not use a teacher's embeddings"),
@@ -131,7 +134,7 @@ def test_statistics_are_those_of_the_targets() -> None:
             "otter",
             embeddings(),
             embeddings(5),
-            r"teacher.image has shape \(5, 5\); it must be \[6, d",
+            r"teacher.image has shape \(5, 5\); it must be \(6, 5\)",
         ),
         (
             "infonce",
@@ -144,3 +147,62 @@ def test_statistics_are_those_of_the_targets() -> None:
 def test_bad_batches_are_refused(name, student, teacher, message) -> None:
     with pytest.raises(ValueError, match=message):
         loss(objectives.make_options(name), student, teacher)
+
+
+def test_values_are_looked_at_under_an_eager_gradient_too() -> None:
+    student = embeddings()._replace(image=jnp.full((6, 5), jnp.inf))
+    with pytest.raises(ValueError, match=r"student\.image has values that are not finite in 6"):
+        jax.grad(lambda s: loss(objectives.make_options("infonce"), s)[0])(student)
+
+
+def test_widths_and_meshes_must_fit() -> None:
+    options = objectives.make_options("infonce")
+    with pytest.raises(ValueError, match=r"student\.text has shape \(6, 4\); it must be \(6, 5\)"):
+        loss(options, embeddings()._replace(text=jnp.ones((6, 4))))
+    scales = objectives.LogScales(3.0, 3.0)
+    with pytest.raises(ValueError, match="6 pairs do not divide over 8 devices"):
+        objectives.total_loss(options, embeddings(), None, scales, sharding.make_mesh())
+    other = Mesh(np.array(jax.devices()[:2]), ("model",))
+    with pytest.raises(ValueError, match=r"the mesh has axes \('model',\); one must be 'data'"):
+        objectives.total_loss(options, embeddings(), None, scales, other)
+
+
+@pytest.mark.parametrize("tile", [None, 4])
+def test_metrics_carry_no_gradient(tile: int | None) -> None:
+    options = objectives.make_options("otter", tile=tile)
+
+    def part(student: objectives.Embeddings) -> jax.Array:
+        return loss(options, student, embeddings(seed=1))[1]["loss_contrastive"]
+
+    for gradient in jax.grad(part)(embeddings()):
+        np.testing.assert_array_equal(gradient, 0.0)
+
+
+@pytest.mark.parametrize("tile", [None, 4])
+def test_types_may_be_mixed(tile: int | None) -> None:
+    options = objectives.make_options("otter", tile=tile)
+    half = objectives.Embeddings(*(x.astype(jnp.bfloat16) for x in embeddings()))
+    scales = objectives.LogScales(3.0, jnp.float32(3.0))
+    value, _ = objectives.total_loss(options, half, embeddings(seed=1), scales)
+    wide = objectives.Embeddings(*(x.astype(jnp.float32) for x in half))
+    wanted, _ = objectives.total_loss(options, wide, embeddings(seed=1), scales)
+    np.testing.assert_array_equal(value, wanted)
+
+
+def test_the_sigmoid_losss_scale_is_not_clamped() -> None:
+    def value(log_scale: jax.Array) -> jax.Array:
+        scales = objectives.LogScales(log_scale, 0.0, -10.0)
+        options = objectives.make_options("sigmoid")
+        return objectives.total_loss(options, embeddings(), None, scales)[0]
+
+    assert value(4.8) != value(4.7) and abs(jax.grad(value)(4.8)) > 0
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 999), epsilon=st.sampled_from([0.02, 0.15, 1.0]))
+def test_alpha_one_has_the_gradient_of_infonce(seed: int, epsilon: float) -> None:
+    options = objectives.make_options("otter", alpha=1.0, epsilon=epsilon)
+    student, teacher = embeddings(seed=seed), embeddings(seed=seed + 1)
+    found = jax.grad(lambda s: loss(options, s, teacher)[0])(student)
+    wanted = jax.grad(lambda s: loss(objectives.make_options("infonce"), s)[0])(student)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, wanted)

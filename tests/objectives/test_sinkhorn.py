@@ -28,7 +28,7 @@ def reference(similarity: np.ndarray, epsilon: float, iterations: int) -> np.nda
 @settings(max_examples=10, deadline=None)
 @given(
     rows=st.sampled_from([8, 33, 256]),
-    extra=st.sampled_from([0, 8]),
+    extra=st.sampled_from([-2, 0, 8]),
     epsilon=st.sampled_from([0.01, 0.05, 0.15, 1.0]),
     iterations=st.integers(1, 6),
     remove=st.booleans(),
@@ -48,7 +48,7 @@ def test_equals_the_papers_loop(rows, extra, epsilon, iterations, remove, seed) 
 @settings(max_examples=10, deadline=None)
 @given(
     rows=st.sampled_from([3, 33, 256]),
-    extra=st.sampled_from([0, 8]),
+    extra=st.sampled_from([-2, 0, 8]),
     epsilon=st.sampled_from([0.12, 0.15, 0.4, 1.0]),
     iterations=st.integers(1, 6),
     remove=st.booleans(),
@@ -88,9 +88,12 @@ def test_number_of_iterations_is_exact() -> None:
     assert errors[1] < 1e-5 < min(errors[0], errors[2])
 
 
-def test_marginals_at_convergence() -> None:
-    similarity = jnp.asarray(np.random.default_rng(1).uniform(-1, 3, size=(16, 16)), jnp.float32)
-    plan = np.asarray(sinkhorn.row_plan(similarity, 0.5, 300))
+@pytest.mark.parametrize("bound", [None, 3.0])
+@pytest.mark.parametrize(("size", "epsilon"), [(16, 0.5), (33, 0.2)])
+def test_marginals_at_convergence(size: int, epsilon: float, bound: float | None) -> None:
+    rng = np.random.default_rng(1)
+    similarity = jnp.asarray(rng.uniform(-1, 3, size=(size, size)), jnp.float32)
+    plan = np.asarray(sinkhorn.row_plan(similarity, epsilon, 1000, bound))
     np.testing.assert_allclose(plan.sum(0), 1.0, atol=1e-4)
 
 

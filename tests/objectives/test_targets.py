@@ -65,3 +65,15 @@ def test_similarity_is_the_sum_of_three_products() -> None:
 def test_removed_pairs_get_no_mass_on_any_row() -> None:
     for target in soft_targets("otter", teacher(12, seed=5)):
         np.testing.assert_array_equal(np.diagonal(target), 0.0)
+
+
+@settings(max_examples=15, deadline=None)
+@given(name=st.sampled_from(["kd", "otter"]), seed=st.integers(0, 99))
+def test_the_text_directions_cost_is_the_transpose(name, seed) -> None:
+    """Swapping images and texts swaps the targets, where both weights are the same."""
+    rows = teacher(9, seed)
+    swapped = objectives.Embeddings(rows.text, rows.image)
+    image, text = soft_targets(name, rows)
+    other_image, other_text = soft_targets(name, swapped)
+    np.testing.assert_allclose(image, other_text, atol=1e-5)
+    np.testing.assert_allclose(text, other_image, atol=1e-5)
