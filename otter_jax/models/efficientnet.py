@@ -18,7 +18,6 @@ from jax.typing import DTypeLike
 from otter_jax.models.layers import (
     BatchNorm,
     Conv,
-    DepthwiseForm,
     Preset,
     TowerOutput,
     drop_examples,
@@ -79,7 +78,6 @@ class EfficientNetConfig:
             earlier branches proportionally less.
         batch_norm_momentum: share of the old running statistics that a training step keeps.
         batch_norm_epsilon: added to the variance.
-        depthwise_form: see `layers.depthwise_conv2d`.
         mean: per channel, what the weights expect to be subtracted from pixels in 0..1.
         std: per channel, what the result is divided by.
 
@@ -95,7 +93,6 @@ class EfficientNetConfig:
     stochastic_depth_rate: float = 0.2
     batch_norm_momentum: float = 0.99
     batch_norm_epsilon: float = 1e-3
-    depthwise_form: DepthwiseForm = "auto"
     # The Lite models were trained on (byte - 127) / 128. The stem's stored statistics agree with
     # that on photographs; with ImageNet's mean and deviation the variances are four times as big.
     mean: tuple[float, float, float] = (127 / 255, 127 / 255, 127 / 255)
@@ -132,9 +129,19 @@ def round_channels(channels: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
+@jax.custom_jvp
 def relu6(x: jax.Array) -> jax.Array:
-    """Clip to the range 0..6, elementwise."""
+    """Clip to the range 0..6, elementwise; at both ends the gradient is 0, as in PyTorch."""
     return jnp.clip(x, 0.0, 6.0)
+
+
+@relu6.defjvp
+def _relu6_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    # The derivative of `clip` shares the gradient out at the ends, which takes two divisions.
+    (x,), (tangent,) = primals, tangents
+    return relu6(x), jnp.where((x > 0.0) & (x < 6.0), tangent, 0.0)
 
 
 class ConvNorm(nnx.Module):
@@ -159,7 +166,6 @@ class ConvNorm(nnx.Module):
             kernel_size,
             stride,
             depthwise=depthwise,
-            depthwise_form=config.depthwise_form,
             dtype=dtype,
             rngs=rngs,
         )

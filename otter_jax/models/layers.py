@@ -1,9 +1,8 @@
-"""Layers shared by the towers: convolutions with TensorFlow padding, batch norm, dropout.
+"""Layers shared by the towers: convolution, pooling, batch norm, dropout.
 
-Images are channels-last, [batch, height, width, channels], everywhere. The depthwise convolution
-has two forms with the same numbers, because XLA's CPU compiler is an order of magnitude slower on
-grouped convolutions than on the nine (or twenty-five) shifted multiply-adds they stand for, while
-GPUs and TPUs have good kernels for them.
+Images are channels-last, [batch, height, width, channels], everywhere. Convolutions and max pooling
+have two forms with the same numbers: on GPUs and TPUs XLA's own operations, on a CPU those of
+`cpu_forms`, which says why.
 """
 
 import functools
@@ -15,8 +14,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-DepthwiseForm = Literal["auto", "shifts", "grouped"]
-Padding = Literal["SAME"] | int
+from otter_jax.models import cpu_forms
+from otter_jax.models.cpu_forms import Pads
+
+Padding = Literal["SAME"] | int  # TensorFlow's, or as many zeros on every side (PyTorch).
 
 
 class TowerOutput(NamedTuple):
@@ -49,35 +50,45 @@ def conv2d(
 ) -> jax.Array:
     """Convolve [B, H, W, I] with a kernel [h, w, I, O].
 
-    Returns [B, rows, columns, O]: ceil(H / stride) rows if padding is "SAME".
+    Returns [B, rows, columns, O]; with "SAME", ceil(H / stride) rows and ceil(W / stride) columns.
     """
-    if kernel.shape[:2] == (1, 1) and padding in ("SAME", 0):
-        # A matrix product: the same numbers, and on a CPU several times faster.
-        return images[:, ::stride, ::stride] @ kernel[0, 0]
-    return jax.lax.conv_general_dilated(
-        images,
-        kernel,
-        (stride, stride),
-        _pads(images, kernel.shape, stride, padding),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    pads = _pads(images, kernel, stride, padding)
+    if _on_cpu() and kernel.shape[:2] == (1, 1) and padding in ("SAME", 0):
+        return cpu_forms.pointwise(images[:, ::stride, ::stride], kernel[0, 0])
+    if _on_cpu() and stride <= min(kernel.shape[:2]):
+        return cpu_forms.convolution(images, kernel, stride, pads)
+    return _lax_convolution(images, kernel, stride, pads)
 
 
-def _pads(images, kernel_shape, stride, padding):
-    if padding == "SAME":
-        return [same_padding(images.shape[1 + i], kernel_shape[i], stride) for i in range(2)]
-    return [(padding, padding)] * 2
+def depthwise_conv2d(
+    images: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding = "SAME"
+) -> jax.Array:
+    """Convolve every channel of [B, H, W, C] with its own filter of a kernel [h, w, 1, C].
+
+    Returns [B, rows, columns, C]; with "SAME", ceil(H / stride) rows and ceil(W / stride) columns.
+    """
+    pads = _pads(images, kernel, stride, padding)
+    if _on_cpu() and stride <= min(kernel.shape[:2]):
+        return cpu_forms.depthwise(images, kernel, stride, pads)
+    return _lax_convolution(images, kernel, stride, pads, groups=images.shape[-1])
 
 
 def max_pool(images: jax.Array, size: int = 3, stride: int = 2, padding: int = 1) -> jax.Array:
-    """Maximum over windows."""
-    window, strides = (1, size, size, 1), (1, stride, stride, 1)
+    """Take the maximum over windows of size x size, in [B, H, W, C]; the padding never wins.
+
+    Of equal pixels of a window, the first (row by row) has the gradient, as in PyTorch.
+    """
+    if _on_cpu() and stride <= size:
+        return cpu_forms.max_pool(images, size, stride, padding)
     pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    window, strides = (1, size, size, 1), (1, stride, stride, 1)
     return jax.lax.reduce_window(images, -jnp.inf, jax.lax.max, window, strides, pads)
 
 
 def average_pool(images: jax.Array, size: int) -> jax.Array:
-    """Mean over windows of size x size that do not overlap; a rest at the border is left out."""
+    """Average over windows of size x size side by side; a rest at the border is left out."""
+    if size == 1:
+        return images
     batch, height, width, channels = images.shape
     rows, columns = height // size, width // size
     images = images[:, : rows * size, : columns * size]
@@ -85,167 +96,32 @@ def average_pool(images: jax.Array, size: int) -> jax.Array:
     return jnp.mean(windows, axis=(2, 4))
 
 
-class BatchNorm(nnx.Module):
-    """Batch norm over all axes but the last."""
-
-    def __init__(
-        self,
-        num_features: int,
-        *,
-        momentum: float = 0.99,
-        epsilon: float = 1e-5,
-        initial_scale: float = 1.0,
-        dtype: DTypeLike = jnp.float32,
-    ) -> None:
-        self.scale = nnx.Param(jnp.full(num_features, initial_scale, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(num_features, jnp.float32))
-        self.mean = nnx.BatchStat(jnp.zeros(num_features, jnp.float32))
-        self.var = nnx.BatchStat(jnp.ones(num_features, jnp.float32))
-        self.momentum, self.epsilon, self.dtype = momentum, epsilon, dtype
-        self.keep_statistics = False  # Set to use and keep the running ones in training too.
-
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        train = train and not self.keep_statistics
-        x = x.astype(self.dtype)
-        mean, var = self.mean[...], self.var[...]
-        if train:
-            xf = x.astype(jnp.float32)
-            axes = tuple(range(x.ndim - 1))
-            mean, var = jnp.mean(xf, axes), jnp.var(xf, axes)
-            count = x.size // x.shape[-1]
-            self._record(mean, var * (count / max(count - 1, 1)))
-        scale = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
-        return (x * scale + (self.bias[...] - mean * scale)).astype(self.dtype)
-
-    def _record(self, mean: jax.Array, var: jax.Array) -> None:
-        for recorded, new in ((self.mean, mean), (self.var, var)):
-            new = jax.lax.stop_gradient(new)
-            recorded[...] = self.momentum * recorded[...] + (1 - self.momentum) * new
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
-def depthwise_conv2d(
-    images: jax.Array, kernel: jax.Array, stride: int = 1, form: DepthwiseForm = "auto"
+def _pads(images: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> Pads:
+    if padding != "SAME":
+        return ((padding, padding), (padding, padding))
+    (height, width), (size_y, size_x) = images.shape[1:3], kernel.shape[:2]
+    return same_padding(height, size_y, stride), same_padding(width, size_x, stride)
+
+
+def _lax_convolution(
+    images: jax.Array, kernel: jax.Array, stride: int, pads: Pads, groups: int = 1
 ) -> jax.Array:
-    """Convolve every channel of [B, H, W, C] with its own filter, TensorFlow "SAME" padding.
-
-    Args:
-        images: [B, H, W, C].
-        kernel: [h, w, 1, C].
-        stride: step in both directions.
-        form: "shifts" (a sum of shifted products), "grouped" (XLA's grouped convolution) or
-            "auto": shifts on a CPU, grouped elsewhere. The numbers are the same.
-
-    Returns:
-        [B, ceil(H / stride), ceil(W / stride), C].
-
-    Raises:
-        ValueError: the form is none of the three.
-    """
-    if form == "auto":
-        form = "shifts" if jax.default_backend() == "cpu" else "grouped"
-    if form == "shifts":
-        return _depthwise_by_shifts(images, kernel, stride)
-    if form == "grouped":
-        return _depthwise_grouped(images, kernel, stride)
-    raise ValueError(f"depthwise form is {form!r}; it must be 'auto', 'shifts' or 'grouped'")
-
-
-def _depthwise_grouped(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     return jax.lax.conv_general_dilated(
         images,
         kernel,
         (stride, stride),
-        "SAME",
+        pads,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=images.shape[-1],
+        feature_group_count=groups,
     )
-
-
-def _shifts(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    (height, width), (size_y, size_x) = images.shape[1:3], kernel.shape[:2]
-    padded = _pad_same(images, kernel.shape, stride)
-    rows, columns = -(-height // stride), -(-width // stride)
-    last_y, last_x = (rows - 1) * stride + 1, (columns - 1) * stride + 1
-    return sum(
-        padded[:, y : y + last_y : stride, x : x + last_x : stride] * kernel[y, x, 0]
-        for y in range(size_y)
-        for x in range(size_x)
-    )
-
-
-def _pad_same(images: jax.Array, kernel_shape: tuple[int, ...], stride: int) -> jax.Array:
-    rows = same_padding(images.shape[1], kernel_shape[0], stride)
-    columns = same_padding(images.shape[2], kernel_shape[1], stride)
-    return jnp.pad(images, ((0, 0), rows, columns, (0, 0)))
-
-
-# The gradient that JAX derives from the shifts takes a third longer and compiles in twice the time.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _depthwise_by_shifts(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    return _shifts(images, kernel, stride)
-
-
-def _depthwise_forward(
-    images: jax.Array, kernel: jax.Array, stride: int
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _shifts(images, kernel, stride), (images, kernel)
-
-
-def _depthwise_backward(
-    stride: int, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    images, kernel = saved
-    return (
-        _image_gradient(images.shape, kernel, stride, gradient),
-        _kernel_gradient(images, kernel.shape, stride, gradient),
-    )
-
-
-_depthwise_by_shifts.defvjp(_depthwise_forward, _depthwise_backward)
-
-
-def _image_gradient(
-    shape: tuple[int, ...], kernel: jax.Array, stride: int, gradient: jax.Array
-) -> jax.Array:
-    """Spread the gradient back to the strided positions, then filter it by the mirrored kernel."""
-
-    def spread(axis: int) -> tuple[int, int, int]:
-        size, kernel_size = shape[axis], kernel.shape[axis - 1]
-        before = same_padding(size, kernel_size, stride)[0]
-        covered = (gradient.shape[axis] - 1) * stride + 1
-        return kernel_size - 1 - before, size - covered + before, stride - 1
-
-    keep = (0, 0, 0)
-    spaced = jax.lax.pad(
-        gradient, jnp.zeros((), gradient.dtype), (keep, spread(1), spread(2), keep)
-    )
-    (size_y, size_x), (height, width) = kernel.shape[:2], shape[1:3]
-    return sum(
-        spaced[:, y : y + height, x : x + width] * kernel[size_y - 1 - y, size_x - 1 - x, 0]
-        for y in range(size_y)
-        for x in range(size_x)
-    )
-
-
-def _kernel_gradient(
-    images: jax.Array, kernel_shape: tuple[int, ...], stride: int, gradient: jax.Array
-) -> jax.Array:
-    """Correlate the images with the gradient, one tap of the kernel after the other."""
-    (size_y, size_x), (rows, columns) = kernel_shape[:2], gradient.shape[1:3]
-    padded = _pad_same(images, kernel_shape, stride)
-    window = (len(images), (rows - 1) * stride + 1, (columns - 1) * stride + 1, images.shape[3])
-
-    def tap(position: jax.Array) -> jax.Array:
-        shifted = jax.lax.dynamic_slice(padded, (0, position[0], position[1], 0), window)
-        return jnp.sum(shifted[:, ::stride, ::stride] * gradient, axis=(0, 1, 2))
-
-    # A loop, because XLA's CPU compiler fuses the sums of all taps into one very slow pass.
-    positions = jnp.array([(y, x) for y in range(size_y) for x in range(size_x)])
-    return jax.lax.map(tap, positions).reshape(kernel_shape)
 
 
 class Conv(nnx.Module):
-    """A convolution without bias, TensorFlow "SAME" padding; depthwise if asked."""
+    """A convolution without bias; depthwise if asked."""
 
     def __init__(
         self,
@@ -256,7 +132,6 @@ class Conv(nnx.Module):
         padding: Padding = "SAME",
         *,
         depthwise: bool = False,
-        depthwise_form: DepthwiseForm = "auto",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
@@ -267,15 +142,116 @@ class Conv(nnx.Module):
         self.stride = stride
         self.padding: Padding = padding
         self.depthwise = depthwise
-        self.depthwise_form: DepthwiseForm = depthwise_form
         self.dtype = dtype
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Map [B, H, W, in] to [B, ceil(H / stride), ceil(W / stride), out]."""
+        """Map [B, H, W, in] to [B, rows, columns, out]."""
         images, kernel = images.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        if self.depthwise:
-            return depthwise_conv2d(images, kernel, self.stride, self.depthwise_form)
-        return conv2d(images, kernel, self.stride, self.padding)
+        convolve = depthwise_conv2d if self.depthwise else conv2d
+        return convolve(images, kernel, self.stride, self.padding)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def batch_norm(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalise [..., C] with the statistics of the batch itself, in float32 (Ioffe, Szegedy 2015).
+
+    Under jit the batch may be spread over devices; its statistics are those of the whole.
+
+    Returns:
+        The normalised batch, and the mean and (biased) variance [C], which carry no gradient.
+    """
+    return _batch_norm_forward(x, scale, bias, epsilon)[0]
+
+
+def _batch_norm_forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    mean = jnp.mean(rows, axis=0)
+    # The mean square less the squared mean, as in Flax: one pass less over the batch.
+    variance = jnp.maximum(jnp.mean(jnp.square(rows), axis=0) - jnp.square(mean), 0.0)
+    inverse = jax.lax.rsqrt(variance + epsilon)
+    y = _scale_and_shift(x, scale * inverse, bias - mean * scale * inverse)
+    return (y, mean, variance), (x, scale, mean, inverse)
+
+
+def _batch_norm_backward(
+    epsilon: float, saved: tuple[jax.Array, ...], gradients: tuple[jax.Array, ...]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Written out, because the derived gradient passes over the batch several times more."""
+    x, scale, mean, inverse = saved
+    gradient = cpu_forms.as_it_is(gradients[0])
+    rows = gradient.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    to_bias = jnp.sum(rows, axis=0)
+    to_scale = (jnp.sum(rows * x.reshape(rows.shape), axis=0) - mean * to_bias) * inverse
+    # scale * inverse * (gradient - to_bias / count - normalised * to_scale / count)
+    of_gradient = scale * inverse
+    of_x = -of_gradient * inverse * to_scale / len(rows)
+    constant = -of_gradient * to_bias / len(rows) - of_x * mean
+    to_x = gradient * of_gradient + x * of_x + constant
+    return to_x.astype(x.dtype), to_scale, to_bias
+
+
+batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
+
+
+def _scale_and_shift(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
+    return (x * scale + shift).astype(x.dtype)
+
+
+class BatchNorm(nnx.Module):
+    """Batch norm over all axes but the last, with PyTorch's numbers and Flax's state.
+
+    Attributes:
+        keep_statistics: set to use, and to keep, the running statistics in training too.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        momentum: float = 0.99,
+        epsilon: float = 1e-5,
+        initial_scale: float = 1.0,
+        dtype: DTypeLike = jnp.float32,
+    ) -> None:
+        """Start with running statistics of mean 0 and variance 1.
+
+        Args:
+            num_features: channels C.
+            momentum: share of the old running statistics that a training step keeps (one minus
+                what PyTorch calls momentum).
+            epsilon: added to the variance.
+            initial_scale: zero makes a residual block start as the identity.
+            dtype: type of the result; statistics and parameters are float32.
+        """
+        self.scale = nnx.Param(jnp.full(num_features, initial_scale, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(num_features, jnp.float32))
+        self.mean = nnx.BatchStat(jnp.zeros(num_features, jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones(num_features, jnp.float32))
+        self.momentum, self.epsilon, self.dtype = momentum, epsilon, dtype
+        self.keep_statistics = False
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Normalise [..., C]; in training with the batch's statistics, which are recorded."""
+        x = x.astype(self.dtype)
+        scale, bias = self.scale[...], self.bias[...]
+        if train and not self.keep_statistics:
+            y, mean, variance = batch_norm(x, scale, bias, self.epsilon)
+            count = x.size // x.shape[-1]
+            # PyTorch normalises with the biased variance, but records the unbiased one.
+            self._record(mean, variance * count / max(count - 1, 1))
+            return y
+        # One multiplication and one addition a pixel.
+        scale = scale * jax.lax.rsqrt(self.var[...] + self.epsilon)
+        return _scale_and_shift(x, scale, bias - self.mean[...] * scale)
+
+    def _record(self, mean: jax.Array, variance: jax.Array) -> None:
+        for running, new in ((self.mean, mean), (self.var, variance)):
+            new = jax.lax.stop_gradient(new)
+            running[...] = self.momentum * running[...] + (1 - self.momentum) * new
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

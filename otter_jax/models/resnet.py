@@ -587,14 +587,16 @@ class ClipResNet(_Stages):
 
 
 # CLIP's comes first: its names are torchvision's and some more, so it must be asked first.
+def _preset(block: BlockKind, depths: tuple[int, ...]) -> Preset:
+    widths = (64, 128, 256, 512) if block == "basic" else (256, 512, 1024, 2048)
+    return Preset(ResNet, {"block": block, "stage_widths": widths, "depths": depths})
+
+
+# Said in full, so that a checkpoint of another size is not taken for the one that was asked for.
 PRESETS = {
-    "clip_resnet50": Preset(ClipResNet),
-    "resnet18": Preset(
-        ResNet, {"block": "basic", "stage_widths": (64, 128, 256, 512), "depths": (2, 2, 2, 2)}
-    ),
-    "resnet34": Preset(
-        ResNet, {"block": "basic", "stage_widths": (64, 128, 256, 512), "depths": (3, 4, 6, 3)}
-    ),
-    "resnet50": Preset(ResNet),
-    "resnet101": Preset(ResNet, {"depths": (3, 4, 23, 3)}),
+    "clip_resnet50": Preset(ClipResNet, {"base_width": 64, "depths": (3, 4, 6, 3), "width": 1024}),
+    "resnet18": _preset("basic", (2, 2, 2, 2)),
+    "resnet34": _preset("basic", (3, 4, 6, 3)),
+    "resnet50": _preset("bottleneck", (3, 4, 6, 3)),
+    "resnet101": _preset("bottleneck", (3, 4, 23, 3)),
 }

@@ -19,6 +19,7 @@ from flax import nnx
 from otter_jax.models.efficientnet import (
     EfficientNetConfig,
     EfficientNetLite0,
+    relu6,
     round_channels,
     scaled_stages,
 )
@@ -66,10 +67,8 @@ def test_training_updates_the_running_statistics_as_the_original(
     before = np.asarray(small.stem.norm.var[...])
     small(images, train=True)
     np.testing.assert_allclose(small.stem.norm.mean[...], golden["stem_mean"], atol=1e-6)
-    # PyTorch records the variance with n - 1 in the denominator, Flax with n.
-    positions = 3 * 25 * 25
-    recorded = 0.99 * before + (golden["stem_var"] - 0.99 * before) * (positions - 1) / positions
-    np.testing.assert_allclose(small.stem.norm.var[...], recorded, atol=1e-6)
+    np.testing.assert_allclose(small.stem.norm.var[...], golden["stem_var"], atol=1e-6)
+    assert np.abs(golden["stem_var"] - before).max() > 1e-3
 
 
 def test_evaluation_leaves_the_running_statistics(small: EfficientNetLite0, images: np.ndarray):
@@ -100,13 +99,9 @@ def test_training_step_works_on_split_state_inside_jit(
     assert all(0 < norm < math.inf for norm in norms)
 
 
-def test_both_depthwise_forms_give_the_same_features(images: np.ndarray):
-    path = GOLDEN / "small_efficientnet.pth"
-    features = [
-        from_pretrained(path, depthwise_form=form, **SMALL)(images).pooled
-        for form in ("shifts", "grouped")
-    ]
-    np.testing.assert_allclose(*features, atol=1e-5)
+def test_relu6_has_the_gradient_of_pytorch_at_both_ends():
+    gradient = jax.vmap(jax.grad(relu6))(jnp.array([-1.0, 0.0, 3.0, 6.0, 7.0]))
+    np.testing.assert_array_equal(gradient, [0, 0, 1, 0, 0])
 
 
 def test_stochastic_depth_needs_training_and_a_key(images: np.ndarray):

@@ -1,5 +1,9 @@
 """Tests of the layers that the towers share."""
 
+import functools
+from collections.abc import Callable
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,76 +13,159 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from otter_jax.models.layers import (
+    BatchNorm,
     Conv,
+    Padding,
+    average_pool,
+    batch_norm,
     conv2d,
     depthwise_conv2d,
     drop_examples,
     dropout,
+    max_pool,
     same_padding,
     split_key,
 )
 
-# A few shapes only: each is a compilation.
-depthwise_cases = st.sampled_from(
-    [(9, 8, 3, 1), (8, 8, 3, 2), (7, 10, 5, 2), (5, 5, 5, 1), (2, 3, 5, 2), (1, 1, 3, 2)]
-)
+# Height, width, kernel size, stride, padding. A few only: each is a compilation.
+CASES = [
+    (9, 8, 3, 1, "SAME"),
+    (8, 9, 3, 2, "SAME"),
+    (7, 10, 5, 2, "SAME"),
+    (2, 3, 5, 2, "SAME"),
+    (1, 1, 3, 2, "SAME"),
+    (7, 8, 3, 1, 1),
+    (8, 7, 3, 2, 1),
+    (14, 15, 7, 2, 3),
+    (6, 7, 3, 1, 0),
+    (10, 11, 3, 3, 1),
+    (5, 6, 1, 1, 0),
+    (5, 6, 1, 2, "SAME"),
+    (5, 6, 1, 2, 1),
+]
+Case = tuple[int, int, int, int, Padding]
+
+jitted_conv2d = jax.jit(conv2d, static_argnums=(2, 3))
+jitted_depthwise_conv2d = jax.jit(depthwise_conv2d, static_argnums=(2, 3))
 
 
-def brute_force_depthwise(images: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
-    """Convolve in float64, one output position after the other."""
-    batch, height, width, channels = images.shape
+def brute_force(images: np.ndarray, kernel: np.ndarray, stride: int, padding: Padding):
+    """Convolve [B, H, W, I] with [h, w, I, O] in float64, one position after the other."""
     size = kernel.shape[0]
-    rows, columns = -(-height // stride), -(-width // stride)
-    padded = np.zeros((batch, height + 2 * size, width + 2 * size, channels))
-    top = max((rows - 1) * stride + size - height, 0) // 2
-    left = max((columns - 1) * stride + size - width, 0) // 2
-    padded[:, top : top + height, left : left + width] = images
-    result = np.zeros((batch, rows, columns, channels))
+    if padding == "SAME":
+        pads = [same_padding(length, size, stride) for length in images.shape[1:3]]
+    else:
+        pads = [(padding, padding)] * 2
+    padded = np.pad(images.astype(np.float64), ((0, 0), *pads, (0, 0)))
+    rows, columns = ((length - size) // stride + 1 for length in padded.shape[1:3])
+    result = np.zeros((len(images), rows, columns, kernel.shape[3]))
     for row in range(rows):
         for column in range(columns):
             window = padded[:, row * stride :, column * stride :][:, :size, :size]
-            result[:, row, column] = (window * kernel[None, :, :, 0]).sum((1, 2))
+            result[:, row, column] = np.einsum("bhwi,hwio->bo", window, kernel)
     return result
 
 
-def random_case(case: tuple[int, int, int, int], seed: int) -> tuple[np.ndarray, np.ndarray, int]:
-    height, width, size, stride = case
+def random_images(case: Case, seed: int) -> np.ndarray:
     generator = np.random.default_rng(seed)
-    images = generator.normal(size=(2, height, width, 3)).astype(np.float32)
-    return images, generator.normal(size=(size, size, 1, 3)).astype(np.float32), stride
+    return generator.normal(size=(2, *case[:2], 3)).astype(np.float32)
 
 
-@settings(max_examples=15, deadline=None)
-@given(case=depthwise_cases, seed=st.integers(0, 99))
-def test_both_depthwise_forms_are_the_definition(case: tuple[int, int, int, int], seed: int):
-    images, kernel, stride = random_case(case, seed)
-    expected = brute_force_depthwise(images, kernel, stride)
-    for form in ("shifts", "grouped"):
-        np.testing.assert_allclose(
-            depthwise_conv2d(images, kernel, stride, form), expected, atol=2e-5
+def random_kernel(case: Case, in_channels: int, out_channels: int) -> np.ndarray:
+    shape = (case[2], case[2], in_channels, out_channels)
+    return np.random.default_rng(1).normal(size=shape).astype(np.float32)
+
+
+def on_both_platforms(operation: Callable, *arrays: np.ndarray) -> list[list[jax.Array]]:
+    """Return the result and the gradients in the form for CPUs, and in the one for the others."""
+
+    def with_gradients(*arrays: jax.Array) -> list[jax.Array]:
+        result, gradients = jax.vjp(operation, *arrays)
+        direction = jnp.cos(jnp.arange(result.size, dtype=jnp.float32))
+        return [result, *gradients(direction.reshape(result.shape))]
+
+    found = []
+    for platform in ("cpu", "tpu"):
+        with mock.patch.object(jax, "default_backend", lambda platform=platform: platform):
+            # Another function each time, or the second would be given the first one's program.
+            found.append(jax.jit(lambda *arrays: with_gradients(*arrays))(*arrays))
+    return found
+
+
+def assert_same_numbers(both: list[list[jax.Array]]) -> None:
+    (result, *gradients), (expected, *expected_gradients) = both
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+    for gradient, expected in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(gradient, expected, atol=1e-4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(case=st.sampled_from(CASES), seed=st.integers(0, 99))
+def test_convolutions_are_their_definition(case: Case, seed: int):
+    images, kernel = random_images(case, seed), random_kernel(case, 3, 4)
+    result = jitted_conv2d(images, kernel, *case[3:])
+    np.testing.assert_allclose(result, brute_force(images, kernel, *case[3:]), atol=5e-5)
+    # A depthwise kernel is a kernel for all channels that is zero between different ones.
+    filters = random_kernel(case, 1, 3)
+    whole = np.einsum("hwio,oc->hwoc", filters, np.eye(3))
+    result = jitted_depthwise_conv2d(images, filters, *case[3:])
+    np.testing.assert_allclose(result, brute_force(images, whole, *case[3:]), atol=2e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_convolutions_are_the_same_on_every_platform(case: Case):
+    def convolve(images: jax.Array, kernel: jax.Array) -> jax.Array:
+        return conv2d(images, kernel, *case[3:])
+
+    def filter_channels(images: jax.Array, kernel: jax.Array) -> jax.Array:
+        return depthwise_conv2d(images, kernel, *case[3:])
+
+    images = random_images(case, 0)
+    assert_same_numbers(on_both_platforms(convolve, images, random_kernel(case, 3, 4)))
+    assert_same_numbers(on_both_platforms(filter_channels, images, random_kernel(case, 1, 3)))
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"), [(3, 2, 1), (2, 2, 0), (3, 1, 1), (2, 3, 0)]
+)
+@pytest.mark.parametrize("values", ["distinct", "ties"])
+def test_max_pool_is_the_same_on_every_platform(size: int, stride: int, padding: int, values: str):
+    generator = np.random.default_rng(0)
+    for height, width in ((8, 9), (7, 6)):
+        shape = (2, height, width, 3)
+        # Of three values, most windows hold the largest several times.
+        ties = values == "ties"
+        images = generator.integers(-2, 1, shape) if ties else generator.normal(size=shape)
+        both = on_both_platforms(
+            lambda images: max_pool(images, size, stride, padding), np.float32(images)
         )
+        assert_same_numbers(both)
+        windows = np.pad(images, ((0, 0), (padding,) * 2, (padding,) * 2, (0, 0)), "minimum")
+        assert both[0][0][1, 0, 0, 2] == windows[1, :size, :size, 2].max()
 
 
-@settings(max_examples=12, deadline=None)
-@given(case=depthwise_cases, seed=st.integers(0, 99))
-def test_both_depthwise_forms_have_the_same_gradients(case: tuple[int, int, int, int], seed: int):
-    images, kernel, stride = random_case(case, seed)
-
-    def loss(images: jax.Array, kernel: jax.Array, form: str) -> jax.Array:
-        return jnp.sum(jnp.sin(depthwise_conv2d(images, kernel, stride, form)))
-
-    gradients = [
-        jax.grad(loss, argnums=(0, 1))(images, kernel, form) for form in ("shifts", "grouped")
-    ]
-    for by_shifts, grouped in zip(*gradients, strict=True):
-        np.testing.assert_allclose(by_shifts, grouped, atol=5e-5)
+def test_max_pool_gives_the_gradient_to_the_first_of_equal_pixels():
+    gradient = jax.grad(lambda images: jnp.sum(max_pool(images, 2, 2, 0)))(jnp.ones((1, 4, 4, 1)))
+    expected = np.zeros((4, 4))
+    expected[::2, ::2] = 1
+    np.testing.assert_array_equal(gradient[0, :, :, 0], expected)
 
 
-def test_auto_depthwise_form_follows_the_platform(monkeypatch: pytest.MonkeyPatch):
-    images, kernel, stride = random_case((6, 6, 3, 1), 0)
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_average_pool_leaves_the_rest_out(size: int):
+    images = random_images((7, 6, 0, 0, 0), 0)
+    result = average_pool(images, size)
+    assert result.shape == (2, 7 // size, 6 // size, 3)
+    expected = images[1, size : 2 * size, :size].mean((0, 1))
+    np.testing.assert_allclose(result[1, 1, 0], expected, atol=1e-6)
+
+
+def test_the_form_follows_the_platform(monkeypatch: pytest.MonkeyPatch):
+    case = (6, 6, 3, 1, "SAME")
+    images, kernel = random_images(case, 0), random_kernel(case, 1, 3)
 
     def operations() -> str:
-        return str(jax.make_jaxpr(lambda x, k: depthwise_conv2d(x, k, stride))(images, kernel))
+        return str(jax.make_jaxpr(lambda x, k: depthwise_conv2d(x, k))(images, kernel))
 
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     assert "conv_general_dilated" not in operations()
@@ -86,25 +173,113 @@ def test_auto_depthwise_form_follows_the_platform(monkeypatch: pytest.MonkeyPatc
     assert "conv_general_dilated" in operations()
 
 
-def test_unknown_depthwise_form_is_refused():
-    images, kernel, _ = random_case((6, 6, 3, 1), 0)
-    with pytest.raises(ValueError, match="depthwise form is 'fast'; it must be 'auto'"):
-        depthwise_conv2d(images, kernel, 1, "fast")
-
-
-def test_pointwise_convolution_is_a_matrix_product_per_pixel():
-    generator = np.random.default_rng(0)
-    images, kernel = generator.normal(size=(2, 3, 4, 5)), generator.normal(size=(1, 1, 5, 6))
-    expected = np.einsum("bhwi,io->bhwo", images, kernel[0, 0])
-    result = conv2d(jnp.float32(images), jnp.float32(kernel))
-    np.testing.assert_allclose(result, expected, atol=1e-5)
-
-
 def test_strided_convolution_pads_behind_first():
     images = jnp.arange(16.0).reshape(1, 4, 4, 1)
     result = conv2d(images, jnp.ones((3, 3, 1, 1)), stride=2)
     # Windows begin at pixels 0 and 2; the zeros lie below and to the right.
     np.testing.assert_array_equal(result[0, :, :, 0], [[45, 39], [66, 50]])
+
+
+def test_gradients_of_bfloat16_images_are_close():
+    case = (6, 7, 3, 2, 1)
+    images, kernel = random_images(case, 0), random_kernel(case, 3, 3)
+
+    def gradients(dtype: jnp.dtype, convolve: Callable, kernel: np.ndarray) -> list[jax.Array]:
+        def loss(images: jax.Array, kernel: jax.Array) -> jax.Array:
+            return jnp.sum(jnp.square(convolve(images, kernel, 2, 1)), dtype=jnp.float32)
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1)))(images.astype(dtype), kernel.astype(dtype))
+
+    for convolve, chosen in ((conv2d, kernel), (depthwise_conv2d, kernel[:, :, :1])):
+        exact = gradients(jnp.float32, convolve, chosen)
+        for rough, expected in zip(gradients(jnp.bfloat16, convolve, chosen), exact, strict=True):
+            assert rough.dtype == jnp.bfloat16
+            tolerance = 0.03 * float(jnp.abs(expected).max())
+            np.testing.assert_allclose(rough.astype(np.float32), expected, atol=tolerance)
+
+
+def plain_batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
+    axes = tuple(range(x.ndim - 1))
+    mean, variance = jnp.mean(x, axes), jnp.var(x, axes)
+    return (x - mean) / jnp.sqrt(variance + epsilon) * scale + bias
+
+
+def our_batch_norm(*arguments: jax.Array) -> jax.Array:
+    return batch_norm(*arguments)[0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def norm_with_gradients(
+    norm: Callable, epsilon: float, x: jax.Array, *others: jax.Array
+) -> list[jax.Array]:
+    *parameters, direction = others
+    result, gradients = jax.vjp(lambda *arguments: norm(*arguments, epsilon), x, *parameters)
+    return [result, *gradients(jnp.cos(result) * direction)]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    shape=st.sampled_from([(2, 3, 4, 5), (7, 2), (1, 2, 2, 3)]),
+    offset=st.floats(-5, 5),
+    epsilon=st.sampled_from([1e-5, 1e-3]),
+    seed=st.integers(0, 99),
+)
+def test_batch_norm_and_its_gradients_are_the_definition(
+    shape: tuple[int, ...], offset: float, epsilon: float, seed: int
+):
+    generator = np.random.default_rng(seed)
+    x = np.float32(generator.normal(size=shape) + offset)
+    scale, bias, direction = (np.float32(generator.normal(size=n)) for n in (shape[-1],) * 3)
+
+    result, *gradients = norm_with_gradients(our_batch_norm, epsilon, x, scale, bias, direction)
+    expected = norm_with_gradients(plain_batch_norm, epsilon, x, scale, bias, direction)
+    np.testing.assert_allclose(result, expected[0], atol=2e-4)
+    for gradient, wanted in zip(gradients, expected[1:], strict=True):
+        np.testing.assert_allclose(gradient, wanted, atol=1e-3 * max(1.0, np.abs(wanted).max()))
+
+
+def test_batch_norm_records_the_unbiased_variance():
+    x = np.float32(np.random.default_rng(0).normal(3.0, 2.0, size=(2, 3, 2, 4)))
+    layer = BatchNorm(4, momentum=0.9)
+    layer(x, train=True)
+    rows = x.reshape(-1, 4).astype(np.float64)
+    np.testing.assert_allclose(layer.mean[...], 0.1 * rows.mean(0), atol=1e-5)
+    np.testing.assert_allclose(layer.var[...], 0.9 + 0.1 * rows.var(0, ddof=1), atol=1e-5)
+
+
+def test_batch_norm_evaluates_with_the_running_statistics_and_keeps_them():
+    layer = BatchNorm(3, epsilon=0.5)
+    layer.mean[...], layer.var[...] = jnp.array([1.0, 2, 3]), jnp.array([0.5, 3.5, 8.5])
+    layer.scale[...], layer.bias[...] = jnp.array([1.0, 2, -3]), jnp.array([0.0, 1, 2])
+    expected = [(2 - 1) / 1, (2 - 2) / 2 * 2 + 1, (2 - 3) / 3 * -3 + 2]
+    np.testing.assert_allclose(layer(jnp.full((1, 3), 2.0), train=False), [expected], rtol=1e-6)
+    layer.keep_statistics = True
+    np.testing.assert_allclose(layer(jnp.full((1, 3), 2.0), train=True), [expected], rtol=1e-6)
+    np.testing.assert_array_equal(layer.mean[...], [1, 2, 3])
+
+
+def test_statistics_and_gradients_of_a_spread_batch_are_those_of_the_whole():
+    devices = len(jax.devices())
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    generator = np.random.default_rng(0)
+    x = np.float32(generator.normal(size=(2 * devices, 5, 4, 3)))
+    kernel, filters = random_kernel((0, 0, 3, 0, 0), 3, 4), random_kernel((0, 0, 3, 0, 0), 1, 4)
+
+    def gradients(x: jax.Array) -> tuple[tuple[jax.Array, ...], jax.Array]:
+        def loss(x: jax.Array, kernel: jax.Array, filters: jax.Array):
+            features = depthwise_conv2d(conv2d(x, kernel, 2), filters)
+            normalised, mean, _ = batch_norm(max_pool(features), jnp.ones(4), jnp.zeros(4), 1e-5)
+            return jnp.sum(jnp.sin(normalised)), mean
+
+        return jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(x, kernel, filters)
+
+    spread = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
+    for one, other in zip(
+        jax.tree.leaves(jax.jit(gradients)(spread)),
+        jax.tree.leaves(jax.jit(gradients)(x)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 @given(size=st.integers(1, 40), kernel_size=st.integers(1, 7), stride=st.integers(1, 3))

@@ -173,3 +173,8 @@ def test_models_of_unknown_type_are_refused(bert_folder: Path):
     (bert_folder / "config.json").write_text(json.dumps({"model_type": "t5"}))
     with pytest.raises(ValueError, match=r"holds a model of type 't5'; known are: .*bert"):
         from_pretrained(bert_folder)
+
+
+def test_a_checkpoint_of_another_size_than_its_name_is_refused():
+    with pytest.raises(ValueError, match=r"holds a ResNet with .*; resnet50 has \(256, 512, 1024"):
+        create_image_tower("resnet50", str(GOLDEN / "small_resnet"), rngs=nnx.Rngs(0))
