@@ -11,7 +11,7 @@ Three facts make one block of rows at a time enough:
   more than what a first sweep leaves, the log-sum-exps of rows and columns.
 
 The gradient is computed along with the value, by a second sweep that forms every tile again, rather
-than by differentiating the sweeps: that takes less time and memory (benchmarks/objectives.py).
+than by differentiating the sweeps, which takes about one and a half times as long (docs/targets.md).
 """
 
 import dataclasses
