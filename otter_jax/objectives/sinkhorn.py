@@ -8,8 +8,8 @@ Two forms find the same potential. Where the kernel exp(similarity / epsilon) ca
 of float32, it is computed once and every half iteration is one matrix-vector product (`scaling`);
 cosines at the papers' epsilon of 0.15 are such a case. Elsewhere ott-jax works in the log domain,
 where a small epsilon cannot overflow, with two log-sum-exps of the whole matrix an iteration. On a
-CPU the first takes a quarter to a third of the other's time (docs/targets.md). ott-jax's own kernel mode is not used:
-it took longer than its log domain at every size measured (benchmarks/objectives.py).
+CPU the first takes a sixth to a third of the other's time; ott-jax's own kernel mode is not used,
+since it took longer than its log domain at every size measured (docs/targets.md).
 """
 
 import jax

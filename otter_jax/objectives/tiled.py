@@ -10,8 +10,8 @@ Three facts make one block of rows at a time enough:
   S_ij is s (softmax over row i + softmax over column j - P_ij - P'_ji) / N. So backward needs no
   more than what a first sweep leaves, the log-sum-exps of rows and columns.
 
-The gradient is computed along with the value, by a second sweep that forms every tile again, rather
-than by differentiating the sweeps, which takes about one and a half times as long (docs/targets.md).
+The gradient is computed along with the value, by a second sweep that forms every tile again.
+Differentiating the sweeps instead takes about one and a half times as long (docs/targets.md).
 """
 
 import dataclasses
