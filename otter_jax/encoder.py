@@ -126,7 +126,7 @@ def compiled(model: FunctionalModel, mesh: Mesh) -> Compiled:
     )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Encoder:
     """Images and texts to unit embeddings, in batches of one shape, split over the mesh."""
 
@@ -138,6 +138,12 @@ class Encoder:
     image_size: int
     fit: str = "crop"
     batch_size: int = 64
+
+    def __repr__(self) -> str:
+        """One line: what notebooks show."""
+        module = self.model.bind(self.variables)
+        towers = f"{type(module.image).__name__}, {type(module.text).__name__}"
+        return f"Encoder({towers}, embed_dim={module.embed_dim}, image_size={self.image_size})"
 
     @property
     def _compiled(self) -> Compiled:

@@ -223,3 +223,7 @@ def test_loading_what_is_no_workdir(tmp_path: Path) -> None:
 def test_tokenizer_is_needed(tiny_config: Callable) -> None:
     with pytest.raises(ValueError, match=r"model\.text\.tokenizer"):
         encoder.find_tokenizer(tiny_config(**{"model.text.tokenizer": None}))
+
+
+def test_it_shows_itself_in_one_line(model: encoder.Encoder) -> None:
+    assert repr(model) == "Encoder(EfficientNetLite0, Bert, embed_dim=8, image_size=32)"

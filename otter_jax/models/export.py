@@ -313,7 +313,9 @@ def _make_folder(folder: str | Path) -> Path:
 def _write(folder: Path, fields: Mapping[str, Any], arrays: Arrays) -> None:
     _write_json(folder / "config.json", fields)
     # transformers asks which library's order of axes this is.
-    save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
+    weights = folder / "model.safetensors"
+    save_file(arrays, weights, metadata={"format": "pt"})
+    weights.chmod((folder / "config.json").stat().st_mode)  # Else for the owner's eyes only.
 
 
 def _write_json(path: Path, value: Any) -> None:
