@@ -35,6 +35,7 @@ from otter_jax.step import (
 )
 
 Results = dict[str, Any]
+PICTURED_PAIRS = 1024  # Of a batch, at most: among these the picture's pairs are looked for.
 
 
 @dataclasses.dataclass
@@ -380,7 +381,9 @@ def draw(parts: Parts, data: TrainingData, state: TrainState) -> None:
     encoder = parts.encoder.replace(state.variables)
     if parts.options.uses_teacher:
         order = batches.record_order(len(data.records), parts.config.batch_size, parts.config.seed)
-        batch = data.load(0, order[0])
+        # Whole [n, n] targets are drawn, which a large batch that trained in tiles has no room for.
+        devices = parts.mesh.devices.size
+        batch = data.load(0, order[0][: max(1, PICTURED_PAIRS // devices) * devices])
         numbers = batch.pop("index")
         placed = {name: sharding.put_rows(parts.mesh, rows) for name, rows in batch.items()}
         target = make_target_step(parts.model, parts.options, parts.mesh)(state, placed)

@@ -50,6 +50,18 @@ def test_workdir_holds_what_is_promised(tiny_config: Callable, tmp_path: Path) -
     assert (tmp_path / "figures" / "soft_targets.png").is_file()
 
 
+def test_the_picture_of_a_large_batch_takes_some_of_its_pairs(
+    tiny_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = []
+    monkeypatch.setattr(train, "PICTURED_PAIRS", 9)  # Of 16; eight divide over the devices.
+    monkeypatch.setattr(
+        train.gallery, "draw_batch_targets", lambda *arguments: shapes.append(arguments[3].shape)
+    )
+    run(tiny_config(**FROZEN, **{"total_steps": 1}), tmp_path)
+    assert shapes == [(8, 8)]
+
+
 def test_training_lowers_the_loss(tiny_config: Callable, tmp_path: Path) -> None:
     config = tiny_config(**FROZEN, **{
         "objective.name": "infonce", "total_steps": 150, "optimizer.name": "adamw",
