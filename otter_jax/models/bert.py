@@ -150,33 +150,17 @@ class MPNetConfig(BertConfig):
     mlm_act: str | None = "gelu"
 
 
-class _Layers:
-    """Makes the layers of one BERT, which share their initialiser, type and epsilon."""
+class _Layers(transformer.LayerFactory):
+    """Makes the layers of one BERT, which share their initialiser too."""
 
-    def __init__(self, config: BertConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
-        self.config, self.dtype, self.rngs = config, dtype, rngs
-        self.normal = jax.nn.initializers.normal(config.initializer_range)
-
-    def linear(self, inputs: int, outputs: int) -> nnx.Linear:
-        return nnx.Linear(
-            inputs, outputs, kernel_init=self.normal, dtype=self.dtype, rngs=self.rngs
-        )
+    def projection(self, inputs: int, outputs: int) -> nnx.Linear:
+        return self.linear(inputs, outputs, self.config.initializer_range)
 
     def embedding(self, rows: int, columns: int | None = None) -> nnx.Embed:
         return nnx.Embed(
             rows,
             columns or self.config.hidden_size,
-            embedding_init=self.normal,
-            dtype=self.dtype,
-            rngs=self.rngs,
-        )
-
-    def norm(self) -> nnx.LayerNorm:
-        # The variance as mean((x - mean)^2): the one-pass form loses digits where eps is 1e-12.
-        return nnx.LayerNorm(
-            self.config.hidden_size,
-            epsilon=self.config.layer_norm_eps,
-            use_fast_variance=False,
+            embedding_init=jax.nn.initializers.normal(self.config.initializer_range),
             dtype=self.dtype,
             rngs=self.rngs,
         )
@@ -188,10 +172,10 @@ class SelfAttention(nnx.Module):
     def __init__(self, config: BertConfig, make: _Layers) -> None:
         """Build the four projections."""
         width = config.hidden_size
-        self.query = make.linear(width, width)
-        self.key = make.linear(width, width)
-        self.value = make.linear(width, width)
-        self.output = make.linear(width, width)
+        self.query = make.projection(width, width)
+        self.key = make.projection(width, width)
+        self.value = make.projection(width, width)
+        self.output = make.projection(width, width)
         self.heads = config.num_attention_heads
         self.dropout_rate = config.attention_probs_dropout_prob
 
@@ -216,8 +200,8 @@ class TransformerLayer(nnx.Module):
         """Build the layer."""
         self.attention = SelfAttention(config, make)
         self.attention_norm = make.norm()
-        self.intermediate = make.linear(config.hidden_size, config.intermediate_size)
-        self.output = make.linear(config.intermediate_size, config.hidden_size)
+        self.intermediate = make.projection(config.hidden_size, config.intermediate_size)
+        self.output = make.projection(config.intermediate_size, config.hidden_size)
         self.output_norm = make.norm()
         self.activation = config.hidden_act
         self.dropout_rate = config.hidden_dropout_prob
@@ -242,9 +226,9 @@ class MaskedLanguageHead(nnx.Module):
     def __init__(self, config: BertConfig, make: _Layers) -> None:
         """Build the head."""
         tied = config.tie_word_embeddings
-        self.dense = make.linear(config.hidden_size, config.hidden_size)
+        self.dense = make.projection(config.hidden_size, config.hidden_size)
         self.norm = make.norm()
-        self.decoder = None if tied else make.linear(config.hidden_size, config.vocab_size)
+        self.decoder = None if tied else make.projection(config.hidden_size, config.vocab_size)
         self.bias = nnx.Param(jnp.zeros(config.vocab_size)) if tied else None
         self.activation = config.mlm_act or config.hidden_act
 

@@ -586,13 +586,13 @@ class ClipResNet(_Stages):
         return TowerOutput(self.attnpool(x).astype(jnp.float32), _cells(x))
 
 
-# CLIP's comes first: its names are torchvision's and some more, so it must be asked first.
 def _preset(block: BlockKind, depths: tuple[int, ...]) -> Preset:
     widths = (64, 128, 256, 512) if block == "basic" else (256, 512, 1024, 2048)
     return Preset(ResNet, {"block": block, "stage_widths": widths, "depths": depths})
 
 
 # Said in full, so that a checkpoint of another size is not taken for the one that was asked for.
+# CLIP's comes first: its names are torchvision's and some more, so it must be asked first.
 PRESETS = {
     "clip_resnet50": Preset(ClipResNet, {"base_width": 64, "depths": (3, 4, 6, 3), "width": 1024}),
     "resnet18": _preset("basic", (2, 2, 2, 2)),

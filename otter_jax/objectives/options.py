@@ -1,7 +1,6 @@
 """What can be chosen about an objective, and the registry of objectives.
 
-A new method is one line in `OBJECTIVES`: which target, whether it needs a teacher, and where its
-customary options differ.
+A new method is one line in `OBJECTIVES`: which target, and where its customary options differ.
 """
 
 import dataclasses
@@ -91,18 +90,14 @@ class Options:
     @property
     def uses_teacher(self) -> bool:
         """Whether the targets come from a teacher."""
-        return OBJECTIVES[self.name].uses_teacher
+        return isinstance(OBJECTIVES[self.name].target(self), targets.Transported)
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """A method: what its soft target is, and where its customary options are others.
-
-    `uses_teacher` says whether the target is made of a teacher's similarities.
-    """
+    """A method: what its soft target is, and where its customary options are others."""
 
     target: Callable[[Options], targets.Smoothed | targets.Transported]
-    uses_teacher: bool = False
     defaults: dict[str, object] = dataclasses.field(default_factory=dict)
 
 
@@ -113,7 +108,6 @@ OBJECTIVES: dict[str, Objective] = {
     # a teacher scale of 100 leaves one-hot targets and so plain InfoNCE.
     "kd": Objective(
         lambda options: targets.Transported(1.0 / options.teacher_scale, 0, options.bound),
-        uses_teacher=True,
         defaults={"image_weight": 0.0, "text_weight": 0.0, "remove_diagonal": False},
     ),
     "sigmoid": Objective(
@@ -122,7 +116,6 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "otter": Objective(
         lambda options: targets.Transported(options.epsilon, options.iterations, options.bound),
-        uses_teacher=True,
     ),
 }
 
