@@ -17,6 +17,7 @@ from otter_jax import config as config_lib
 from otter_jax import gallery, objectives, reporting, sharding
 from otter_jax.checkpoints import Checkpoints
 from otter_jax.data import batches, images
+from otter_jax.data.pair_loader import PairLoader
 from otter_jax.data.sources import Source, open_source
 from otter_jax.encoder import Encoder, build_module, keep_description, make_encoder
 from otter_jax.evaluation import tables
@@ -303,7 +304,7 @@ def open_training_data(parts: Parts, source: Source) -> TrainingData:
     fixed = config.data.augmentation == "none" and not config.data.flip
     if config.data.cache_features and config.model.image.frozen and fixed:
         return open_cached_data(parts, source)
-    loader = batches.PairLoader(
+    loader = PairLoader(
         source,
         parts.encoder.tokenizer,
         image_size=config.data.image_size,
