@@ -23,7 +23,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from otter_jax.models import bert_layouts, transformer
-from otter_jax.models.layers import Preset, TowerOutput, dropout, split_key
+from otter_jax.models.layers import Linear, Preset, TowerOutput, dropout, split_key
 
 ACTIVATIONS = transformer.ACTIVATIONS | {"relu": jax.nn.relu}
 POOLINGS = ("mean", "cls")
@@ -153,7 +153,7 @@ class MPNetConfig(BertConfig):
 class _Layers(transformer.LayerFactory):
     """Makes the layers of one BERT, which share their initialiser too."""
 
-    def projection(self, inputs: int, outputs: int) -> nnx.Linear:
+    def projection(self, inputs: int, outputs: int) -> Linear:
         return self.linear(inputs, outputs, self.config.initializer_range)
 
     def embedding(self, rows: int, columns: int | None = None) -> nnx.Embed:
@@ -166,39 +166,15 @@ class _Layers(transformer.LayerFactory):
         )
 
 
-class SelfAttention(nnx.Module):
-    """Multi-head self-attention with a bias on its scores."""
-
-    def __init__(self, config: BertConfig, make: _Layers) -> None:
-        """Build the four projections."""
-        width = config.hidden_size
-        self.query = make.projection(width, width)
-        self.key = make.projection(width, width)
-        self.value = make.projection(width, width)
-        self.output = make.projection(width, width)
-        self.heads = config.num_attention_heads
-        self.dropout_rate = config.attention_probs_dropout_prob
-
-    def __call__(self, x: jax.Array, bias: jax.Array, dropout_key: jax.Array | None) -> jax.Array:
-        """Map [B, L, width] to [B, L, width]; `bias` as `Bert.attention_bias` returns it."""
-        batch, length, width = x.shape
-        by_head = (batch, length, self.heads, width // self.heads)
-        query, key, value = (
-            projection(x).reshape(by_head) for projection in (self.query, self.key, self.value)
-        )
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(scores / jnp.sqrt(by_head[-1]) + bias, axis=-1).astype(x.dtype)
-        weights = dropout(weights, self.dropout_rate, dropout_key)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-        return self.output(mixed.reshape(x.shape))
-
-
 class TransformerLayer(nnx.Module):
     """Attention and a two-layer perceptron, each with a residual sum and layer norm after it."""
 
     def __init__(self, config: BertConfig, make: _Layers) -> None:
         """Build the layer."""
-        self.attention = SelfAttention(config, make)
+        deviation = config.initializer_range
+        self.attention = transformer.SelfAttention(
+            make, deviation=deviation, output_deviation=deviation
+        )
         self.attention_norm = make.norm()
         self.intermediate = make.projection(config.hidden_size, config.intermediate_size)
         self.output = make.projection(config.intermediate_size, config.hidden_size)
@@ -369,8 +345,7 @@ class Bert(nnx.Module):
 
         Nothing attends to tokens masked out; the rest is MPNet's bias by distance.
         """
-        # Finite, so that a row without any token gives a mean instead of NaN.
-        bias = jnp.where(token_mask, 0.0, jnp.finfo(jnp.float32).min)[:, None, None, :]
+        bias = transformer.mask_bias(token_mask)[:, None, None, :]
         if self.relative_bias is None:
             return bias
         by_distance = self.relative_bias(relative_buckets(token_mask.shape[1]))

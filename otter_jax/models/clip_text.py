@@ -26,6 +26,7 @@ from otter_jax.models.transformer import (
     checkpoint_name,
     clip_fields,
     make_blocks,
+    mask_bias,
     run_blocks,
     split_query_key_value,
 )
@@ -196,7 +197,7 @@ class ClipText(nnx.Module):
         x = dropout(x, self.config.hidden_dropout_prob, first_key)
         before = jnp.tril(jnp.ones((length, length), bool))
         mask = before & jnp.asarray(token_mask, bool)[:, None, None, :]
-        states = run_blocks(self.blocks, x, mask, blocks_key, remat=self.config.remat)
+        states = run_blocks(self.blocks, x, mask_bias(mask), blocks_key, remat=self.config.remat)
         states = self.final_norm(states)
         pooled = states[jnp.arange(len(states)), self._end_of_text(tokens)]
         return TowerOutput(pooled.astype(jnp.float32), states)

@@ -1,4 +1,4 @@
-"""Layers shared by the towers: convolution, pooling, batch norm, dropout.
+"""Layers shared by the towers: convolution, pooling, linear maps, norms, dropout.
 
 Images are channels-last, [batch, height, width, channels], everywhere. Convolutions and max pooling
 have two forms with the same numbers: on GPUs and TPUs XLA's own operations, on a CPU those of
@@ -6,6 +6,7 @@ have two forms with the same numbers: on GPUs and TPUs XLA's own operations, on 
 """
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -252,6 +253,102 @@ class BatchNorm(nnx.Module):
         for running, new in ((self.mean, mean), (self.var, variance)):
             new = jax.lax.stop_gradient(new)
             running[...] = self.momentum * running[...] + (1 - self.momentum) * new
+
+
+class Linear(nnx.Linear):
+    """A linear layer that takes its inputs as the rows of one matrix.
+
+    The numbers are `nnx.Linear`'s, but the kernel's gradient contracts one axis instead of all that
+    lead to the channels, which XLA:CPU does three times as fast.
+    """
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map [..., in] to [..., out]."""
+        rows = super().__call__(x.reshape(-1, x.shape[-1]))
+        return rows.reshape(*x.shape[:-1], -1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
+    """Normalise each row of [N, C], in float32 (Ba et al. 2016)."""
+    return _layer_norm_forward(x, scale, bias, epsilon)[0]
+
+
+def _layer_norm_forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    rows = x.astype(jnp.float32)
+    mean = jnp.mean(rows, axis=1, keepdims=True)
+    # Not the mean square less the squared mean, which loses digits where epsilon is 1e-12.
+    variance = jnp.mean(jnp.square(rows - mean), axis=1, keepdims=True)
+    inverse = jax.lax.rsqrt(variance + epsilon)
+    y = (rows - mean) * inverse * scale + bias
+    return y.astype(x.dtype), (x, scale, mean, inverse)
+
+
+def _layer_norm_backward(
+    epsilon: float, saved: tuple[jax.Array, ...], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Written out, as batch norm's: the derived gradient keeps and passes over more arrays."""
+    x, scale, mean, inverse = saved
+    x, gradient = cpu_forms.as_it_is((x, gradient))
+    normalised = (x.astype(jnp.float32) - mean) * inverse
+    rows = gradient.astype(jnp.float32)
+    scaled = rows * scale
+    along = jnp.mean(scaled * normalised, axis=1, keepdims=True)
+    to_x = inverse * (scaled - jnp.mean(scaled, axis=1, keepdims=True) - normalised * along)
+    return to_x.astype(x.dtype), jnp.sum(rows * normalised, axis=0), jnp.sum(rows, axis=0)
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm over the last axis."""
+
+    def __init__(self, num_features: int, *, epsilon: float, dtype: DTypeLike) -> None:
+        """Start as the identity on normalised rows.
+
+        Args:
+            num_features: channels C.
+            epsilon: added to the variance.
+            dtype: type of the result; parameters and computation are float32.
+        """
+        self.scale = nnx.Param(jnp.ones(num_features, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(num_features, jnp.float32))
+        self.epsilon, self.dtype = epsilon, dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise [..., C]."""
+        rows = x.reshape(-1, x.shape[-1]).astype(self.dtype)
+        return layer_norm(rows, self.scale[...], self.bias[...], self.epsilon).reshape(x.shape)
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """Weight each element by the normal distribution below it (Hendrycks and Gimpel 2016), exactly.
+
+    By erf like PyTorch. `jax.nn.gelu` asks erfc, for relative precision far out on the left, and
+    keeps more for its gradient.
+    """
+    return x * _normal_distribution(x)
+
+
+def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return gelu(x), x
+
+
+def _gelu_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    x, gradient = cpu_forms.as_it_is((x, gradient))
+    density = jnp.exp(-0.5 * jnp.square(x)) / math.sqrt(2 * math.pi)
+    return (gradient * (_normal_distribution(x) + x * density),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+def _normal_distribution(x: jax.Array) -> jax.Array:
+    return 0.5 * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Pre-norm transformer blocks, shared by the ViT image tower and CLIP's text tower.
+"""Self-attention for every tower, and the pre-norm blocks of ViT and CLIP's text tower.
 
 Sources: Vaswani et al., "Attention Is All You Need" (2017); Dosovitskiy et al., "An Image is Worth
 16x16 Words" (2020); Radford et al., "Learning Transferable Visual Models From Natural Language
@@ -16,10 +16,17 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from otter_jax.models.layers import drop_examples, dropout, split_key
+from otter_jax.models.layers import (
+    LayerNorm,
+    Linear,
+    drop_examples,
+    dropout,
+    gelu,
+    split_key,
+)
 
 ACTIVATIONS = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu": gelu,
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
     "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     # OpenAI's stand-in for GELU, which its weights were trained with.
@@ -101,10 +108,10 @@ class LayerFactory:
 
     def linear(
         self, inputs: int, outputs: int, deviation: float, *, use_bias: bool = True
-    ) -> nnx.Linear:
+    ) -> Linear:
         """Return a linear layer, its kernel drawn with the standard deviation given."""
         initialise = jax.nn.initializers.normal(deviation)
-        return nnx.Linear(
+        return Linear(
             inputs,
             outputs,
             use_bias=use_bias,
@@ -113,16 +120,10 @@ class LayerFactory:
             rngs=self.rngs,
         )
 
-    def norm(self) -> nnx.LayerNorm:
+    def norm(self) -> LayerNorm:
         """Return a layer norm over the channels of a token."""
-        # The variance as mean((x - mean)^2): the one-pass form loses digits where eps is 1e-12.
-        return nnx.LayerNorm(
-            self.config.hidden_size,
-            epsilon=self.config.layer_norm_eps,
-            use_fast_variance=False,
-            dtype=self.dtype,
-            rngs=self.rngs,
-        )
+        config = self.config
+        return LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, dtype=self.dtype)
 
     def table(self, *shape: int, deviation: float) -> nnx.Param:
         """Return a normally distributed parameter, float32."""
@@ -151,42 +152,49 @@ class PatchEmbedding(nnx.Module):
         rows, columns = height // size, width // size
         patches = images[:, : rows * size, : columns * size].astype(self.dtype)
         patches = patches.reshape(batch, rows, size, columns, size, channels)
-        patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, -1)
+        # One matrix, for the reason that `Linear` has.
+        patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch * rows * columns, -1)
         kernel = self.kernel[...].astype(self.dtype)
         embedded = patches @ kernel.reshape(-1, kernel.shape[-1])
+        embedded = embedded.reshape(batch, rows * columns, -1)
         return embedded if self.bias is None else embedded + self.bias[...].astype(self.dtype)
 
 
 class SelfAttention(nnx.Module):
     """Multi-head self-attention, its softmax in float32."""
 
-    def __init__(self, config: TransformerConfig, make: LayerFactory, *, qkv_bias: bool) -> None:
-        """Build the four projections."""
-        width = config.hidden_size
-        deviation = width**-0.5
+    def __init__(
+        self,
+        make: LayerFactory,
+        *,
+        deviation: float,
+        output_deviation: float,
+        qkv_bias: bool = True,
+    ) -> None:
+        """Build the four projections, drawn with the standard deviations given."""
+        config, width = make.config, make.config.hidden_size
         self.query = make.linear(width, width, deviation, use_bias=qkv_bias)
         self.key = make.linear(width, width, deviation, use_bias=qkv_bias)
         self.value = make.linear(width, width, deviation, use_bias=qkv_bias)
-        self.output = make.linear(width, width, residual_deviation(config))
+        self.output = make.linear(width, width, output_deviation)
         self.heads = config.num_attention_heads
         self.dropout_rate = config.attention_probs_dropout_prob
 
     def __call__(
-        self, x: jax.Array, mask: jax.Array | None, dropout_key: jax.Array | None
+        self, x: jax.Array, bias: jax.Array | None, dropout_key: jax.Array | None
     ) -> jax.Array:
         """Map [B, L, width] to [B, L, width].
 
-        `mask` is bool, [B or 1, 1, L, L], True where a token (third axis) may attend to another
-        (fourth axis); None admits all.
+        `bias` is added to the scores, float32 [B or 1, heads or 1, L or 1, L], tokens (third axis)
+        by what they attend to (fourth axis); None adds nothing.
         """
         query, key, value = (
             self._by_head(projection(x)) for projection in (self.query, self.key, self.value)
         )
         scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
         scores = scores * query.shape[-1] ** -0.5
-        if mask is not None:
-            # Finite, so that a token that may attend to none gives a mean instead of NaN.
-            scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+        if bias is not None:
+            scores = scores + bias
         weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
         weights = dropout(weights, self.dropout_rate, dropout_key)
         mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, value)
@@ -198,6 +206,12 @@ class SelfAttention(nnx.Module):
         return x.reshape(batch, length, self.heads, width // self.heads).transpose(0, 2, 1, 3)
 
 
+def mask_bias(mask: jax.Array) -> jax.Array:
+    """Return what keeps tokens from attending where a bool mask, of any shape, is False."""
+    # Finite, so that a token that may attend to none gives a mean instead of NaN.
+    return jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min)
+
+
 class PreNormBlock(nnx.Module):
     """Attention and a two-layer perceptron, each with a layer norm before it and a residual sum."""
 
@@ -207,7 +221,12 @@ class PreNormBlock(nnx.Module):
         """Build the block; `drop_rate` is its own stochastic-depth rate."""
         width = config.hidden_size
         self.norm1 = make.norm()
-        self.attention = SelfAttention(config, make, qkv_bias=qkv_bias)
+        self.attention = SelfAttention(
+            make,
+            deviation=width**-0.5,
+            output_deviation=residual_deviation(config),
+            qkv_bias=qkv_bias,
+        )
         self.norm2 = make.norm()
         self.fc1 = make.linear(width, config.intermediate_size, (2 * width) ** -0.5)
         self.fc2 = make.linear(config.intermediate_size, width, residual_deviation(config))
@@ -216,11 +235,11 @@ class PreNormBlock(nnx.Module):
         self.drop_rate = drop_rate
 
     def __call__(
-        self, x: jax.Array, mask: jax.Array | None, dropout_key: jax.Array | None
+        self, x: jax.Array, bias: jax.Array | None, dropout_key: jax.Array | None
     ) -> jax.Array:
-        """Map [B, L, width] to [B, L, width]; `mask` as in `SelfAttention`."""
+        """Map [B, L, width] to [B, L, width]; `bias` as in `SelfAttention`."""
         weights_key, *branch_keys = split_key(dropout_key, 5)
-        attended = self.attention(self.norm1(x), mask, weights_key)
+        attended = self.attention(self.norm1(x), bias, weights_key)
         x = x + self._drop(attended, branch_keys[:2])
         transformed = self.fc2(ACTIVATIONS[self.activation](self.fc1(self.norm2(x))))
         return x + self._drop(transformed, branch_keys[2:])
@@ -248,15 +267,15 @@ def make_blocks(
 def run_blocks(
     blocks: Sequence[PreNormBlock],
     x: jax.Array,
-    mask: jax.Array | None,
+    bias: jax.Array | None,
     dropout_key: jax.Array | None,
     *,
     remat: bool,
 ) -> jax.Array:
-    """Pass [B, L, width] through all blocks; `mask` as in `SelfAttention`."""
+    """Pass [B, L, width] through all blocks; `bias` as in `SelfAttention`."""
     run = nnx.remat(PreNormBlock.__call__) if remat else PreNormBlock.__call__
     for block, key in zip(blocks, split_key(dropout_key, len(blocks)), strict=True):
-        x = run(block, x, mask, key)
+        x = run(block, x, bias, key)
     return x
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from otter_jax.models.layers import BatchNorm, Conv
+from otter_jax.models.layers import BatchNorm, Conv, LayerNorm, Linear
 from otter_jax.models.transformer import PatchEmbedding
 
 Substitution = tuple[str, str]  # regular expression, replacement
@@ -86,7 +86,8 @@ class _Entry:
 AXES: Mapping[type[nnx.Module], Mapping[str, tuple[str, tuple[int, ...] | None]]] = {
     nnx.Linear: {"kernel": ("weight", (1, 0)), "bias": ("bias", None)},
     nnx.Embed: {"embedding": ("weight", None)},
-    nnx.LayerNorm: {"scale": ("weight", None), "bias": ("bias", None)},
+    Linear: {"kernel": ("weight", (1, 0)), "bias": ("bias", None)},
+    LayerNorm: {"scale": ("weight", None), "bias": ("bias", None)},
     nnx.BatchNorm: {
         "scale": ("weight", None),
         "bias": ("bias", None),

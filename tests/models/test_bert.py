@@ -24,13 +24,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from otter_jax.models import transformer
 from otter_jax.models.bert import (
     Bert,
     BertConfig,
     DistilBert,
     MPNet,
     Roberta,
-    SelfAttention,
     TransformerLayer,
     _Layers,
     relative_buckets,
@@ -274,7 +274,8 @@ def test_attention_weights_are_dropped_at_the_rate(rate: float):
     config = BertConfig(
         hidden_size=length, num_attention_heads=1, attention_probs_dropout_prob=rate
     )
-    attention = SelfAttention(config, _Layers(config, jnp.float32, nnx.Rngs(0)))
+    make = _Layers(config, jnp.float32, nnx.Rngs(0))
+    attention = transformer.SelfAttention(make, deviation=0.02, output_deviation=0.02)
     # Equal scores, and values from which the weights can be read off.
     attention.query.kernel[...] = jnp.zeros((length, length))
     attention.value.kernel[...] = attention.output.kernel[...] = jnp.eye(length)

@@ -1,6 +1,7 @@
 """Tests of the layers that the towers share."""
 
 import functools
+import math
 from collections.abc import Callable
 from unittest import mock
 
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 from otter_jax.models.layers import (
     BatchNorm,
     Conv,
+    LayerNorm,
+    Linear,
     Padding,
     average_pool,
     batch_norm,
@@ -22,6 +25,8 @@ from otter_jax.models.layers import (
     depthwise_conv2d,
     drop_examples,
     dropout,
+    gelu,
+    layer_norm,
     max_pool,
     same_padding,
     split_key,
@@ -280,6 +285,70 @@ def test_statistics_and_gradients_of_a_spread_batch_are_those_of_the_whole():
         strict=True,
     ):
         np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_linear_is_flax_s_with_its_gradients():
+    theirs = nnx.Linear(5, 3, rngs=nnx.Rngs(0))
+    ours = Linear(5, 3, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(1), (2, 4, 6, 5))
+
+    def loss(layer: nnx.Linear, x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sin(layer(x)))
+
+    found = nnx.grad(loss, argnums=(0, 1))(ours, x)
+    wanted = nnx.grad(loss, argnums=(0, 1))(theirs, x)
+    assert ours(x).shape == (2, 4, 6, 3)
+    np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-6)
+    for mine, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    offset=st.floats(-100, 100),
+    epsilon=st.sampled_from([1e-12, 1e-6, 1e-3]),
+)
+def test_layer_norm_and_its_gradients_are_the_definition(seed: int, offset: float, epsilon: float):
+    random = np.random.default_rng(seed)
+    x, gradient = random.normal(size=(2, 6, 16)).astype(np.float32)
+    scale, bias = random.normal(size=(2, 16)).astype(np.float32)
+    x = x + np.float32(offset)
+
+    def definition(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+        centred = x - x.mean(axis=1, keepdims=True)
+        variance = jnp.square(centred).mean(axis=1, keepdims=True)
+        return centred / jnp.sqrt(variance + epsilon) * scale + bias
+
+    found, pull = jax.vjp(lambda *a: layer_norm(*a, epsilon), x, scale, bias)
+    with jax.enable_x64():
+        doubles = [jnp.asarray(array, jnp.float64) for array in (x, scale, bias)]
+        wanted, double_pull = jax.vjp(definition, *doubles)
+        wanted_gradients = double_pull(jnp.asarray(gradient, jnp.float64))
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    for mine, other in zip(pull(gradient), wanted_gradients, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-3, atol=2e-4)
+
+
+def test_layer_norm_computes_in_float32_whatever_its_type():
+    layer = LayerNorm(64, epsilon=1e-5, dtype=jnp.bfloat16)
+    x = 1000 + jax.random.normal(jax.random.key(0), (3, 64))
+    y = layer(x)
+    assert y.dtype == jnp.bfloat16 and layer.scale.dtype == jnp.float32
+    rounded = np.asarray(x.astype(jnp.bfloat16), np.float64)
+    centred = rounded - rounded.mean(axis=1, keepdims=True)
+    wanted = centred / np.sqrt(np.square(centred).mean(axis=1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(y.astype(np.float32), wanted, rtol=1e-2, atol=1e-2)
+
+
+def test_gelu_and_its_gradient_are_the_definition():
+    x = np.linspace(-12, 12, 481)
+    distribution = np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in x])
+    density = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+    singles = jnp.asarray(x, jnp.float32)
+    np.testing.assert_allclose(gelu(singles), x * distribution, atol=1e-6)
+    slope = jax.vmap(jax.grad(gelu))(singles)
+    np.testing.assert_allclose(slope, distribution + x * density, atol=1e-6)
 
 
 @given(size=st.integers(1, 40), kernel_size=st.integers(1, 7), stride=st.integers(1, 3))

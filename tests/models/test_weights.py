@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from otter_jax.models.layers import Conv
+from otter_jax.models.layers import Conv, LayerNorm
 from otter_jax.models.weights import CheckpointLayout, checkpoint_arrays, load_weights
 
 
@@ -28,7 +28,7 @@ class Tower(nnx.Module):
         self.dense = nnx.Linear(3, 2, rngs=rngs)
         self.conv = Conv(3, 4, 2, rngs=rngs)
         self.table = nnx.Embed(5, 2, rngs=rngs)
-        self.layer_norm = nnx.LayerNorm(2, rngs=rngs)
+        self.layer_norm = LayerNorm(2, epsilon=1e-6, dtype=jnp.float32)
         self.batch_norm = nnx.BatchNorm(4, rngs=rngs)
         self.token = nnx.Param(jnp.zeros((1, 2)))
 
