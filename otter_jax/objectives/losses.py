@@ -82,9 +82,12 @@ def total_loss(
       mass that the soft target leaves on the given pairs (OTTER, Fig. 2).
 
     Raises:
-      ValueError: fewer than two pairs, shapes that do not agree or do not divide over the mesh, or
-        values that are not finite where they are known before compilation.
+      ValueError: an objective of several views, fewer than two pairs, shapes that do not agree or
+        do not divide over the mesh, or values that are not finite where they are known before
+        compilation.
     """
+    if options.uses_views:
+        raise ValueError(f"objective {options.name!r} is computed by declip_loss, not total_loss")
     check_embeddings(options, student, teacher, mesh)
     # One type, float32 or wider, for all that follows.
     everything = (*student, *(teacher or ()), *log_scales)
@@ -94,21 +97,31 @@ def total_loss(
         constants = map(jax.lax.stop_gradient, teacher)
         teacher = Embeddings(*(normalize(x.astype(dtype)) for x in constants))
     log_scales = LogScales(*(jnp.asarray(x, dtype) for x in log_scales))
-    compute = _sigmoid_loss if options.name == "sigmoid" else _cross_entropy_loss
-    loss, metrics = compute(options, student, teacher, log_scales, mesh)
+    if options.name == "sigmoid":
+        loss, metrics = _sigmoid_loss(options, student, log_scales, mesh)
+    else:
+        scales = [scale_from_log(each) for each in log_scales[: len(make_terms(options))]]
+        loss, metrics = cross_entropy_loss(options, student, teacher, jnp.stack(scales), mesh)
     return loss, jax.lax.stop_gradient(metrics)
 
 
-def _cross_entropy_loss(
+def cross_entropy_loss(
     options: Options,
     student: Embeddings,
     teacher: Embeddings | None,
-    log_scales: LogScales,
+    scales: jax.Array,
     mesh: Mesh | None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The terms of `make_terms`, less the entropy of the soft target where it has its own."""
+    """The terms of `make_terms`, less the entropy of the soft target where it has its own.
+
+    Args:
+      options: as in `total_loss`.
+      student: [N, d] unit rows.
+      teacher: the same, constants; None where none is used.
+      scales: [terms] factor of the cosines in each term, of the embeddings' type.
+      mesh: as in `total_loss`.
+    """
     terms = make_terms(options)
-    scales = jnp.stack([scale_from_log(each) for each in log_scales[: len(terms)]])
     compute = _tiled if tile_rows(options, len(student.image), mesh) else _dense
     loss, statistics = compute(options, terms, student, teacher, scales, mesh)
     metrics = {
@@ -187,7 +200,6 @@ def _tiled(
 def _sigmoid_loss(
     options: Options,
     student: Embeddings,
-    teacher: None,
     log_scales: LogScales,
     mesh: Mesh | None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:

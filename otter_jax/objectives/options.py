@@ -11,6 +11,15 @@ from otter_jax.objectives import targets
 from otter_jax.objectives.contrastive import MAX_SCALE, Term
 
 LARGEST_EPSILON = 1.9  # exp(-targets.DIAGONAL_PENALTY / 1.9) is 0 in float32.
+VIEW_TARGETS = {"identity": "infonce", "otter": "otter"}  # And the objective that has that target.
+WEIGHTS = (
+    "clip_weight",
+    "neighbor_weight",
+    "simsiam_weight",
+    "mlm_weight",
+    "multi_view_weight",
+    "simclr_weight",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +40,30 @@ class Options:
       stop_gradient_keys: a direction's gradient flows through its queries alone.
       tile: most rows of a tile, >= 1 (fewer where a tile would exceed 16 MiB); N and more for
         whole matrices; None lets the size decide.
-      initial_scale: of both learnable scales, 1 / temperature, in [1, 100]; for sigmoid >= 1.
+      initial_scale: of both learnable scales, 1 / temperature, in [1, 100]; for sigmoid >= 1; for
+        declip and slip >= 1 and within their bounds.
       initial_bias: of the learnable number that the sigmoid loss adds to logits; None for none.
+      targets: declip and slip: what each pair of views should match, one of `VIEW_TARGETS`: the
+        given pairs alone, or otter's mixture with transported targets (alpha and so on as there).
+      ss: declip: self-supervision, SimSiam on images and masked language modelling on texts.
+      mvs: declip: multi-view supervision, all pairs of two image and two text views.
+      nns: declip: nearest-neighbour supervision, images against a queue of recent texts.
+      clip_weight: declip and slip: of the contrastive part. A part that is off is just absent, the
+        others' weights stay as they are; so with all three off declip is this times CLIP's loss.
+      neighbor_weight: declip: of the nearest-neighbour part.
+      simsiam_weight: declip: of SimSiam.
+      mlm_weight: declip: of masked language modelling.
+      multi_view_weight: declip: None for clip_weight times the mean over the pairs of views (as
+        released); else clip_weight times the first pair's loss plus this times the sum of the
+        others' (the paper, which has 0.2).
+      symmetric_neighbors: declip: also from the neighbours to images, the mean of both directions;
+        the released code has images to neighbours only.
+      queue_size: declip: texts that the queue holds, >= 1.
+      simclr_weight: slip: of the NT-Xent loss.
+      min_scale: declip and slip: least scale, > 0, below which it has no gradient; None (slip's
+        default) for no bound. Released configs of declip have exp(3). All other objectives' scales
+        are clamped to [1, 100].
+      max_scale: declip and slip: the same at the upper end.
     """
 
     name: str
@@ -49,6 +80,20 @@ class Options:
     tile: int | None = None
     initial_scale: float = math.exp(3.9)  # 49.4 (OTTER's released code).
     initial_bias: float | None = None
+    targets: str = "identity"
+    ss: bool = False
+    mvs: bool = False
+    nns: bool = False
+    clip_weight: float = 0.4
+    neighbor_weight: float = 0.2
+    simsiam_weight: float = 0.2
+    mlm_weight: float = 0.2
+    multi_view_weight: float | None = None
+    symmetric_neighbors: bool = False
+    queue_size: int = 65536
+    simclr_weight: float = 1.0
+    min_scale: float | None = 1.0
+    max_scale: float | None = MAX_SCALE
 
     def __post_init__(self) -> None:
         """Refuses what cannot be computed, with the key as the user wrote it."""
@@ -63,19 +108,41 @@ class Options:
         self._require("epsilon", possible, f"be at most {LARGEST_EPSILON} with remove_diagonal")
         self._require("smoothing", 0.0 <= self.smoothing < 1.0, "lie in [0, 1)")
         self._require("teacher_scale", self.teacher_scale > 0.0, "be positive")
-        for name in ("iterations", "tile"):
+        for name in ("iterations", "tile", "queue_size"):
             value = getattr(self, name)
             if value is not None:
                 whole = isinstance(value, int) and value >= 1
                 self._require(name, whole, "be at least 1, and a whole number")
+        for name in WEIGHTS:
+            value = getattr(self, name)
+            self._require(name, value is None or value >= 0.0, "be at least 0")
+        known = self.targets in VIEW_TARGETS
+        self._require("targets", known, f"be one of {', '.join(VIEW_TARGETS)}")
+        self._check_scales()
+
+    def _check_scales(self) -> None:
+        """A scale must start where it has a gradient."""
         self._require("initial_scale", self.initial_scale >= 1.0, "be at least 1")
-        if self.name == "sigmoid":
+        if self.uses_views:
+            self._check_scale_bounds()
+        elif self.name == "sigmoid":
             free = not self.stop_gradient_keys
             self._require("stop_gradient_keys", free, "be False: the sigmoid loss has no keys")
         else:
             within = self.initial_scale <= MAX_SCALE
             self._require("initial_scale", within, f"be at most {MAX_SCALE:g}")
+        if self.name != "sigmoid":
             self._require("initial_bias", self.initial_bias is None, "be unset but for sigmoid")
+
+    def _check_scale_bounds(self) -> None:
+        """The same where the bounds are a choice."""
+        lowest = 0.0 if self.min_scale is None else self.min_scale
+        highest = math.inf if self.max_scale is None else self.max_scale
+        self._require("min_scale", self.min_scale is None or lowest > 0.0, "be positive")
+        self._require("max_scale", lowest <= highest, f"be at least min_scale={lowest:g}")
+        within = lowest <= self.initial_scale <= highest
+        bounds = f"[min_scale={lowest:g}, max_scale={highest:g}]: outside it would stay for ever"
+        self._require("initial_scale", within, f"lie in {bounds}")
 
     def _require(self, name: str, holds: bool, requirement: str) -> None:
         if not holds:
@@ -92,6 +159,41 @@ class Options:
         """Whether the targets come from a teacher."""
         return isinstance(OBJECTIVES[self.name].target(self), targets.Transported)
 
+    @property
+    def uses_views(self) -> bool:
+        """Whether its loss is `declip_loss`, not `total_loss`."""
+        return self.name in ("declip", "slip")
+
+    @property
+    def uses_two_image_views(self) -> bool:
+        """Whether an image is seen in two augmentations, by the contrast or by SimSiam alone."""
+        return self.name == "declip" and (self.ss or self.mvs)
+
+    @property
+    def uses_two_text_views(self) -> bool:
+        """Whether a text is seen in two augmentations."""
+        return self.name == "declip" and self.mvs
+
+    @property
+    def uses_simsiam(self) -> bool:
+        """Whether projections and predictions of both image views are needed."""
+        return self.name == "declip" and self.ss
+
+    @property
+    def uses_masked_language(self) -> bool:
+        """Whether tokens of the first text view are masked and predicted."""
+        return self.name == "declip" and self.ss
+
+    @property
+    def uses_queue(self) -> bool:
+        """Whether the state holds a queue of text embeddings."""
+        return self.name == "declip" and self.nns
+
+    @property
+    def uses_simclr(self) -> bool:
+        """Whether an image has two augmented views beside the one that is contrasted (SLIP)."""
+        return self.name == "slip"
+
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
@@ -99,6 +201,11 @@ class Objective:
 
     target: Callable[[Options], targets.Smoothed | targets.Transported]
     defaults: dict[str, object] = dataclasses.field(default_factory=dict)
+
+
+def _view_target(options: Options) -> targets.Smoothed | targets.Transported:
+    """What a pair of views should match."""
+    return OBJECTIVES[VIEW_TARGETS[options.targets]].target(options)
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -116,6 +223,20 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "otter": Objective(
         lambda options: targets.Transported(options.epsilon, options.iterations, options.bound),
+    ),
+    "declip": Objective(
+        _view_target,
+        defaults={"ss": True, "mvs": True, "nns": True, "initial_scale": 1.0 / 0.07},
+    ),
+    # The released code does not clamp its scale.
+    "slip": Objective(
+        _view_target,
+        defaults={
+            "clip_weight": 1.0,
+            "initial_scale": 1.0 / 0.07,
+            "min_scale": None,
+            "max_scale": None,
+        },
     ),
 }
 

@@ -14,8 +14,23 @@ import numpy as np
 import pytest
 
 from otter_jax import objectives
+from otter_jax.objectives import nearest_neighbor
 
 STORED = Path(__file__).parents[1] / "golden" / "objectives"
+# Names in the files, and ours; the files' parts are not weighted as ours are.
+DECLIP_VIEWS = {
+    "image_view1": "image",
+    "image_view2": "image2",
+    "text_view1": "text",
+    "text_view2": "text2",
+    **{name: name for name in ("p1", "p2", "z1", "z2", "mlm_logits")},
+}
+DECLIP_PARTS = {
+    "loss_clip": ("loss_clip", "weight_clip"),
+    "loss_nearest_neighbour": ("loss_neighbor", "weight_nearest_neighbour"),
+    "loss_simsiam": ("loss_simsiam", "weight_simsiam"),
+    "loss_mlm": ("loss_mlm", "weight_mlm"),
+}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -43,7 +58,46 @@ def options_of(config: dict, tile: int | None) -> objectives.Options:
     )
 
 
+def compute_declip(
+    data: dict[str, np.ndarray], config: dict, tile: int | None
+) -> dict[str, jax.Array]:
+    options = objectives.make_options(
+        "declip",
+        clip_weight=config["weight_clip"],
+        neighbor_weight=config["weight_nearest_neighbour"],
+        simsiam_weight=config["weight_simsiam"],
+        mlm_weight=config["weight_mlm"],
+        min_scale=1e-6,  # The files' scale is not clamped.
+        max_scale=1e6,
+        tile=tile,
+    )
+    arrays = {name: jnp.asarray(data[name]) for name in DECLIP_VIEWS}
+    labels = jnp.asarray(data["mlm_labels"])
+    queue = objectives.make_queue(*data["queue"].shape, dtype=data["queue"].dtype)
+    queue = nearest_neighbor.enqueue(queue, jnp.asarray(data["queue"]))
+
+    def loss(arrays: dict[str, jax.Array], log_scale: jax.Array) -> tuple[jax.Array, dict]:
+        renamed = {DECLIP_VIEWS[name]: array for name, array in arrays.items()}
+        views = objectives.Views(**renamed, mlm_labels=labels)
+        scales = objectives.LogScales(log_scale, log_scale)
+        return objectives.declip_loss(options, views, queue, scales)[:2]
+
+    log_scale = jnp.asarray(config["log_temperature"], queue.features.dtype)
+    gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    (value, metrics), (gradients, by_log_scale) = gradient(arrays, log_scale)
+    return {
+        "loss": value,
+        **{name: metrics[ours] for name, (ours, _) in DECLIP_PARTS.items()},
+        **{f"grad_{name}": array for name, array in gradients.items()},
+        "grad_log_temperature": by_log_scale,
+        "nn_index_view1": nearest_neighbor.nearest(queue, arrays["text_view1"])[1],
+        "nn_index_view2": nearest_neighbor.nearest(queue, arrays["text_view2"])[1],
+    }
+
+
 def compute(data: dict[str, np.ndarray], config: dict, tile: int | None) -> dict[str, jax.Array]:
+    if config["method"].lower() == "declip":
+        return compute_declip(data, config, tile)
     options = options_of(config, tile)
     teacher = None
     if options.uses_teacher:
@@ -92,14 +146,18 @@ def test_golden(
     method = config["method"].lower()
     if method not in objectives.OBJECTIVES:
         pytest.skip(f"{method} is not one of {', '.join(objectives.OBJECTIVES)}")
-    double = data["student_image"].dtype == np.float64
+    if method == "declip":
+        for name, (_, weight) in DECLIP_PARTS.items():
+            data[name] = data[name] * config[weight]
+    embeddings = "image_view1" if method == "declip" else "student_image"
+    double = data[embeddings].dtype == np.float64
     with jax.enable_x64(double):
         found = compute(data, config, tile)
     tolerance = 1e-4
     if double:  # The released label smoothing builds its target in float32.
         tolerance = 1e-7 if method == "label_smoothing" else 1e-9
     checked = [name for name in found if name in data]
-    assert "loss" in checked and "grad_student_image" in checked
+    assert "loss" in checked and f"grad_{embeddings}" in checked
     errors = {name: relative_error(found[name], data[name]) for name in checked}
     listed = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
     record_property(

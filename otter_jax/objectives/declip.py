@@ -1,0 +1,276 @@
+"""The losses that see a pair in several views: DeCLIP's and SLIP's.
+
+    clip       contrast of every image view with every text view        both
+    neighbor   contrast with the nearest neighbours of the texts        declip, nns
+    simsiam    an image view predicts the other one                     declip, ss
+    mlm        masked tokens are predicted                              declip, ss
+    simclr     NT-Xent of two further image views                       slip
+
+A contrast is the mean of its two directions here, where OTTER has their sum.
+"""
+
+import functools
+import itertools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+from jax.sharding import Mesh, PartitionSpec
+
+from otter_jax.objectives import self_supervision, tiles
+from otter_jax.objectives.contrastive import Embeddings, normalize, similarity
+from otter_jax.objectives.losses import (
+    LogScales,
+    check_embeddings,
+    cross_entropy_loss,
+    tile_rows,
+)
+from otter_jax.objectives.nearest_neighbor import Queue, enqueue, nearest
+from otter_jax.objectives.options import Options, make_terms
+from otter_jax.objectives.tiled import AXIS
+
+Metrics = dict[str, jax.Array]
+
+
+class Views(NamedTuple):
+    """What the towers and heads make of one batch; None for what the options do not use.
+
+    Embeddings are not normalised. Row i of all arrays belongs to one pair.
+    """
+
+    image: jax.Array  # [N, d]
+    text: jax.Array  # [N, d]; of the masked tokens where tokens are masked.
+    image2: jax.Array | None = None  # [N, d], with mvs; SimSiam needs no more of it than p2, z2.
+    text2: jax.Array | None = None  # [N, d], with mvs.
+    p1: jax.Array | None = None  # [N, k] SimSiam's predictions from the first image view, with ss,
+    p2: jax.Array | None = None  # and from the second one.
+    z1: jax.Array | None = None  # [N, k] projections, which the predictions should match.
+    z2: jax.Array | None = None
+    mlm_logits: jax.Array | None = None  # [N, ..., V], with ss.
+    mlm_labels: jax.Array | None = None  # [N, ...] integers, `IGNORED` where nothing is masked.
+    simclr1: jax.Array | None = None  # [N, k] SLIP's projections of two further image views.
+    simclr2: jax.Array | None = None
+
+
+def clip_log_scale(options: Options, log_scale: jax.Array) -> jax.Array:
+    """The logarithm of a scale, brought into the bounds of the options.
+
+    For the parameter too, after each update, as in the released code: one that an update has moved
+    past a bound gets no gradient and would stay there.
+    """
+    lowest, highest = (
+        None if bound is None else jnp.asarray(math.log(bound), log_scale.dtype)
+        for bound in (options.min_scale, options.max_scale)
+    )
+    return jnp.clip(log_scale, lowest, highest)
+
+
+def bounded_scale(options: Options, log_scale: jax.Array) -> jax.Array:
+    """exp(log_scale) within the bounds; beyond them no gradient, at their rims the full one."""
+    bounded = jax.lax.stop_gradient(clip_log_scale(options, log_scale))
+    return jnp.exp(jnp.where(log_scale == bounded, log_scale, bounded))
+
+
+def check_queue(options: Options, batch_size: int, devices: int = 1) -> None:
+    """Refuses a queue that does not hold a batch, or cannot be split over the devices.
+
+    Raises:
+      ValueError: naming `config.objective.queue_size`.
+    """
+    if not options.uses_queue:
+        return
+    found = f"config.objective.queue_size={options.queue_size}"
+    if options.queue_size < batch_size:
+        raise ValueError(f"{found}: it must be at least config.batch_size={batch_size}")
+    if options.queue_size % devices:
+        raise ValueError(f"{found} does not divide over {devices} devices")
+
+
+def declip_loss(
+    options: Options,
+    views: Views,
+    queue: Queue | None,
+    log_scales: LogScales,
+    mesh: Mesh | None = None,
+    teacher: Embeddings | None = None,
+) -> tuple[jax.Array, Metrics, Queue | None]:
+    """The weighted sum of the parts that are on.
+
+    Args:
+      options: of `declip` or `slip`.
+      views: embeddings, projections and logits of one batch.
+      queue: texts of the batches before; None where the options use none.
+      log_scales: learnable log-scales; the second one serves otter's targets alone.
+      mesh: over whose axis `data` the rows of the batch and of the queue are split.
+      teacher: [N, d] embeddings with `targets="otter"`, constants: of one view of each image and
+        text, for the targets of all pairs of views. None else.
+
+    Returns:
+      The loss; metrics without gradient: `loss_<part>` (weighted, they add up to the loss),
+      `temperature`, and what `total_loss` says about soft targets, of the first pair of views; and
+      the queue with this batch's texts, the second view's before the first's.
+
+    Raises:
+      ValueError: views that are missing, shapes that do not agree or do not divide over the mesh,
+        or values that are not finite where they are known before compilation.
+    """
+    _check(options, views, queue, teacher, mesh)
+    images, texts, teacher = _unit_rows(options, views, teacher)
+    scales = [bounded_scale(options, jnp.asarray(x, images[0].dtype)) for x in log_scales[:2]]
+    part, metrics = _contrast(options, images, texts, teacher, scales, mesh)
+    parts = {"loss_clip": part}
+    if options.uses_queue:
+        part = _neighbor_contrast(options, images, texts, queue, scales[0], mesh)
+        parts["loss_neighbor"] = options.neighbor_weight * part
+        queue = functools.reduce(enqueue, reversed(texts), queue)
+    if options.uses_simsiam:
+        part = self_supervision.simsiam_loss(views.p1, views.p2, views.z1, views.z2)
+        parts["loss_simsiam"] = options.simsiam_weight * part
+    if options.uses_masked_language:
+        part = self_supervision.masked_language_loss(views.mlm_logits, views.mlm_labels)
+        parts["loss_mlm"] = options.mlm_weight * part
+    if options.uses_simclr:
+        part = self_supervision.ntxent_loss(views.simclr1, views.simclr2)
+        parts["loss_simclr"] = options.simclr_weight * part
+    return sum(parts.values()), jax.lax.stop_gradient(metrics | parts), queue
+
+
+def _check(
+    options: Options,
+    views: Views,
+    queue: Queue | None,
+    teacher: Embeddings | None,
+    mesh: Mesh | None,
+) -> None:
+    """Refuses what is missing, then what is there and wrong."""
+    if not options.uses_views:
+        raise ValueError(f"objective {options.name!r} is computed by total_loss, not declip_loss")
+    needed = {
+        ("image2", "text2"): options.uses_two_text_views,
+        ("p1", "p2", "z1", "z2"): options.uses_simsiam,
+        ("mlm_logits", "mlm_labels"): options.uses_masked_language,
+        ("simclr1", "simclr2"): options.uses_simclr,
+    }
+    for name in itertools.chain.from_iterable(names for names, used in needed.items() if used):
+        if getattr(views, name) is None:
+            raise ValueError(f"objective {options.name!r} needs views.{name}")
+    if options.uses_queue and queue is None:
+        raise ValueError(f"objective {options.name!r} needs a queue")
+    check_embeddings(options, Embeddings(views.image, views.text), teacher, mesh)
+    if options.uses_two_text_views:
+        check_embeddings(options, Embeddings(views.image2, views.text2), teacher, mesh)
+
+
+def _unit_rows(
+    options: Options, views: Views, teacher: Embeddings | None
+) -> tuple[list[jax.Array], list[jax.Array], Embeddings | None]:
+    """The views of images and of texts that are contrasted, and the teacher; all of one type."""
+    images, texts = [views.image], [views.text]
+    if options.uses_two_text_views:
+        images, texts = [*images, views.image2], [*texts, views.text2]
+    dtype = jnp.result_type(*images, *texts, *(teacher or ()))
+    images, texts = ([normalize(x.astype(dtype)) for x in rows] for rows in (images, texts))
+    if teacher is not None:
+        constants = jax.lax.stop_gradient(teacher)
+        teacher = Embeddings(*(normalize(x.astype(dtype)) for x in constants))
+    return images, texts, teacher
+
+
+def _contrast(
+    options: Options,
+    images: list[jax.Array],
+    texts: list[jax.Array],
+    teacher: Embeddings | None,
+    scales: list[jax.Array],
+    mesh: Mesh | None,
+) -> tuple[jax.Array, Metrics]:
+    """Every view of the images against every view of the texts, weighted."""
+    scales = jnp.stack(scales[: len(make_terms(options))])
+    pairs = [Embeddings(*pair) for pair in itertools.product(images, texts)]
+    sums, metrics = zip(
+        *(cross_entropy_loss(options, pair, teacher, scales, mesh) for pair in pairs), strict=True
+    )
+    first, *others = (each / 2 for each in sums)  # The mean of the two directions.
+    if options.multi_view_weight is None:
+        loss = options.clip_weight * (first + sum(others)) / len(pairs)
+    else:
+        loss = options.clip_weight * first + options.multi_view_weight * sum(others)
+    return loss, {k: v for k, v in metrics[0].items() if not k.startswith("loss_")}
+
+
+def _neighbor_contrast(
+    options: Options,
+    images: list[jax.Array],
+    texts: list[jax.Array],
+    queue: Queue,
+    scale: jax.Array,
+    mesh: Mesh | None,
+) -> jax.Array:
+    """Every view of the images against the neighbours of every view of the texts, the mean.
+
+    0 without gradient while the queue is empty.
+    """
+    tile = tile_rows(options, len(texts[0]), mesh)
+    losses = []
+    for text in texts:
+        neighbors = nearest(queue, text, mesh)[0].astype(text.dtype)
+        for image in images:
+            losses.append(row_cross_entropy(tile, mesh, image, neighbors, scale))
+            if options.symmetric_neighbors:
+                losses.append(row_cross_entropy(tile, mesh, neighbors, image, scale))
+    return jnp.where(queue.filled > 0, sum(losses) / len(losses), 0.0)
+
+
+def row_cross_entropy(
+    tile: int | None, mesh: Mesh | None, queries: jax.Array, keys: jax.Array, scale: jax.Array
+) -> jax.Array:
+    """InfoNCE in one direction: row i of `queries` should find row i of `keys`; mean over rows.
+
+    A row needs no other row's normaliser, so differentiating one sweep over tiles is enough.
+
+    Args:
+      tile: most rows in a tile; None for the whole matrix at once.
+      mesh: over whose axis `data` the rows are split; None for one device.
+      queries: [N, d] unit rows.
+      keys: [N, d] unit rows.
+      scale: scalar factor of the cosines.
+    """
+    normalisers = _normalisers
+    if tile is not None:
+        normalisers = functools.partial(_tiled_normalisers, tile, mesh)
+    matched = scale * jnp.sum(queries * keys, axis=1)
+    return jnp.mean(normalisers(queries, keys, scale) - matched)
+
+
+def _normalisers(queries: jax.Array, keys: jax.Array, scale: jax.Array) -> jax.Array:
+    """[rows of queries] log of the sum over keys of exp(scale * cosine)."""
+    return logsumexp(scale * similarity(queries, keys), axis=1)
+
+
+def _tiled_normalisers(
+    tile: int, mesh: Mesh | None, queries: jax.Array, keys: jax.Array, scale: jax.Array
+) -> jax.Array:
+    """The same, a block of rows at a time, for the gradient too."""
+    devices = 1 if mesh is None else mesh.shape[AXIS]
+    tiling = tiles.make_tiling(len(queries), tile, None if mesh is None else AXIS, devices)
+
+    def rows_of_device(queries: jax.Array, keys: jax.Array, scale: jax.Array) -> jax.Array:
+        @jax.checkpoint
+        def step(carry: None, rows: tiles.Rows, queries: jax.Array) -> tuple[None, jax.Array]:
+            del rows  # Those of the padding are cut off.
+            return carry, _normalisers(queries, keys, scale)
+
+        return tiles.scan(tiling, step, None, queries)[1]
+
+    if mesh is not None:
+        split, whole = PartitionSpec(AXIS), PartitionSpec()
+        rows_of_device = jax.shard_map(
+            rows_of_device,
+            mesh=mesh,
+            in_specs=(split, whole, whole),
+            out_specs=split,
+            check_vma=False,
+        )
+    return rows_of_device(queries, keys, scale)
