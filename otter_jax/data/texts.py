@@ -1,7 +1,7 @@
 """Captions to token ids, with the tokenizer that belongs to the text tower."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,32 @@ class Tokenizer:
     """A Hugging Face tokenizer that always answers with the same number of tokens a text.
 
     A text that is too long loses tokens from its end, but not the special token that closes it.
+
+    Attributes:
+        max_tokens: length of every row.
+        vocabulary_size: one more than the largest id of the vocabulary.
+        special_ids: the ids of start, end, padding, unknown and the like, sorted.
+        ordinary_ids: all ids of the vocabulary but these and the mask's, sorted.
+        mask_id: what stands for a hidden token. A tokenizer without a mask token, as CLIP's, gets
+            the id after its last one: the tower then needs `num_tokens_with_mask` embeddings, and
+            trained ones keep their rows. (DeCLIP's release puts its `<|mask|>` before CLIP's start
+            and end, which moves those two by one.)
     """
 
-    def __init__(self, folder: Path, max_tokens: int):
+    def __init__(self, folder: Path, max_tokens: int, mask_token: str | None = None):
         """Read the tokenizer of a local folder.
 
         Args:
             folder: holds tokenizer.json, or a vocabulary beside a tokenizer_config.json or
                 config.json that says what kind it is.
             max_tokens: length of every row, special tokens included; longer texts are cut.
+            mask_token: what stands for a hidden token in masked language modelling, if not the
+                token that the tokenizer itself names for this.
 
         Raises:
             FileNotFoundError: the folder has no tokenizer.
-            ValueError: the tokenizer cannot be read, has no padding token, or `max_tokens` is
-                below 3.
+            ValueError: the tokenizer cannot be read, has no padding token or no token named
+                `mask_token`, or `max_tokens` is below 3.
         """
         if max_tokens < SHORTEST:
             raise ValueError(
@@ -47,8 +59,19 @@ class Tokenizer:
                 "name one as pad_token in its tokenizer_config.json"
             )
         self.max_tokens = max_tokens
+        vocabulary = self._tokenizer.get_vocab()
+        self.vocabulary_size = max(vocabulary.values()) + 1
+        self.special_ids = np.unique(self._tokenizer.all_special_ids)
+        self.mask_id = _mask_id(self._tokenizer, vocabulary, mask_token, folder)
+        special_and_mask = [*self.special_ids, self.mask_id]
+        self.ordinary_ids = np.setdiff1d(np.arange(self.vocabulary_size), special_and_mask)
         # The first call sets the tokenizer's length, which two threads must not do at once.
         self([""])
+
+    @property
+    def num_tokens_with_mask(self) -> int:
+        """Rows of the embedding of a text tower that is shown masked captions."""
+        return max(self.vocabulary_size, self.mask_id + 1)
 
     def __call__(self, texts: Sequence[str] | str) -> tuple[np.ndarray, np.ndarray]:
         """Return the tokens of N texts, int32 [N, max_tokens], and their mask, bool.
@@ -66,6 +89,18 @@ class Tokenizer:
             return_tensors="np",
         )
         return encoded["input_ids"].astype(np.int32), encoded["attention_mask"].astype(bool)
+
+
+def _mask_id(
+    tokenizer: Any, vocabulary: Mapping[str, int], mask_token: str | None, folder: Path
+) -> int:
+    if mask_token is not None and mask_token not in vocabulary:
+        raise ValueError(
+            f"the tokenizer in {folder} has no token {mask_token!r} to mask with; name one of its "
+            "vocabulary, or none to have one added after the last"
+        )
+    token = mask_token or tokenizer.mask_token
+    return max(vocabulary.values()) + 1 if token is None else vocabulary[token]
 
 
 def _read_tokenizer(folder: Path) -> Any:

@@ -275,6 +275,45 @@ def test_unreadable_tokenizers_are_refused_in_one_line(tmp_path: Path, name: str
     assert len(str(refusal.value).splitlines()) == 1
 
 
+def vocabulary_of(folder: Path) -> dict[str, int]:
+    if (folder / "vocab.json").is_file():
+        return json.loads((folder / "vocab.json").read_text())
+    words = (folder / "vocab.txt").read_text().splitlines()
+    return {word: number for number, word in enumerate(words)}
+
+
+def test_mask_is_the_tokenizers_own_or_comes_after_the_last_id(
+    family: str, folder: Path, tokenizer: Tokenizer
+) -> None:
+    vocabulary = vocabulary_of(folder)
+    assert tokenizer.vocabulary_size == len(vocabulary)
+    if family == "clip":  # It has a token that would do, but says so nowhere.
+        assert tokenizer.mask_id == len(vocabulary)
+        assert tokenizer.num_tokens_with_mask == len(vocabulary) + 1
+        tokenizer = Tokenizer(folder, 60, mask_token="<mask>")
+    own = "[MASK]" if family == "wordpiece" else "<mask>"
+    assert tokenizer.mask_id == vocabulary[own]
+    assert tokenizer.num_tokens_with_mask == len(vocabulary)
+
+
+def test_special_and_ordinary_ids_share_out_the_vocabulary(
+    family: str, folder: Path, tokenizer: Tokenizer
+) -> None:
+    vocabulary = vocabulary_of(folder)
+    assert {vocabulary[token] for token in SPECIAL_TOKENS[family]} <= set(tokenizer.special_ids)
+    apart = np.setdiff1d(tokenizer.special_ids, [tokenizer.mask_id])
+    parts = np.concatenate([tokenizer.ordinary_ids, apart, [tokenizer.mask_id]])
+    np.testing.assert_array_equal(np.sort(parts), np.arange(tokenizer.num_tokens_with_mask))
+    tokens, mask = tokenizer(real_captions())
+    between = tokens[mask & ~np.isin(tokens, tokenizer.special_ids)]
+    assert np.isin(between, tokenizer.ordinary_ids).all() and len(between) > 4000
+
+
+def test_an_unknown_mask_token_is_refused(tokenizer_folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"the tokenizer in .* has no token '<hide>' to mask with"):
+        Tokenizer(tokenizer_folder, max_tokens=4, mask_token="<hide>")
+
+
 @pytest.mark.parametrize("max_tokens", [2, 0, -1])
 def test_rows_need_room_for_a_token(tokenizer_folder: Path, max_tokens: int) -> None:
     with pytest.raises(ValueError, match=f"max_tokens is {max_tokens}; it must be at least 3"):
