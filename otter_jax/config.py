@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import FieldReference, placeholder
 
+from otter_jax.data.augmentations import AUGMENTATIONS
 from otter_jax.evaluation.templates import read_templates
 
 # Keys that say how a run is kept, not what it computes; they may change between two starts.
-BOOKKEEPING_KEYS = ("checkpoint.",)
+BOOKKEEPING_KEYS = ("checkpoint.", "on_nan", "max_nan_steps")
 OVERRIDE = re.compile(r"model\.(image|text)\.overrides\.[^.]+")  # Any plain value.
 
 
@@ -29,12 +30,30 @@ def default_config() -> ConfigDict:
     config.total_epochs = 10.0
     config.total_steps = placeholder(int)  # Where set, it wins over total_epochs.
     config.log_every_steps = 50
+    # Rows that go through the towers at a time; the loss is still that of the whole batch. Unset:
+    # all. Batch norm then has the statistics of these rows, or none with keep_batch_stats.
+    config.micro_batch = placeholder(int)
+    # Split parameters, moments and teacher over the devices instead of keeping them on each.
+    config.fsdp = False
+    # What follows a loss or update that is not finite, which never enters the parameters:
+    # stop | skip (go on with the next batch) | rollback (to the last checkpoint, whose parameters
+    # go on behind all the batches that came after it). Above the maximum, skip and rollback stop.
+    config.on_nan = "stop"
+    config.max_nan_steps = 10
 
     config.data = ConfigDict()
-    config.data.train = "open_clipart"  # A SPEC: open_clipart | webdataset:PATH.
+    # A SPEC: open_clipart | webdataset:PATH | csv:FILE | folder:PATH | tfds:NAME[:SPLIT], see
+    # data/sources.py. Or several, ("webdataset:a.tar", "csv:b.csv"): together one set of pairs or,
+    # with weights such as (1.0, 3.0), mixed in these shares, each source in epochs of its own. An
+    # epoch of the run is always as many pairs as there are in all sources together.
+    config.data.train = FieldReference("open_clipart", field_type=object)
+    config.data.weights = ()
+    config.data.max_bad_share = 0.05  # Where more of the records cannot be used, the run stops.
     config.data.image_size = 224
     config.data.fit = "crop"  # crop | pad (pads to a square on white; suits drawings).
-    config.data.augmentation = "resize_random_crop"  # | random_resized_crop | none
+    # none | resize_random_crop | random_resized_crop | light | moco, see data/augmentations.py.
+    config.data.augmentation = "resize_random_crop"
+    config.data.view_augmentation = "moco"  # Of further views, where the objective asks for them.
     config.data.flip = False
     config.data.max_tokens = 60
     config.data.threads = 2
@@ -62,9 +81,14 @@ def default_config() -> ConfigDict:
         config.model[tower].projection = "linear"
         config.model[tower].overrides = ConfigDict()  # Fields of the tower's own configuration.
     config.model.text.tokenizer = placeholder(str)  # Default: the folder of model.text.pretrained.
+    # What stands for a masked token, for tokenizers that have none. Unset: an id behind the last
+    # one, for which the text tower needs a row (model.text.overrides.vocab_size).
+    config.model.text.mask_token = placeholder(str)
 
     config.objective = ConfigDict()
-    config.objective.name = "otter"  # infonce | label_smoothing | kd | otter | sigmoid
+    config.objective.name = (
+        "otter"  # infonce | label_smoothing | kd | otter | sigmoid | declip | slip
+    )
     config.objective.alpha = 0.5  # Weight of the given pairs against the soft targets.
     config.objective.epsilon = 0.15  # Entropic regulariser of the transport, in cosine units.
     config.objective.iterations = 5  # Sinkhorn iterations, rows first.
@@ -86,6 +110,26 @@ def default_config() -> ConfigDict:
     config.objective.initial_scale = placeholder(float)
     config.objective.initial_bias = placeholder(float)
 
+    # declip and slip: the target of each pair of views, identity | otter.
+    config.objective.targets = "identity"
+    # declip: self-supervision, multi-view and nearest-neighbour supervision; unset: all on.
+    config.objective.ss = placeholder(bool)
+    config.objective.mvs = placeholder(bool)
+    config.objective.nns = placeholder(bool)
+    config.objective.clip_weight = placeholder(float)  # Unset: 0.4; 1 for slip.
+    config.objective.multi_view_weight = placeholder(
+        float
+    )  # Unset: the mean of all pairs of views.
+    config.objective.neighbor_weight = 0.2
+    config.objective.symmetric_neighbors = False  # From the neighbours to the images too.
+    config.objective.queue_size = 65_536  # Texts that neighbours are looked for among.
+    config.objective.simsiam_weight = 0.2
+    config.objective.mlm_weight = 0.2
+    config.objective.simclr_weight = 1.0
+    # Bounds of the learnable scales in declip and slip. Unset: 1 and 100; none for slip.
+    config.objective.min_scale = placeholder(float)
+    config.objective.max_scale = placeholder(float)
+
     config.teacher = ConfigDict()
     config.teacher.decay = 0.999
     config.teacher.warmup = True  # decay_t = min(decay, (1 + t) / (10 + t))
@@ -102,6 +146,7 @@ def default_config() -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 1000
+    config.checkpoint.every_minutes = 30.0  # And when the last save is that long ago; 0: never.
     config.checkpoint.keep = 2
 
     config.evaluate = ConfigDict()
@@ -120,25 +165,34 @@ def check(config: ConfigDict) -> None:
       ValueError: naming the key, what was found and what would be right.
     """
     _refuse_unknown_keys(config)
+    _choice(config, "on_nan", ("stop", "skip", "rollback"))
+    _check_sources(config)
     _choice(config, "data.fit", ("crop", "pad"))
-    _choice(config, "data.augmentation", ("none", "resize_random_crop", "random_resized_crop"))
+    _choice(config, "data.augmentation", AUGMENTATIONS)
+    _choice(config, "data.view_augmentation", AUGMENTATIONS)
     _choice(config, "optimizer.name", ("sgd", "adamw"))
     _choice(config, "model.dtype", ("float32", "bfloat16"))
     for tower in ("image", "text"):
         _refuse_contradictions(config, tower)
-    for key in ("batch_size", "log_every_steps", "checkpoint.every_steps", "checkpoint.keep",
+    for key in ("batch_size", "micro_batch", "log_every_steps", "checkpoint.every_steps",
+                "checkpoint.keep",
                 "data.image_size", "data.max_tokens", "data.threads", "model.embed_dim",
                 "evaluate.batch_size", "total_steps", "total_epochs"):  # fmt: skip
         value = _get(config, key)
         if value is not None and value <= 0:
             raise ValueError(f"config.{key}={value}: it must be positive")
     for key in ("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.warmup_steps",
-                "evaluate.every_steps"):  # fmt: skip
+                "evaluate.every_steps", "checkpoint.every_minutes", "max_nan_steps"):  # fmt: skip
         if not _get(config, key) >= 0:
             raise ValueError(f"config.{key}={_get(config, key)}: it must not be negative")
     for key in ("teacher.decay", "optimizer.momentum", "optimizer.b2"):
         if not 0 <= _get(config, key) < 1:
             raise ValueError(f"config.{key}={_get(config, key)}: it must lie in [0, 1)")
+    if config.micro_batch is not None and config.batch_size % config.micro_batch:
+        raise ValueError(
+            f"config.micro_batch={config.micro_batch} does not divide "
+            f"config.batch_size={config.batch_size}"
+        )
     if config.batch_size < 2:
         raise ValueError("config.batch_size=1: a contrastive loss needs at least 2 pairs a batch")
     _choice(config, "evaluate.names", ("joined", "averaged"))
@@ -195,6 +249,23 @@ def differences(
         for key in keys
         if old.get(key) != new.get(key)
     ]
+
+
+def _check_sources(config: ConfigDict) -> None:
+    """Refuses what cannot be a list of SPECs with weights, and a share that is none."""
+    train, weights = config.data.train, config.data.weights
+    specs = (train,) if isinstance(train, str) else train
+    if not isinstance(specs, tuple | list) or not all(isinstance(s, str) for s in specs):
+        raise ValueError(f"config.data.train={train!r}: it must be a SPEC, or several as a tuple")
+    if weights and len(weights) != len(specs):
+        raise ValueError(
+            f"config.data.weights={weights}: one is needed for each of the {len(specs)} SPECs in "
+            "config.data.train, or none"
+        )
+    if not 0 <= config.data.max_bad_share <= 1:
+        raise ValueError(
+            f"config.data.max_bad_share={config.data.max_bad_share}: it must lie in [0, 1]"
+        )
 
 
 def _refuse_unknown_keys(config: ConfigDict) -> None:

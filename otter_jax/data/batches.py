@@ -3,9 +3,16 @@
 The order is one global permutation an epoch. Batches run on across the end of an epoch: every
 record comes once an epoch, and none is dropped to fill the last batch. The batch at a step depends
 on neither the number of processes or threads nor on where the run was resumed.
+
+Sources that are mixed by weight each have a permutation and epochs of their own: a source whose
+share of the batches is larger than its share of the records comes round more often. The shares are
+exact: weights 3 and 1 give three records and one among every four. No permutation is ever held in
+memory; each number is computed when it is needed.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from math import gcd, lcm
 
 import grain
 import numpy as np
@@ -13,45 +20,126 @@ import numpy as np
 Batch = dict[str, np.ndarray]
 Loader = Callable[[int, np.ndarray], Batch]  # (step, record numbers) -> their part of a batch
 
+MAX_MIXING_PERIOD = 1_000_000
 
-def record_order(num_records: int, batch_size: int, seed: int) -> grain.MapDataset:
+
+def record_order(
+    num_records: int | Sequence[int],
+    batch_size: int,
+    seed: int,
+    weights: Sequence[float] = (),
+) -> grain.MapDataset:
     """Record numbers by step: element s is int64 [batch_size], in a new order every epoch.
 
+    Args:
+      num_records: how many records there are; by source, if they are mixed. Records are numbered
+        through: those of the first source come first.
+      batch_size: rows of the global batch.
+      seed: the run's seed.
+      weights: the shares of the sources, of any sum; none: all records form one permutation.
+
     Raises:
-      ValueError: if there are fewer records than a batch needs.
+      ValueError: if there are fewer records than a batch needs, of one source even; if weights
+        are not positive, not one for every source, or not simple enough to be kept exactly.
     """
-    if num_records < batch_size:
+    lengths = [num_records] if isinstance(num_records, int) else list(num_records)
+    if sum(lengths) < batch_size:
         raise ValueError(
-            f"config.batch_size={batch_size} is more than the {num_records} pairs there are"
+            f"config.batch_size={batch_size} is more than the {sum(lengths)} pairs there are"
         )
-    order = grain.MapDataset.range(num_records).seed(seed).shuffle().repeat()
-    return order.batch(batch_size)
+    if not weights:
+        return grain.MapDataset.range(sum(lengths)).seed(seed).shuffle().repeat().batch(batch_size)
+    mixing = Mixing(whole_weights(weights, len(lengths)))
+    for source, (length, share) in enumerate(zip(lengths, mixing.shares(batch_size), strict=True)):
+        if length < share:
+            raise ValueError(
+                f"config.data.weights={tuple(weights)}: a batch would hold {share} pairs of source "
+                f"{source}, which has {length}"
+            )
+    return grain.MapDataset.select_from_datasets(
+        [
+            grain.MapDataset.range(end - length, end).seed(_own_seed(seed, part)).shuffle().repeat()
+            for part, (length, end) in enumerate(zip(lengths, np.cumsum(lengths), strict=True))
+        ],
+        mixing,
+    ).batch(batch_size)
+
+
+class Mixing(grain.transforms.DatasetSelectionMap):
+    """Which source gives element i of a mixed stream, and which of its elements that is.
+
+    One period of the stream has `weights[k]` elements of source k, evenly spread.
+    """
+
+    def __init__(self, weights: Sequence[int]) -> None:
+        """Take positive weights."""
+        self._weights = np.array(weights)
+        source = np.repeat(np.arange(len(weights)), weights)
+        place = np.concatenate([np.arange(weight) for weight in weights])
+        order = np.argsort((place + 0.5) / self._weights[source], kind="stable")
+        self._source, self._place = source[order], place[order]
+
+    def __len__(self) -> int:
+        """A length that no run reaches."""
+        return 2**62
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        """The source of element `index`, and the number of that element in the source."""
+        period, rest = divmod(index, len(self._source))
+        source = int(self._source[rest])
+        return source, period * int(self._weights[source]) + int(self._place[rest])
+
+    def shares(self, count: int) -> list[int]:
+        """By source, how many of `count` elements in a row it gives, rounded up."""
+        return [-(-count * weight // len(self._source)) for weight in self._weights.tolist()]
+
+
+def whole_weights(weights: Sequence[float], num_sources: int) -> list[int]:
+    """The smallest whole numbers with the ratios of some weights, read as they are written.
+
+    Raises:
+      ValueError: if they are not positive, not one for every source, or have so many digits that
+        their ratios would not be kept within a million records.
+    """
+    what = f"config.data.weights={tuple(weights)}"
+    if len(weights) != num_sources:
+        raise ValueError(f"{what}: there are {num_sources} sources in config.data.train")
+    if not all(0 < weight < float("inf") for weight in weights):
+        raise ValueError(f"{what}: weights must be positive")
+    fractions = [Fraction(str(weight)) for weight in weights]
+    whole = [fraction * lcm(*(each.denominator for each in fractions)) for fraction in fractions]
+    smallest = [int(each / gcd(*map(int, whole))) for each in whole]
+    if sum(smallest) > MAX_MIXING_PERIOD:
+        raise ValueError(f"{what}: write the weights with fewer digits")
+    return smallest
 
 
 def batches(
     load: Loader,
-    num_records: int,
+    num_records: int | Sequence[int],
     *,
     batch_size: int,
     seed: int,
     start_step: int = 0,
     process: tuple[int, int] = (0, 1),
     threads: int = 2,
+    weights: Sequence[float] = (),
 ) -> Iterator[Batch]:
     """This process's rows of the batches from `start_step` on, without end.
 
     Args:
       load: gives the arrays of some records at a step.
-      num_records: how many records there are.
+      num_records: how many records there are; by source, if they are mixed.
       batch_size: rows of the global batch.
       seed: the run's seed.
       start_step: the first step wanted.
       process: (index, count); process p has the p-th block of rows of every batch.
-      threads: how many batches are made at the same time.
+      threads: how many batches are made at the same time; 0: each when it is asked for.
+      weights: see `record_order`.
     """
     index, count = process
     rows = slice(index * batch_size // count, (index + 1) * batch_size // count)
-    dataset = record_order(num_records, batch_size, seed).map_with_index(
+    dataset = record_order(num_records, batch_size, seed, weights).map_with_index(
         lambda step, records: {"index": records[rows]} | load(step, records[rows])
     )
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
@@ -61,3 +149,8 @@ def batches(
 def array_loader(arrays: Mapping[str, np.ndarray]) -> Loader:
     """Rows of arrays that are held in memory: features and tokens that never vary."""
     return lambda step, records: {name: values[records] for name, values in arrays.items()}
+
+
+def _own_seed(seed: int, source: int) -> int:
+    """A seed for each source, lest sources of one length go through the same permutations."""
+    return int(np.random.SeedSequence((seed, source)).generate_state(1)[0])

@@ -1,14 +1,15 @@
 """From encoded images to uint8 arrays of the size the model asks for.
 
 Arrays are uint8 [height, width, 3], RGB, 0 to 255; normalisation happens on the device. Decoding
-never passes on a broken image: it raises `ImageError`, and the pipeline counts it. The evaluation
-transform is resampled by Pillow, the reference that published scores go back to; training may use
-OpenCV, which is faster and whose small differences drown in the augmentation.
+never passes on a broken image: it raises `ImageError`, and the pipeline counts it by its reason.
+The evaluation transform is resampled by Pillow, the reference that published scores go back to;
+training may use OpenCV, which is faster and whose small differences drown in the augmentation.
 """
 
 import io
+import math
 import warnings
-from typing import Literal
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
@@ -17,29 +18,66 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 Fit = Literal["crop", "pad"]
 TrainingKind = Literal["resize_random_crop", "random_resized_crop", "none"]
 
+Reason = Literal[
+    "zero bytes",
+    "not an image",  # or one of which not even the header is whole
+    "truncated",
+    "damaged",
+    "too many pixels",
+    "too thin",
+    "unknown range of values",  # 32-bit pixels, of which no file says what is black and white
+]
+REASONS: tuple[str, ...] = get_args(Reason)
+
+# What the web and photographers use, told by content and never by name. Pillow reads thirty more;
+# one of them runs another program (EPS), and none is worth its risk.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
 MAX_PIXELS = 178_956_970  # half a GiB at three bytes a pixel; Pillow refuses at the same number
 MAX_ASPECT_RATIO = 200  # resizing the shorter side of a hairline would fill the memory
 RESIZE_FACTOR = 256 / 224  # the customary margin between resizing and cropping
+CROP_SCALE = (0.2, 1.0)  # shares of the area
+CROP_RATIO = (3 / 4, 4 / 3)  # width / height
 
 _WHITE = 255
+_REDUCED = (
+    (8, cv2.IMREAD_REDUCED_GRAYSCALE_8),
+    (4, cv2.IMREAD_REDUCED_GRAYSCALE_4),
+    (2, cv2.IMREAD_REDUCED_GRAYSCALE_2),
+)  # with IMREAD_COLOR_RGB beside them, in colour
 
 # Pillow warns from half the size on at which it refuses; here the refusal is the whole rule.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Whoever loads in several threads has an image in each; OpenCV's own would only be in their way.
+cv2.setNumThreads(1)
 
 
 class ImageError(ValueError):
-    """Bytes that are no image, or one that is broken or too large; the message is one line."""
+    """Bytes that are no image, or one that is broken or too large; the message is one line.
+
+    Attributes:
+        reason: One of `REASONS`; the kind of failure, which is what can be counted.
+    """
+
+    def __init__(self, reason: str, detail: str = ""):
+        """Say what kind of failure it is, and what may help to understand it."""
+        self.reason = reason
+        super().__init__(f"{reason}: {detail}" if detail else reason)
 
 
-def decode(data: bytes) -> np.ndarray:
+def decode(data: bytes, *, at_least: int | None = None) -> np.ndarray:
     """Decode an image file, upright (EXIF) and with transparency laid on white.
 
     JPEGs go through OpenCV, which is faster. Everything else goes through Pillow, which knows
     palettes, 16 bits, CMYK and transparency, and which notices a file that was cut. Of an animation
-    the first frame counts. Colour profiles are ignored.
+    or of several pages the first counts. Colour profiles are ignored, as they are by those who
+    trained the published models. What a JPEG lost in its middle is as libjpeg fills it.
 
     Args:
-        data: The contents of an image file in any format Pillow reads.
+        data: The contents of an image file in one of `FORMATS`.
+        at_least: Side, in pixels, that is enough for what comes next (see `sufficient_side`). A
+            JPEG is then decoded at half, a quarter or an eighth of its size as long as its shorter
+            side stays at least this long. None decodes every pixel, as an evaluation must.
 
     Returns:
         uint8 [height, width, 3], RGB.
@@ -49,23 +87,45 @@ def decode(data: bytes) -> np.ndarray:
             pixels or sides more unequal than `MAX_ASPECT_RATIO` to 1.
     """
     if not data:
-        raise ImageError("empty image file")
+        raise ImageError("zero bytes")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size)
+            _check_range(image)
             if _is_plain_jpeg(image, data):
-                array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+                array = _decode_jpeg(data, min(image.size), at_least)
                 if array is not None:
                     return array
-            return np.array(to_rgb(ImageOps.exif_transpose(image)))
-    except ImageError:
-        raise
-    except Image.DecompressionBombError:  # raised on opening, before the size can be asked for
-        raise ImageError(f"more than {MAX_PIXELS:,} pixels") from None
-    except UnidentifiedImageError:
-        raise ImageError(f"unknown image format ({len(data)} bytes)") from None
+            image.load()
+            return np.array(to_rgb(_upright(image)))
     except Exception as error:  # Pillow's readers raise a dozen types on broken files
-        raise ImageError(f"broken image: {' '.join(str(error).split())}") from None
+        raise _explain(error, data) from None
+
+
+def format_and_mode(data: bytes) -> str:
+    """Return format and mode of an image that can be decoded, such as "JPEG RGB"."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return f"{image.format} {image.mode}"
+
+
+def sufficient_side(size: int, kind: str) -> int | None:
+    """Return the shorter side that is plenty for training, for `decode(at_least=...)`.
+
+    It leaves twice the pixels a side that the smallest view needs. Then a JPEG that was decoded at
+    a fraction of its size gives what the whole one gives, but for differences smaller than those
+    between bilinear and bicubic resampling; with less, its decoder's aliasing would show.
+
+    Args:
+        size: Side of the result, in pixels.
+        kind: An augmentation. "none" gives None, as every pixel counts; all others than those of
+            `training_transform` are taken for random resized crops of `CROP_SCALE`, or larger.
+    """
+    if kind == "none":
+        return None
+    if kind == "resize_random_crop":
+        return 2 * round(size * RESIZE_FACTOR)
+    smallest = math.sqrt(CROP_SCALE[0] * CROP_RATIO[0])  # box, where the image's side is 1
+    return 2 * math.ceil(size / smallest)
 
 
 def evaluation_transform(
@@ -105,8 +165,8 @@ def training_transform(
     kind: TrainingKind = "resize_random_crop",
     fit: Fit = "crop",
     flip: bool = False,
-    scale: tuple[float, float] = (0.2, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    scale: tuple[float, float] = CROP_SCALE,
+    ratio: tuple[float, float] = CROP_RATIO,
 ) -> np.ndarray:
     """Bring an image to the model's size, at random, as a function of the state of `rng` alone.
 
@@ -147,14 +207,55 @@ def training_transform(
 
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise ImageError(f"{width} x {height} pixels, more than {MAX_PIXELS:,} in all")
+        raise ImageError("too many pixels", f"{width} x {height}, at most {MAX_PIXELS:,} in all")
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise ImageError(f"{width} x {height} pixels, sides more than {MAX_ASPECT_RATIO} to 1")
+        raise ImageError("too thin", f"{width} x {height}, at most {MAX_ASPECT_RATIO} to 1")
+
+
+def _check_range(image: Image.Image) -> None:
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise ImageError("unknown range of values", "32 bits a channel")
 
 
 def _is_plain_jpeg(image: Image.Image, data: bytes) -> bool:
     """Whether OpenCV may decode it: it fills what a cut JPEG lacks with grey, without a word."""
     return image.format == "JPEG" and image.mode in ("RGB", "L") and data.endswith(b"\xff\xd9")
+
+
+def _decode_jpeg(data: bytes, shorter_side: int, at_least: int | None) -> np.ndarray | None:
+    """Decode by OpenCV, upright; None where it cannot."""
+    mode = cv2.IMREAD_COLOR_RGB
+    for divisor, reduced in _REDUCED:
+        if at_least is not None and shorter_side >= divisor * at_least:
+            mode |= reduced
+            break
+    return cv2.imdecode(np.frombuffer(data, np.uint8), mode)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF says; where that is damaged, the image is as good without."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # as many types as for the image itself
+        return image
+
+
+def _explain(error: Exception, data: bytes) -> ImageError:
+    """Say of what kind an error is that was raised on opening or decoding."""
+    if isinstance(error, ImageError):
+        return error
+    if isinstance(error, Image.DecompressionBombError):  # before the size could be asked for
+        return ImageError("too many pixels", f"at most {MAX_PIXELS:,}")
+    if isinstance(error, UnidentifiedImageError):
+        return ImageError("not an image", f"none of {', '.join(FORMATS)}")
+    message = " ".join(str(error).split()) or type(error).__name__
+    cut = "truncated" in message.lower() or _is_cut_webp(data)
+    return ImageError("truncated" if cut else "damaged", message)
+
+
+def _is_cut_webp(data: bytes) -> bool:
+    """Whether a WebP is shorter than it says; its decoder calls every failure the same."""
+    return data.startswith(b"RIFF") and len(data) < 8 + int.from_bytes(data[4:8], "little")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -205,10 +306,21 @@ def _resize_pillow(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _resize_opencv(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize fast; area averaging is OpenCV's antialiasing, and only for shrinking."""
-    shrinks = height * width < image.shape[0] * image.shape[1]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    return cv2.resize(image, (width, height), interpolation=method)
+    """Resize fast and without aliasing, nearly as the antialiased bicubic of the evaluation.
+
+    OpenCV's own antialiasing, area averaging, is slow unless the sizes are multiples, and blurs
+    where they are close. So the image is halved while it is twice too large (of an odd length the
+    last pixel goes: training crops anyway), and then twice the pixels wanted are interpolated and
+    averaged two by two.
+    """
+    if image.shape[0] <= height and image.shape[1] <= width:
+        return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+    while image.shape[0] >= 2 * height and image.shape[1] >= 2 * width:
+        rows, columns = image.shape[0] // 2, image.shape[1] // 2
+        even = image[: 2 * rows, : 2 * columns]
+        image = cv2.resize(even, (columns, rows), interpolation=cv2.INTER_AREA)
+    finer = cv2.resize(image, (2 * width, 2 * height), interpolation=cv2.INTER_CUBIC)
+    return cv2.resize(finer, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def _resize_random_crop(
@@ -217,10 +329,11 @@ def _resize_random_crop(
     side = round(size * RESIZE_FACTOR)
     if fit == "pad":
         image = _pad(_resize_opencv(image, *_inside(image, side)), side)
-    else:
+    elif min(image.shape[:2]) < side:
         image = _resize_opencv(image, *_covering(image, side))
-    top, left = (int(rng.integers(length - size + 1)) for length in image.shape[:2])
-    return image[top : top + size, left : left + size]
+    box = round(min(image.shape[:2]) * size / side)  # cut out first: half the pixels to resize
+    top, left = (int(rng.integers(length - box + 1)) for length in image.shape[:2])
+    return _resize_opencv(image[top : top + box, left : left + box], size, size)
 
 
 def _random_resized_crop(

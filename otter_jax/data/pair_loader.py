@@ -1,14 +1,59 @@
-"""From records to the arrays of a batch: decoding, augmentation, tokenising.
+"""From records to the arrays of a batch: decoding, views of image and caption, tokenising.
 
-What a record becomes at a step depends on (seed, step, record) alone.
+What a record becomes at a step depends on (seed, step, record) alone. Every view has a stream of
+random numbers of its own, so that asking for one more changes none of the others.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from otter_jax.data import images
+from otter_jax.data.augmentations import augment, check_augmentation
 from otter_jax.data.batches import Batch
-from otter_jax.data.sources import Source
+from otter_jax.data.masking import mask_tokens
+from otter_jax.data.sources import RecordError, Source
+from otter_jax.data.text_augmentations import augment_caption, wordnet
 from otter_jax.data.texts import Tokenizer
+
+IMAGE_KEYS = ("image", "image2", "image3")
+
+# Streams of random numbers. New views take new numbers: a number that changes its meaning would
+# change the batches of runs that are resumed.
+IMAGE_STREAMS = (0, 1, 2)
+SECOND_TEXT_STREAM = 3
+MASKED_TEXT_STREAM = 4
+
+
+@dataclass(frozen=True)
+class Views:
+    """What a batch holds of each pair; by default one image and its caption.
+
+    Attributes:
+        images: How many views of the image, 1 to 3: `image`, `image2`, `image3`.
+        augmentations: The augmentation of each of them; empty for the loader's own in all.
+        second_text: Whether there is a second wording of the caption: `tokens2`, `token_mask2`.
+        masked_text: Whether there is the caption with some tokens hidden: `masked_tokens`,
+            `masked_positions`, `masked_labels`.
+    """
+
+    images: int = 1
+    augmentations: tuple[str, ...] = ()
+    second_text: bool = False
+    masked_text: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a number of images or an augmentation that cannot be."""
+        if not 1 <= self.images <= len(IMAGE_KEYS):
+            raise ValueError(f"views.images={self.images}; it must be 1 to {len(IMAGE_KEYS)}")
+        if self.augmentations and len(self.augmentations) != self.images:
+            raise ValueError(
+                f"views.augmentations={self.augmentations} names {len(self.augmentations)} for "
+                f"views.images={self.images}; name one for each, or none"
+            )
+        for name in self.augmentations:
+            check_augmentation(name)
 
 
 class PairLoader:
@@ -24,49 +69,139 @@ class PairLoader:
         augmentation: str,
         flip: bool,
         seed: int,
+        views: Views = Views(),
     ):
-        """See otter_jax/config.py, `data`, for what the arguments mean."""
+        """See otter_jax/config.py, `data`, for what the arguments mean.
+
+        Raises:
+            ValueError: If there is no such augmentation.
+            ModuleNotFoundError: If a second text is asked for and there is no WordNet.
+        """
+        check_augmentation(augmentation)
         self.source = source
         self.tokenizer = tokenizer
         self.image_size = image_size
         self.fit = fit
-        self.augmentation = augmentation
+        self.augmentations = views.augmentations or (augmentation,) * views.images
         self.flip = flip
         self.seed = seed
-        self.unreadable: dict[str, str] = {}  # Key of a record -> why its image cannot be read.
+        self.views = views
+        self.unreadable: dict[str, str] = {}  # Key of a record -> why it cannot be read.
+        if views.second_text:
+            wordnet()  # Whether it is there should not turn out in the middle of a batch.
 
     def __call__(self, step: int, records: np.ndarray) -> Batch:
-        """The arrays of some records; which augmentation they get depends on seed, step, record.
+        """The arrays of some records; which views they get depends on seed, step and record.
 
-        A record whose image cannot be read is replaced by the next one that can, and noted;
+        A record that cannot be read is replaced by the next one that can, and noted;
         `index` says which records were really used.
         """
         pairs = [self._pair(step, int(record)) for record in records]
-        images, captions, used = zip(*pairs, strict=True)
+        views, captions, used = zip(*pairs, strict=True)
         tokens, token_mask = self.tokenizer(captions)
-        return {
-            "image": np.stack(images),
+        batch = {
             "tokens": tokens,
             "token_mask": token_mask,
             "index": np.array(used, np.int64),
         }
+        for key, view in zip(IMAGE_KEYS, zip(*views, strict=True), strict=False):
+            batch[key] = np.stack(view)
+        return batch | text_views(
+            captions,
+            tokens,
+            token_mask,
+            self.tokenizer,
+            self.views,
+            seed=self.seed,
+            step=step,
+            records=records,
+        )
 
-    def _pair(self, step: int, record: int) -> tuple[np.ndarray, str, int]:
+    def _pair(self, step: int, record: int) -> tuple[list[np.ndarray], str, int]:
+        """Views of the image of a record, or of the next that can be read; caption and number."""
         for candidate in range(record, record + len(self.source)):
             number = candidate % len(self.source)
-            pair = self.source[number]
+            key = f"record {number}"  # until the record says what it is called
             try:
+                pair = self.source[number]
+                key = pair.key
                 image = images.decode(pair.image)
-            except images.ImageError as error:
-                self.unreadable[pair.key] = str(error)
+            except (RecordError, images.ImageError) as error:
+                self.unreadable[key] = str(error)
                 continue
-            rng = np.random.default_rng((self.seed, step, record))
-            return self._transform(image, rng), pair.caption, number
+            return self._image_views(image, step, record), pair.caption, number
         raise ValueError(f"{self.source.name}: not one of {len(self.source)} images can be read")
 
-    def _transform(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        if self.augmentation == "none" and not self.flip:
-            return images.evaluation_transform(image, self.image_size, fit=self.fit)
-        return images.training_transform(
-            image, self.image_size, rng, kind=self.augmentation, fit=self.fit, flip=self.flip
+    def _image_views(self, image: np.ndarray, step: int, record: int) -> list[np.ndarray]:
+        return [
+            augment(
+                image,
+                self.image_size,
+                _generator(self.seed, step, record, stream),
+                kind,
+                fit=self.fit,
+                flip=self.flip,
+            )
+            for stream, kind in zip(IMAGE_STREAMS, self.augmentations, strict=False)
+        ]
+
+
+def text_views(
+    captions: Sequence[str],
+    tokens: np.ndarray,
+    token_mask: np.ndarray,
+    tokenizer: Tokenizer,
+    views: Views,
+    *,
+    seed: int,
+    step: int,
+    records: Sequence[int] | np.ndarray,
+) -> Batch:
+    """Further views of N captions, each as a function of (seed, step, record).
+
+    Args:
+        captions: N texts.
+        tokens: int32 [N, L], what `tokenizer` makes of them.
+        token_mask: bool [N, L], its mask.
+        tokenizer: The tokenizer of the text tower.
+        views: Which of them are wanted.
+        seed: The run's seed.
+        step: The step the batch is for.
+        records: N numbers that the draws depend on.
+
+    Returns:
+        If `views.second_text`: `tokens2` int32 [N, L] and `token_mask2` bool [N, L] of another
+        wording (see text_augmentations.py). If `views.masked_text`: `masked_tokens` int32 [N, L],
+        `masked_positions` and `masked_labels` int32 [N, K] (see masking.py).
+    """
+    batch: Batch = {}
+    if views.second_text:
+        generators = _generators(seed, step, records, SECOND_TEXT_STREAM)
+        reworded = [
+            augment_caption(caption, generator)
+            for caption, generator in zip(captions, generators, strict=True)
+        ]
+        batch["tokens2"], batch["token_mask2"] = tokenizer(reworded)
+    if views.masked_text:
+        batch |= mask_tokens(
+            tokens,
+            token_mask & ~np.isin(tokens, tokenizer.special_ids),
+            _generators(seed, step, records, MASKED_TEXT_STREAM),
+            mask_id=tokenizer.mask_id,
+            ordinary_ids=tokenizer.ordinary_ids,
         )
+    return batch
+
+
+def _generators(
+    seed: int, step: int, records: Sequence[int] | np.ndarray, stream: int
+) -> list[np.random.Generator]:
+    return [_generator(seed, step, int(record), stream) for record in records]
+
+
+def _generator(seed: int, step: int, record: int, stream: int) -> np.random.Generator:
+    """Independent random numbers for one view of one record at one step."""
+    # Stream 0 is `default_rng((seed, step, record))`, that of the runs before there were views.
+    spawn_key = (stream,) if stream else ()
+    entropy = np.random.SeedSequence((seed, step, record), spawn_key=spawn_key)
+    return np.random.default_rng(entropy)

@@ -1,6 +1,8 @@
 """A batch is a function of seed and step alone."""
 
 import itertools
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from hypothesis import strategies as st
 
 from otter_jax.data import batches
 
+SEEDS = st.integers(0, 2**31 - 1)
+
 
 def take(count: int, **options) -> list[np.ndarray]:
     numbers = batches.array_loader({})
@@ -16,12 +20,17 @@ def take(count: int, **options) -> list[np.ndarray]:
     return [batch["index"] for batch in itertools.islice(stream, count)]
 
 
-@settings(max_examples=25, deadline=None)
+def stream_of(
+    lengths: Sequence[int], weights: Sequence[float], seed: int, count: int
+) -> np.ndarray:
+    """The first records of a mixed stream, in batches of 1."""
+    order = batches.record_order(lengths, 1, seed, weights)
+    return np.concatenate([order[step] for step in range(count)])
+
+
+@settings(max_examples=15, deadline=None)
 @given(
-    records=st.integers(4, 40),
-    batch_size=st.integers(2, 4),
-    seed=st.integers(0, 2**31 - 1),
-    start=st.integers(0, 30),
+    records=st.integers(4, 40), batch_size=st.integers(2, 4), seed=SEEDS, start=st.integers(0, 30)
 )
 def test_resumed_equals_uninterrupted(records, batch_size, seed, start) -> None:
     options = {"num_records": records, "batch_size": batch_size, "seed": seed}
@@ -30,10 +39,10 @@ def test_resumed_equals_uninterrupted(records, batch_size, seed, start) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(records=st.integers(4, 40), batch_size=st.integers(2, 4), seed=st.integers(0, 2**31 - 1))
+@given(records=st.integers(4, 40), batch_size=st.integers(2, 4), seed=SEEDS)
 def test_every_record_once_an_epoch(records, batch_size, seed) -> None:
-    steps = 2 * records
-    order = np.concatenate(take(steps, num_records=records, batch_size=batch_size, seed=seed))
+    order = batches.record_order(records, batch_size, seed)
+    order = np.concatenate([order[step] for step in range(2 * records // batch_size)])
     for epoch in range(len(order) // records):
         chunk = order[epoch * records : (epoch + 1) * records]
         np.testing.assert_array_equal(np.sort(chunk), np.arange(records))
@@ -45,10 +54,18 @@ def test_epochs_and_seeds_differ() -> None:
     assert (epochs[0] != take(1, num_records=64, batch_size=64, seed=1)[0]).any()
 
 
+def test_the_order_of_runs_that_were_started_stays() -> None:
+    """Numbers stored when the first runs were: they must still resume."""
+    first = batches.record_order(4751, 256, 0)[0][:8]
+    np.testing.assert_array_equal(first, [4164, 3272, 1398, 4146, 3367, 2853, 3344, 4543])
+    together = batches.record_order([4000, 751], 256, 0)[0][:8]
+    np.testing.assert_array_equal(together, first)
+
+
 @pytest.mark.parametrize("count", [1, 2, 4])
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("threads", [0, 1, 3])
 def test_processes_and_threads_change_nothing(count: int, threads: int) -> None:
-    options = {"num_records": 50, "batch_size": 8, "seed": 3}
+    options = {"num_records": [30, 20], "batch_size": 8, "seed": 3, "weights": (1, 2)}
     parts = [take(5, **options, process=(p, count), threads=threads) for p in range(count)]
     joined = [np.concatenate(rows) for rows in zip(*parts, strict=True)]
     np.testing.assert_array_equal(joined, take(5, **options))
@@ -57,3 +74,76 @@ def test_processes_and_threads_change_nothing(count: int, threads: int) -> None:
 def test_batch_larger_than_the_data_is_refused() -> None:
     with pytest.raises(ValueError, match="batch_size=9 is more than the 8 pairs"):
         batches.record_order(8, 9, seed=0)
+    with pytest.raises(ValueError, match="batch_size=9 is more than the 8 pairs"):
+        batches.record_order([5, 3], 9, seed=0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    parts=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 4)), min_size=1, max_size=3),
+    seed=SEEDS,
+)
+def test_mixed_sources_have_exact_shares_and_whole_epochs(parts, seed) -> None:
+    lengths, weights = zip(*parts, strict=True)
+    whole = batches.whole_weights(weights, len(weights))
+    period, epochs = sum(whole), 2 * max(lengths)
+    order = stream_of(lengths, weights, seed, period * epochs)
+    starts = np.cumsum([0, *lengths])
+    owner = np.searchsorted(starts, order, side="right") - 1
+    for window in owner.reshape(epochs, period):
+        assert np.bincount(window, minlength=len(whole)).tolist() == whole
+    for part, length in enumerate(lengths):
+        own = order[owner == part]
+        for first in range(0, len(own) - length + 1, length):
+            expected = np.arange(starts[part], starts[part] + length)
+            np.testing.assert_array_equal(np.sort(own[first : first + length]), expected)
+
+
+def test_mixed_sources_are_spread_evenly() -> None:
+    """At any point no source is more than one record from its share."""
+    order = stream_of([100, 100, 100], (5, 3, 2), 0, 200)
+    for part, weight in enumerate((5, 3, 2)):
+        given_out = np.cumsum(order // 100 == part)
+        share = np.arange(1, 201) * weight / 10
+        assert np.abs(given_out - share).max() <= 1
+
+
+def test_mixed_seeds_epochs_and_sources_differ() -> None:
+    order = stream_of([64, 64], (1, 1), 0, 256)
+    first, second = order[order < 64], order[order >= 64] - 64
+    orders = [first[:64], first[64:], second[:64], second[64:]]
+    orders.append((other := stream_of([64, 64], (1, 1), 1, 128))[other < 64])
+    assert len({tuple(each) for each in orders}) == 5
+
+
+def test_a_late_step_is_as_quick_as_the_first() -> None:
+    """Ten million records, years of steps: nothing is held in memory, or counted up to."""
+    order = batches.record_order([10_000_000, 5], 8, 0, (3, 1))
+    counts = Counter((order[10**9] >= 10_000_000).tolist())
+    assert counts == {False: 6, True: 2}
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [((1, 3), [1, 3]), ((0.1, 0.3), [1, 3]), ((2.0, 4.0), [1, 2]), ((0.7, 0.3), [7, 3]),
+     ((1e-3, 1), [1, 1000]), ((0.125, 0.5), [1, 4])],
+)  # fmt: skip
+def test_weights_are_taken_as_they_are_written(weights: tuple, expected: list[int]) -> None:
+    assert batches.whole_weights(weights, 2) == expected
+
+
+@pytest.mark.parametrize(
+    ("lengths", "weights", "message"),
+    [
+        ([9, 9], (1, 2, 3), r"weights=\(1, 2, 3\): there are 2 sources"),
+        ([9, 9], (1, 0), "must be positive"),
+        ([9, 9], (1, -2), "must be positive"),
+        ([9, 9], (1, float("nan")), "must be positive"),
+        ([9, 9], (1, float("inf")), "must be positive"),
+        ([9, 9], (0.123456789, 1), "fewer digits"),
+        ([20, 2], (1, 1), "a batch would hold 4 pairs of source 1, which has 2"),
+    ],
+)
+def test_weights_that_are_refused(lengths: list[int], weights: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        batches.record_order(lengths, 8, 0, weights)

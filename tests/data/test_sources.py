@@ -1,263 +1,127 @@
-"""Tar shards against archives written here member by member; specs and refusals by their words."""
+"""SPECs open what they name, and what cannot be opened is refused by its words."""
 
-import io
-import json
-import pickle
-import tarfile
+import re
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from shard_files import keys, pair, write
 
 from otter_jax.data import sources
-from otter_jax.data.sources import TarShards, open_source
-
-Members = Iterable[tuple[str, bytes]]
-
-
-def tar_bytes(members: Members, tar_format: int = tarfile.USTAR_FORMAT) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tar_format) as archive:
-        for name, data in members:
-            header = tarfile.TarInfo(name)
-            header.size = len(data)
-            archive.addfile(header, io.BytesIO(data))
-    return buffer.getvalue()
+from otter_jax.data.mixture import Mixture
+from otter_jax.data.sources import open_source
 
 
-def pair(key: str, caption: bytes = b"a cat", extension: str = "jpg") -> list[tuple[str, bytes]]:
-    metadata = json.dumps({"key": key}).encode()
-    image = f"pixels of {key}".encode()
-    return [(f"{key}.{extension}", image), (f"{key}.json", metadata), (f"{key}.txt", caption)]
-
-
-def write(path: Path, *pairs: Members) -> Path:
-    path.write_bytes(tar_bytes(member for members in pairs for member in members))
-    return path
-
-
-def keys(source: sources.Source) -> list[str]:
-    return [source[i].key for i in range(len(source))]
-
-
-def test_pairs_come_back_as_they_were_written(tmp_path: Path) -> None:
-    first = write(tmp_path / "0.tar", pair("000"), pair("001", "naïve café 猫".encode(), "webp"))
-    second = write(tmp_path / "1.tar", pair("a/b/002", extension="PNG"), pair("003", b" x\n"))
-    source = TarShards([first, second])
-    assert len(source) == 4 and source.skipped == {}
-    assert source[1] == ("001", b"pixels of 001", "naïve café 猫", {"key": "001"})
-    assert source[2] == ("a/b/002", b"pixels of a/b/002", "a cat", {"key": "a/b/002"})
-    assert source[-1].caption == "x"
-    with pytest.raises(IndexError):
-        source[4]
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number in range(12):
+        write(tmp_path / f"{number:05d}.tar", pair(f"key{number}"))
+    (tmp_path / "stats.json").write_text("{}")
+    return tmp_path
 
 
 @pytest.mark.parametrize(
-    "tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
-)
-def test_every_tar_dialect_and_long_names(tmp_path: Path, tar_format: int) -> None:
-    key = "folder/" * 20 + "k" * 80  # Beyond the 100 characters of a plain header.
-    path = tmp_path / "a.tar"
-    path.write_bytes(tar_bytes(pair(key) + pair("b"), tar_format))
-    assert keys(TarShards([path])) == [key, "b"]
-
-
-def test_members_of_a_pair_may_lie_apart_and_the_rest_is_ignored(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "a.tar",
-        [("README", b"no pair"), ("._x.jpg", b"macOS"), ("x.cls", b"1"), ("x.txt", b"a dog")],
-        pair("y"),
-        [("./x.jpg", b"first"), ("x.png", b"second image under one key")],
-    )
-    source = TarShards([path])
-    assert keys(source) == ["x", "y"] and source[0].image == b"first"
-    assert source.skipped == {}
-
-
-@pytest.mark.parametrize(
-    ("members", "reason"),
+    ("pattern", "numbers"),
     [
-        ([("x.txt", b"a cat")], "no image"),
-        ([("x.jpg", b""), ("x.txt", b"a cat")], "no image"),
-        ([("x.jpg", b"pixels")], "empty caption"),
-        ([("x.jpg", b"pixels"), ("x.txt", b" \n\0\t")], "empty caption"),
-        ([("x.jpg", b"pixels"), ("x.json", b'{"caption": null}')], "empty caption"),
-        ([("x.jpg", b"pixels"), ("x.json", b"{broken")], "empty caption"),
-        ([("x.jpg", b"pixels"), ("x.txt", b"caf\xe9")], "caption not UTF-8"),
-        (pair("/etc/x"), "unsafe name"),
-        (pair("a/../../x"), "unsafe name"),
+        ("", range(12)),
+        ("/*.tar", range(12)),
+        ("/0000?.tar", range(10)),
+        ("/00003.tar", [3]),
+        ("/{00008..00011}.tar", [8, 9, 10, 11]),
+        ("/{00007,00002}.tar", [7, 2]),
+        ("/000{0,1}{1..0}.tar", None),
+        ("/000{0,1}{0..1}.tar", [0, 1, 10, 11]),
+        ("/{00000..00001,nothing}.tar", None),
     ],
 )
-def test_skipped_and_counted(tmp_path: Path, members: Members, reason: str) -> None:
-    source = TarShards([write(tmp_path / "a.tar", pair("good"), members, pair("also"))])
-    assert keys(source) == ["good", "also"]
-    assert source.skipped == {reason: 1}
-
-
-@pytest.mark.parametrize("text", [None, b"", b"  "])
-def test_the_json_member_stands_in_for_the_caption(tmp_path: Path, text: bytes | None) -> None:
-    members = [("x.jpg", b"pixels"), ("x.json", b'{"caption": "from json"}')]
-    members += [] if text is None else [("x.txt", text)]
-    assert TarShards([write(tmp_path / "a.tar", members)])[0].caption == "from json"
-
-
-@pytest.mark.parametrize("data", [b"[1]", b"{broken", b"\xff", b"[" * 100_000])
-def test_metadata_that_cannot_be_read_are_empty(tmp_path: Path, data: bytes) -> None:
-    members = [("x.jpg", b"pixels"), ("x.json", data), ("x.txt", b"a cat")]
-    assert TarShards([write(tmp_path / "a.tar", members)])[0].metadata == {}
-
-
-@pytest.mark.parametrize(
-    ("data", "caption"),
-    [
-        (b"a\0cat", "acat"),
-        ("\ufeffa cat".encode(), "a cat"),
-        (b"x" * 50_000, "x" * 10_000),
-        ("猫".encode() * 20_000, "猫" * 10_000),  # The cut at 40,000 bytes falls inside a letter.
-    ],
-)
-def test_captions_are_cleaned_of_what_tokenizers_choke_on(
-    tmp_path: Path, data: bytes, caption: str
-) -> None:
-    assert TarShards([write(tmp_path / "a.tar", pair("x", data))])[0].caption == caption
-
-
-PAIRS = [pair(f"{number:03d}") for number in range(5)]
-WHOLE = tar_bytes(member for members in PAIRS for member in members)
-LENGTH_OF_PAIR = 3 * 1024  # Three members, each a header and one block of data.
-
-
-@settings(max_examples=60, deadline=None)
-@given(cut=st.integers(LENGTH_OF_PAIR, 5 * LENGTH_OF_PAIR))
-def test_a_cut_shard_keeps_what_lies_before_the_cut(
-    tmp_path_factory: pytest.TempPathFactory, cut: int
-) -> None:
-    path = tmp_path_factory.mktemp("cut") / "a.tar"
-    path.write_bytes(WHOLE[:cut])
-    source = TarShards([path])
-    caption_ends = [number * LENGTH_OF_PAIR - 512 + len(b"a cat") for number in range(1, 6)]
-    assert len(source) == sum(cut >= end for end in caption_ends)
-    assert source.skipped == {"truncated tar": 1}
-    assert all(source[i].image == f"pixels of {i:03d}".encode() for i in range(len(source)))
-
-
-def test_a_broken_header_cuts_the_shard_and_spares_the_others(tmp_path: Path) -> None:
-    broken = bytearray(WHOLE)
-    broken[2 * LENGTH_OF_PAIR : 2 * LENGTH_OF_PAIR + 512] = b"?" * 512
-    (tmp_path / "a.tar").write_bytes(broken)
-    source = TarShards([tmp_path / "a.tar", write(tmp_path / "b.tar", pair("b"))])
-    assert keys(source) == ["000", "001", "b"]
-    assert source.skipped == {"truncated tar": 1}
-
-
-def test_unreadable_shards_are_refused_by_name(tmp_path: Path) -> None:
-    good = write(tmp_path / "good.tar", pair("x"))
-    with pytest.raises(FileNotFoundError, match=r"gone\.tar: no such tar shard"):
-        TarShards([good, tmp_path / "gone.tar"])
-    for name, data in {"text.tar": b"text " * 500, "zero.tar": b"", "gz.tar": b"\x1f\x8b"}.items():
-        (tmp_path / name).write_bytes(data)
-        with pytest.raises(ValueError, match=f"{name}: not an uncompressed tar"):
-            TarShards([good, tmp_path / name])
-
-
-def test_no_pair_at_all_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.tar", [("x.txt", b"a cat")])
-    with pytest.raises(ValueError, match=r"no image-text pair in 1 shard.*'no image': 1"):
-        TarShards([path])
-    with pytest.raises(ValueError, match="no image-text pair in 0 shard"):
-        TarShards([])
-
-
-def test_a_shard_that_shrank_after_indexing_is_noticed(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.tar", pair("x"))
-    source = TarShards([path])
-    path.write_bytes(path.read_bytes()[:600])
-    with pytest.raises(ValueError, match=r"a\.tar: shorter than when it was indexed"):
-        source[0]
-
-
-def test_fingerprint_follows_keys_and_sizes(tmp_path: Path) -> None:
-    def fingerprint(*pairs: Members) -> str:
-        return TarShards([write(tmp_path / "a.tar", *pairs)]).fingerprint
-
-    reference = fingerprint(pair("x"), pair("y"))
-    assert reference == fingerprint(pair("x"), pair("y"))
-    others = [
-        fingerprint(pair("x"), pair("z")),
-        fingerprint(pair("y"), pair("x")),
-        fingerprint(pair("x")),
-        fingerprint(pair("x"), pair("y", b"another caption")),
-    ]
-    assert len({reference, *others}) == 5
-
-
-def test_pickles_and_threads_read_the_same(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.tar", *(pair(f"{number:03d}") for number in range(50)))
-    source = pickle.loads(pickle.dumps(TarShards([path])))
-    with ThreadPoolExecutor(8) as threads:
-        records = list(threads.map(source.__getitem__, list(range(50)) * 10))
-    assert [record.key for record in records] == [f"{number:03d}" for number in range(50)] * 10
-    assert all(record.image == f"pixels of {record.key}".encode() for record in records)
-
-
-class TestOpenSource:
-    @pytest.fixture
-    def folder(self, tmp_path: Path) -> Path:
-        for number in range(12):
-            write(tmp_path / f"{number:05d}.tar", pair(f"key{number}"))
-        (tmp_path / "stats.json").write_text("{}")
-        return tmp_path
-
-    @pytest.mark.parametrize(
-        ("pattern", "numbers"),
-        [
-            ("", range(12)),
-            ("/*.tar", range(12)),
-            ("/0000?.tar", range(10)),
-            ("/00003.tar", [3]),
-            ("/{00008..00011}.tar", [8, 9, 10, 11]),
-            ("/{00007,00002}.tar", [7, 2]),
-            ("/000{0,1}{1..0}.tar", None),
-            ("/000{0,1}{0..1}.tar", [0, 1, 10, 11]),
-            ("/{00000..00001,nothing}.tar", None),
-        ],
-    )
-    def test_patterns(self, folder: Path, pattern: str, numbers: Iterable[int] | None) -> None:
-        spec = f"webdataset:{folder}{pattern}"
-        if numbers is None:
-            with pytest.raises((ValueError, FileNotFoundError)):
-                open_source(spec)
-        else:
-            source = open_source(spec)
-            assert keys(source) == [f"key{number}" for number in numbers]
-            assert source.name == spec
-
-    def test_home_folder(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("HOME", str(folder))
-        assert len(open_source("webdataset:~/00000.tar")) == 1
-
-    @pytest.mark.parametrize("spec", ["", "cc3m", "webdataset:", "webdataset", "csv:a.csv"])
-    def test_unknown_specs_are_told_the_valid_forms(self, spec: str) -> None:
-        with pytest.raises(
-            ValueError, match=r"unknown data source .*open_clipart, webdataset:PATH"
-        ):
+def test_patterns(folder: Path, pattern: str, numbers: Iterable[int] | None) -> None:
+    spec = f"webdataset:{folder}{pattern}"
+    if numbers is None:
+        with pytest.raises((ValueError, FileNotFoundError)):
             open_source(spec)
+    else:
+        source = open_source(spec)
+        assert keys(source) == [f"key{number}" for number in numbers]
+        assert source.name == spec
 
-    @pytest.mark.parametrize("pattern", ["nothing/*.tar", "nothing/{0..3}.tar", "nothing.tar"])
-    def test_a_path_at_which_there_is_nothing(self, tmp_path: Path, pattern: str) -> None:
-        with pytest.raises(FileNotFoundError, match="nothing"):
-            open_source(f"webdataset:{tmp_path}/{pattern}")
 
-    def test_a_range_that_runs_backwards(self, folder: Path) -> None:
-        with pytest.raises(ValueError, match=r"\{9\.\.1\} runs backwards; write \{1\.\.9\}"):
-            open_source(f"webdataset:{folder}/{{9..1}}.tar")
+def test_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    assert len(open_source("webdataset:~/00000.tar")) == 1
 
-    def test_embedded_collection_has_two_splits(self) -> None:
-        train, heldout = (open_source("open_clipart", split) for split in ("train", "heldout"))
-        assert len(train) > 5 * len(heldout) > 1000
-        assert train.name == "open_clipart/train" and train.fingerprint != heldout.fingerprint
-        with pytest.raises(ValueError, match="no split 'test'; valid splits: train, heldout"):
-            open_source("open_clipart", "test")
+
+@pytest.mark.parametrize("spec", ["", "cc3m", "webdataset:", "webdataset", "hdf5:a", "csv:"])
+def test_unknown_specs_are_told_the_valid_forms(spec: str) -> None:
+    with pytest.raises(ValueError, match=r"unknown data source .*open_clipart, webdataset:PATH"):
+        open_source(spec)
+
+
+@pytest.mark.parametrize("pattern", ["nothing/*.tar", "nothing/{0..3}.tar", "nothing.tar"])
+def test_a_path_at_which_there_is_nothing(tmp_path: Path, pattern: str) -> None:
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        open_source(f"webdataset:{tmp_path}/{pattern}")
+
+
+def test_a_range_that_runs_backwards(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"\{9\.\.1\} runs backwards; write \{1\.\.9\}"):
+        open_source(f"webdataset:{folder}/{{9..1}}.tar")
+
+
+def test_embedded_collection_has_two_splits() -> None:
+    train, heldout = (open_source("open_clipart", split) for split in ("train", "heldout"))
+    assert len(train) > 5 * len(heldout) > 1000
+    assert train.name == "open_clipart/train" and train.fingerprint != heldout.fingerprint
+    with pytest.raises(ValueError, match="no split 'test'; valid splits: train, heldout"):
+        open_source("open_clipart", "test")
+
+
+def test_several_specs_are_one_source(folder: Path) -> None:
+    specs = [f"webdataset:{folder}/00003.tar", f"webdataset:{folder}/{{00001..00002}}.tar"]
+    source = open_source(specs)
+    assert isinstance(source, Mixture) and source.lengths == (1, 2)
+    assert keys(source) == ["0:key3", "1:key1", "1:key2"]
+    with pytest.raises(ValueError, match=r"config\.data\.train names no data source"):
+        open_source(())
+
+
+def test_options_a_kind_does_not_have(folder: Path) -> None:
+    with pytest.raises(ValueError, match="unknown option 'caption'; there are: none"):
+        open_source(f"webdataset:{folder}?caption=text")
+    with pytest.raises(ValueError, match="unknown option 'txt'; there are: image, caption"):
+        open_source("csv:a.csv?txt=a")
+
+
+@pytest.mark.parametrize("kind", ["csv", "folder"])
+def test_what_is_read_from_disks_only(kind: str) -> None:
+    with pytest.raises(ValueError, match="read from disks only"):
+        open_source(f"{kind}:gs://bucket/a")
+
+
+def test_tables_by_a_pattern_are_one_source(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").write_bytes(b"pixels")
+    for number in range(2):
+        (tmp_path / f"{number}.csv").write_text(f"image,caption\nx.jpg,cat {number}\n")
+    source = open_source(f"csv:{tmp_path}/?.csv")
+    assert [source[i].caption for i in range(len(source))] == ["cat 0", "cat 1"]
+
+
+def test_index_of_large_shards_is_kept_beside_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("otter_jax.data.shard_index._WORTH_KEEPING", 1)
+    write(tmp_path / "a.tar", pair("x"))
+    shown = []
+
+    def progress(items: Iterable, total: int, label: str) -> Iterable:
+        shown.append((total, label.split(": ")[-1]))
+        return items
+
+    for _ in range(2):
+        assert keys(open_source(f"webdataset:{tmp_path}", progress=progress)) == ["x"]
+    assert shown == [(1, "shards indexed")]  # The second time nothing is indexed.
+    assert [file.suffix for file in (tmp_path / ".otter_jax").iterdir()] == [".index"]
+
+
+def test_forms_in_messages_are_those_that_open() -> None:
+    kinds = {re.split(r"[:\s]", form)[0] for form in sources.SPEC_FORMS} - {"open_clipart"}
+    assert kinds == set(sources._OPENERS)

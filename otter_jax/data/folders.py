@@ -1,0 +1,116 @@
+"""Image files in folders: a class a folder, or a text file beside every image."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from otter_jax.data.packed import PackedStrings
+from otter_jax.data.records import (
+    MAX_CAPTION_BYTES,
+    Record,
+    RecordError,
+    clean_caption,
+    clean_captions,
+    is_image_name,
+    read_image,
+    size_of_image,
+)
+
+
+class Folder:
+    """The images below a folder, in the order of their paths.
+
+    If any image has a text file of its name beside it (`cat.jpg` and `cat.txt`), the text files
+    hold the captions, one a line. Otherwise the caption is the name of the first folder below the
+    root, with spaces for underscores. Links to folders are followed, but no folder is entered
+    twice. What cannot be used is left out and counted in `skipped` by reason.
+    """
+
+    def __init__(self, root: Path, name: str) -> None:
+        """Find the images, and read every text file once.
+
+        Raises:
+            FileNotFoundError: If there is no such folder.
+            ValueError: If it has not one usable image.
+        """
+        if not root.is_dir():
+            raise FileNotFoundError(f"{name}: there is no folder {root}")
+        self.name = name
+        self._root = root
+        self._has_texts = any(_text_file(root / path).is_file() for path in _image_paths(root))
+        self._paths = PackedStrings()
+        skipped: Counter[str] = Counter()
+        digest = hashlib.sha256()
+        for path in _image_paths(root):
+            try:
+                size, captions = size_of_image(root / path), self._captions(path)
+            except RecordError as error:
+                skipped[str(error)] += 1
+                continue
+            self._paths.append(path)
+            digest.update(repr((os.fsencode(path), size, captions)).encode())
+        self.skipped = dict(sorted(skipped.items()))
+        self.fingerprint = digest.hexdigest()
+        if not len(self._paths):
+            raise ValueError(f"{name}: no usable image in {root}, {self.skipped}")
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._paths)
+
+    def __getitem__(self, i: int) -> Record:
+        """Read image `i`; RecordError if its files have gone."""
+        path = self._paths[range(len(self))[i]]
+        captions = self._captions(path)
+        image = read_image(self._root / path)
+        return Record(os.path.splitext(path)[0], image, captions[0], {}, captions)
+
+    def _captions(self, path: str) -> tuple[str, ...]:
+        if not self._has_texts:
+            return (_class_name(path),)
+        file = _text_file(self._root / path)
+        if not file.is_file():  # Opening a pipe would wait for ever.
+            raise RecordError("no text file")
+        try:
+            with file.open("rb") as opened:
+                text = clean_caption(opened.read(MAX_CAPTION_BYTES))
+        except UnicodeDecodeError:
+            raise RecordError("caption not UTF-8") from None
+        captions = clean_captions(text.splitlines())
+        if not captions:
+            raise RecordError("empty caption")
+        return captions
+
+
+def _class_name(path: str) -> str:
+    folder, separator, _ = path.partition(os.sep)
+    caption = folder.replace("_", " ").strip()
+    if not separator:
+        raise RecordError("image beside the class folders")
+    if not caption or not caption.isprintable():
+        raise RecordError("folder name that is no caption")
+    return caption
+
+
+def _text_file(image: Path) -> Path:
+    return image.with_suffix(".txt")
+
+
+def _image_paths(root: Path) -> Iterator[str]:
+    """Yield the image files below a folder, in a fixed order, by their paths from there."""
+
+    def refuse(error: OSError) -> None:
+        raise error  # Rather than train on less without a word.
+
+    entered: set[tuple[int, int]] = set()
+    for folder, subfolders, files in os.walk(root, onerror=refuse, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in entered:  # A link leads back to it.
+            subfolders.clear()
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        subfolders.sort()
+        for file in sorted(filter(is_image_name, files)):
+            yield os.path.relpath(os.path.join(folder, file), root)

@@ -1,0 +1,174 @@
+"""Shows what is in a data set: python -m otter_jax.data.inspect --data=SPEC [--out=DIR] [...].
+
+Counts pairs, sizes, caption lengths, exact copies, and images that cannot be read, each with its
+reason. With --out it writes inspect.json, histograms.png and samples.png. With --model it also says
+how surely that model finds each image's caption among those of a batch, which is OTTER's measure of
+how noisy a data set is.
+"""
+
+import argparse
+import sys
+import textwrap
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from otter_jax.data import images, statistics
+from otter_jax.data.sources import Source, open_source
+
+SAMPLES, COLUMNS, THUMBNAIL = 24, 6, 160
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Inspects what the command line says; what is wrong with it ends in one line."""
+    options = parse(arguments)
+    try:
+        inspect(options)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        sys.exit(f"otter_jax: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        sys.exit("\notter_jax: stopped; --limit=N looks at a random part")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m otter_jax.data.inspect")
+    parser.add_argument("--data", required=True, metavar="SPEC", help="as in config.data.train")
+    parser.add_argument("--out", type=Path, help="folder for inspect.json and pictures")
+    parser.add_argument("--model", type=Path, help="workdir of a run, or an exported model")
+    parser.add_argument("--limit", type=int, metavar="N", help="look at N pairs, drawn at random")
+    parser.add_argument("--seed", type=int, default=0, help="of the random draws; default: 0")
+    parser.add_argument(
+        "--batch_size", type=int, default=512, help="of the match probabilities; default: 512"
+    )
+    return parser.parse_args(arguments)
+
+
+def inspect(options: argparse.Namespace) -> dict[str, Any]:
+    """Prints, writes and returns the findings.
+
+    Raises:
+        ValueError: For a SPEC, model or number that makes no sense.
+        FileNotFoundError: For a path at which there is nothing.
+    """
+    # The rest of the package knows how to show progress, to draw and to load models. It is imported
+    # where this program needs it, so that the library below, which others import, does without.
+    from otter_jax.reporting import progress, say, write_json
+
+    encoder = _load(options.model)  # Before the long part: the path may be wrong.
+    source = open_source(options.data)
+    numbers = statistics.choose(len(source), options.limit, options.seed)
+    tally = statistics.Tally()
+    for number in progress(numbers, len(numbers), "inspect"):
+        tally.add(source, int(number))
+    found = {
+        "data": source.name,
+        "pairs": len(source),
+        "inspected": len(numbers),
+        "skipped": dict(source.skipped),
+        **tally.summary(),
+    }
+    order = np.random.default_rng(options.seed).permutation(np.array(tally.readable, int))
+    if encoder is not None:
+        found["match probability"] = _match_probability(encoder, source, order, options.batch_size)
+    say(report(found))
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        write_json(options.out / "inspect.json", found)
+        draw_histograms(options.out / "histograms.png", tally)
+        draw_samples(options.out / "samples.png", source, order[:SAMPLES], encoder)
+        say(f"written to {options.out}: inspect.json, histograms.png, samples.png")
+    return found
+
+
+def report(found: dict[str, Any]) -> str:
+    """The findings as lines of text."""
+    lines = []
+    for name, value in found.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {_number(x)}" for key, x in value.items()) or "none"
+        lines.append(f"{name:<20}{_number(value)}")
+    return "\n".join(lines)
+
+
+def draw_histograms(path: Path, tally: statistics.Tally) -> None:
+    """One histogram each of width, height, width / height, characters and words."""
+    from matplotlib.figure import Figure
+
+    columns = {**tally.columns, "width / height": tally.aspects()}
+    figure = Figure(figsize=(3.2 * len(columns), 2.8), layout="constrained")
+    for axes, (name, values) in zip(figure.subplots(1, len(columns)), columns.items(), strict=True):
+        high = (
+            np.quantile(values, 0.99) if len(values) else 1.0
+        )  # A few giants would hide the rest.
+        axes.hist(np.minimum(values, high), bins=40, color="#4a90c2")
+        axes.set(title=name, yticks=[])
+        axes.spines[["left", "right", "top"]].set_visible(False)
+    figure.supxlabel("the largest 1 % are counted in the last bar", fontsize=9)
+    figure.savefig(path, dpi=110)
+
+
+def draw_samples(path: Path, source: Source, numbers: np.ndarray, encoder: Any) -> None:
+    """A sheet of images as the model sees them (whole, without a model), with their captions."""
+    from matplotlib.figure import Figure
+
+    from otter_jax.figures import plain
+
+    rows = max(1, -(-len(numbers) // COLUMNS))
+    figure = Figure(figsize=(2.2 * COLUMNS, 2.9 * rows), layout="constrained")
+    grid = figure.subplots(rows, COLUMNS).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, number in zip(grid, numbers, strict=False):
+        record = source[int(number)]
+        fit = encoder.fit if encoder is not None else "pad"
+        view = images.evaluation_transform(images.decode(record.image), THUMBNAIL, fit=fit)
+        axes.imshow(view)
+        caption = "\n".join(textwrap.wrap(plain(record.caption, 100), 30))
+        axes.set_title(caption, fontsize=8, y=-0.06, va="top", parse_math=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # Captions of any script.
+        figure.savefig(path, dpi=110)
+
+
+def _load(model: Path | None) -> Any:
+    """The encoder of a model, None without one."""
+    if model is None:
+        return None
+    from otter_jax.encoder import load
+
+    return load(model)
+
+
+def _match_probability(
+    encoder: Any, source: Source, order: np.ndarray, batch_size: int
+) -> dict[str, float]:
+    """`statistics.match_probability` of pairs in this order, under the model's own scale."""
+    from otter_jax.reporting import progress
+
+    records = (source[int(number)] for number in progress(order, len(order), "embed"))
+    captions: list[str] = []
+
+    def views() -> Any:
+        for record in records:
+            captions.append(record.caption)
+            yield encoder.transform(images.decode(record.image))
+
+    image_embeddings = encoder.project_image(encoder.image_features(views()))
+    text_embeddings = encoder.encode_text(captions)
+    scale = float(np.clip(np.exp(np.asarray(encoder.variables.params["log_scale"])), 1.0, 100.0))
+    found = statistics.match_probability(image_embeddings, text_embeddings, scale, batch_size)
+    return {**found, "scale": scale}
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}" if not value.is_integer() else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+if __name__ == "__main__":
+    main()

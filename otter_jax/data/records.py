@@ -1,0 +1,166 @@
+"""What a data source gives, what it is asked for, and how a caption is cleaned."""
+
+import codecs
+import json
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+MAX_CAPTION_CHARACTERS = 10_000
+MAX_CAPTION_BYTES = 4 * MAX_CAPTION_CHARACTERS  # UTF-8 needs at most four bytes a character.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+class Record(NamedTuple):
+    """One pair as it is stored: the image still encoded, the caption cleaned of nothing but NULs.
+
+    Attributes:
+        key: What the pair is called; for tar shards the name its members share.
+        image: The encoded image file.
+        caption: Never empty, at most `MAX_CAPTION_CHARACTERS` long.
+        metadata: What else is known of the pair, or `{}`.
+        captions: All captions of the image, `caption` first.
+    """
+
+    key: str
+    image: bytes
+    caption: str
+    metadata: dict[str, Any]
+    captions: tuple[str, ...] = ()
+
+
+class RecordError(ValueError):
+    """A record that turned out unusable when it was read; the message is the reason, one line."""
+
+
+class Source(Protocol):
+    """What the input pipeline asks of a data set: a fixed, numbered list of pairs.
+
+    Attributes:
+        name: What to call the data in logs.
+        skipped: How many records (for "truncated tar": shards) were left out, by reason.
+        fingerprint: A hexadecimal sha256 that changes when the list of records changes.
+    """
+
+    name: str
+    skipped: dict[str, int]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        """Return the number of records."""
+        ...
+
+    def __getitem__(self, i: int) -> Record:
+        """Return record `i`.
+
+        Raises:
+            IndexError: Where there is none.
+            RecordError: If this one cannot be used, which its source could not know earlier.
+            ValueError: If the data have changed since they were opened.
+        """
+        ...
+
+
+class Progress(Protocol):
+    """Passes items on and shows how far it is, as `otter_jax.reporting.progress` does."""
+
+    def __call__(self, items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
+        """Yield the items, `total` in number."""
+        ...
+
+
+def no_progress(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
+    """Pass items on and show nothing."""
+    del total, label
+    return items
+
+
+def clean_caption(data: bytes) -> str:
+    """Decode a caption, cut to its limit; NULs and a byte-order mark go, as tokenizers choke.
+
+    Raises:
+        UnicodeDecodeError: If the bytes are not UTF-8.
+    """
+    whole = len(data) < MAX_CAPTION_BYTES
+    text, _ = codecs.utf_8_decode(data[:MAX_CAPTION_BYTES], "strict", whole)
+    return text.removeprefix("\ufeff").replace("\0", "")[:MAX_CAPTION_CHARACTERS].strip()
+
+
+def clean_captions(texts: object) -> tuple[str, ...]:
+    """Return the usable captions in a string or a list, cleaned, each once, in order."""
+    listed = texts if isinstance(texts, list | tuple) else [texts]
+    cleaned = (
+        clean_caption(text.encode("utf-8", "replace")) for text in listed if isinstance(text, str)
+    )
+    return tuple(dict.fromkeys(caption for caption in cleaned if caption))
+
+
+def parse_metadata(data: bytes) -> dict[str, Any]:
+    """Return the json object in `data`, or `{}` if it is none: a pair can do without metadata."""
+    try:
+        metadata = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def is_unsafe(name: str) -> bool:
+    """Whether a name leads out of its folder."""
+    return name.startswith("/") or ".." in name.split("/")
+
+
+def size_of_image(path: Path) -> int:
+    """Return the size of an image file in bytes, from the file system alone.
+
+    Raises:
+        RecordError: If there is no such file, or if it is empty.
+    """
+    try:
+        status = path.stat()
+    except (OSError, ValueError):  # ValueError: a name with a NUL.
+        raise RecordError("missing image") from None
+    if not stat.S_ISREG(status.st_mode):  # Opening a pipe would wait for ever.
+        raise RecordError("missing image")
+    if not status.st_size:
+        raise RecordError("empty image")
+    return status.st_size
+
+
+def read_image(path: Path) -> bytes:
+    """Return the contents of an image file; RecordError if it cannot be read."""
+    size_of_image(path)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RecordError(f"unreadable image ({error.strerror})") from None
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file is an image by its name; hidden files are not."""
+    base = os.path.basename(name)
+    return base.lower().endswith(IMAGE_SUFFIXES) and not base.startswith(".")
+
+
+def refuse_too_many_bad(counts: Mapping[str, int], total: int, share: float) -> None:
+    """Stop where more of the data is bad than can be an accident.
+
+    Args:
+        counts: Bad records by reason.
+        total: All records, the bad ones included.
+        share: The largest share of bad records, in [0, 1], that is let through.
+
+    Raises:
+        ValueError: With the reasons, the most frequent first.
+    """
+    bad = sum(counts.values())
+    if bad <= share * total:
+        return
+    table = "; ".join(
+        f"{reason}: {count:,}" for reason, count in sorted(counts.items(), key=lambda x: -x[1])
+    )
+    raise ValueError(
+        f"{bad:,} of {total:,} records ({bad / total:.1%}) cannot be used, more than "
+        f"config.data.max_bad_share={share} allows: {table}"
+    )

@@ -1,0 +1,44 @@
+"""How data are named: KIND, KIND:PATH, KIND:PATH?option=value&option=value."""
+
+import dataclasses
+import os
+import re
+
+_OPTIONS = re.compile(r"\?(\w+=[^?&]+(?:&\w+=[^?&]+)*)$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """A SPEC, taken apart.
+
+    Attributes:
+        name: The SPEC as it was written.
+        kind: What stands before the first colon, such as `csv`.
+        path: What stands behind it, `~` expanded; empty where there is no colon.
+        options: What stands behind the question mark.
+    """
+
+    name: str
+    kind: str
+    path: str
+    options: dict[str, str]
+
+    @classmethod
+    def parse(cls, text: str) -> "Spec":
+        """Take a SPEC apart. Paths may hold question marks, as globs do, but no `?name=value`."""
+        found = _OPTIONS.search(text)
+        plain = text[: found.start()] if found else text
+        options = dict(part.split("=", 1) for part in found[1].split("&")) if found else {}
+        kind, _, path = plain.partition(":")
+        return cls(text, kind, os.path.expanduser(path), options)
+
+    def refuse_options_but(self, *known: str) -> None:
+        """Refuse options that the kind does not have.
+
+        Raises:
+            ValueError: Naming the first such option.
+        """
+        for option in self.options:
+            if option not in known:
+                there = ", ".join(known) or "none"
+                raise ValueError(f"{self.name}: unknown option {option!r}; there are: {there}")

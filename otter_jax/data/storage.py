@@ -1,0 +1,169 @@
+"""Files by path, on a disk or, through fsspec, in a store such as gs:// or s3://.
+
+Stores are read by range requests: one for a member of a record, none for the rest of a shard.
+"""
+
+import contextlib
+import glob
+import itertools
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+
+class Reader(Protocol):
+    """A file open for reads that leave no position behind."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return exactly `size` bytes from `offset` on; ValueError if the file is shorter."""
+        ...
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path names an object in a store instead of a file on a disk."""
+    return "://" in path
+
+
+@contextlib.contextmanager
+def open_reader(path: str) -> Iterator[Reader]:
+    """Open a file for the length of a few reads."""
+    if is_remote(path):
+        yield _RemoteReader(path)
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield _LocalReader(path, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _LocalReader:
+    def __init__(self, path: str, descriptor: int) -> None:
+        self._path = path
+        self._descriptor = descriptor
+
+    def read(self, offset: int, size: int) -> bytes:
+        data = os.pread(self._descriptor, size, offset) if size else b""
+        return _of_full_size(data, size, self._path)
+
+
+class _RemoteReader:
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._system, self._name = _file_system(path)
+
+    def read(self, offset: int, size: int) -> bytes:
+        data = self._system.cat_file(self._name, offset, offset + size) if size else b""
+        return _of_full_size(data, size, self._path)
+
+
+def _of_full_size(data: bytes, size: int, path: str) -> bytes:
+    if len(data) != size:
+        raise ValueError(f"{path}: shorter than when it was indexed; restart the run")
+    return data
+
+
+def state_of(path: str) -> tuple[int, str]:
+    """Return a file's size in bytes and a text that changes when its contents do.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    if not is_remote(path):
+        status = os.stat(path)
+        return status.st_size, str(status.st_mtime_ns)
+    system, name = _file_system(path)
+    info = system.info(name)
+    names = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
+    return int(info["size"]), next((str(info[key]) for key in names if info.get(key)), "")
+
+
+@contextlib.contextmanager
+def local_copy(path: str) -> Iterator[str]:
+    """Give a path on this machine's disk: that of a temporary copy, if the file is remote."""
+    if not is_remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="otter_jax_") as folder:
+        system, name = _file_system(path)
+        copy = os.path.join(folder, "copy")
+        system.get_file(name, copy)
+        yield copy
+
+
+def find_files(pattern: str, suffix: str) -> list[str]:
+    """Return the files a pattern stands for: braces first, then folders and globs.
+
+    Args:
+        pattern: A file, a folder, a glob, any of them with brace ranges `{000..331}` or `{a,b}`.
+        suffix: Which files of a folder are meant, such as ".tar".
+
+    Raises:
+        FileNotFoundError: If a glob or a folder matches nothing.
+        ValueError: If a brace range runs backwards.
+    """
+    found: list[str] = []
+    for expanded in _expand_braces(pattern):
+        folder = _is_folder(expanded)
+        found += _match(f"{expanded.rstrip('/')}/*{suffix}" if folder else expanded, suffix)
+    return found
+
+
+def _is_folder(path: str) -> bool:
+    if not is_remote(path):
+        return os.path.isdir(path)
+    if glob.has_magic(path):
+        return False
+    system, name = _file_system(path)
+    return bool(system.isdir(name))
+
+
+def _match(pattern: str, suffix: str) -> list[str]:
+    """Return the files a glob matches, sorted; a name without wildcards stands for itself."""
+    if not glob.has_magic(pattern) or (not is_remote(pattern) and os.path.exists(pattern)):
+        return [pattern]
+    if is_remote(pattern):
+        system, name = _file_system(pattern)
+        matches = sorted(system.unstrip_protocol(match) for match in system.glob(name))
+    else:
+        matches = sorted(glob.glob(pattern))
+    if not matches:
+        raise FileNotFoundError(f"{pattern}: no {suffix.removeprefix('.')} shard matches")
+    return matches
+
+
+def _file_system(path: str) -> tuple[Any, str]:
+    """Return the fsspec file system of a remote path, and the path's name in it."""
+    scheme = path.partition("://")[0]
+    try:
+        import fsspec
+        from fsspec.core import url_to_fs
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f"{path}: stores are read through fsspec, which is not installed"
+        ) from None
+    if scheme not in fsspec.available_protocols():
+        raise ValueError(f"{path}: unknown kind of store {scheme}://")
+    try:
+        return url_to_fs(path)
+    except ImportError as error:
+        raise ModuleNotFoundError(f"{path}: {scheme}:// needs another package: {error}") from None
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    """Expand `{000..331}` and `{a,b}` the way a shell does, leading zeros kept."""
+    pieces = re.split(r"\{([^{}]*)\}", pattern)  # literal, choice, literal, choice, ..., literal
+    choices = [[p] if i % 2 == 0 else _brace_choices(p) for i, p in enumerate(pieces)]
+    return ["".join(combination) for combination in itertools.product(*choices)]
+
+
+def _brace_choices(text: str) -> list[str]:
+    limits = re.fullmatch(r"(\d+)\.\.(\d+)", text)
+    if limits is None:
+        return text.split(",")
+    first, last = limits.groups()
+    if int(first) > int(last):
+        raise ValueError(f"shard range {{{text}}} runs backwards; write {{{last}..{first}}}")
+    return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]

@@ -1,0 +1,79 @@
+"""Folders of images: classes, texts beside images, and what folders hold besides."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from otter_jax.data.sources import RecordError, Source, open_source
+
+
+def write(root: Path, *names: str, text: str | None = None) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(f"pixels of {name}".encode())
+        if text is not None:
+            (root / name).with_suffix(".txt").write_text(text)
+
+
+def pairs(source: Source) -> dict[str, str]:
+    return {source[i].key: source[i].caption for i in range(len(source))}
+
+
+def test_class_folders(tmp_path: Path) -> None:
+    write(tmp_path, "red_panda/2.jpg", "red_panda/1.PNG", "cat/deep/er/3.webp", "cat/notes.md")
+    write(tmp_path, "loose.jpg", "cat/._hidden.jpg")
+    source = open_source(f"folder:{tmp_path}")
+    expected = {"cat/deep/er/3": "cat", "red_panda/1": "red panda", "red_panda/2": "red panda"}
+    assert pairs(source) == expected and list(pairs(source)) == list(expected)
+    assert source[0].image == b"pixels of cat/deep/er/3.webp"
+    assert source.skipped == {"image beside the class folders": 1}
+
+
+def test_texts_beside_images(tmp_path: Path) -> None:
+    write(tmp_path, "a.jpg", text="a cat\n")
+    write(tmp_path, "class/b.jpg", text="first\n\n second \nfirst")
+    write(tmp_path, "class/c.jpg")
+    write(tmp_path, "class/d.jpg", text=" \n")
+    (tmp_path / "class" / "e.jpg").touch()
+    source = open_source(f"folder:{tmp_path}")
+    assert [source[i].captions for i in range(len(source))] == [("a cat",), ("first", "second")]
+    assert source.skipped == {"empty caption": 1, "empty image": 1, "no text file": 1}
+
+
+def test_links_are_followed_but_never_in_a_circle(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere", "x.jpg")
+    root = tmp_path / "root"
+    write(root, "cat/1.jpg", "cat/sub/2.jpg")
+    (root / "dog").symlink_to(tmp_path / "elsewhere")
+    (root / "cat" / "sub" / "loop").symlink_to(root)
+    (root / "cat" / "self").symlink_to(root / "cat" / "self")
+    (root / "cat" / "broken.jpg").symlink_to(root / "gone.jpg")
+    source = open_source(f"folder:{root}")
+    assert pairs(source) == {"cat/1": "cat", "cat/sub/2": "cat", "dog/x": "dog"}
+    assert source.skipped == {"missing image": 1}
+
+
+def test_names_that_are_no_utf8(tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path) + b"/cat"
+    os.mkdir(folder)
+    with open(folder + b"/caf\xe9.jpg", "wb") as file:
+        file.write(b"pixels")
+    assert open_source(f"folder:{tmp_path}")[0].image == b"pixels"
+
+
+def test_nothing_usable_and_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no usable image in"):
+        open_source(f"folder:{tmp_path}")
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        open_source(f"folder:{tmp_path}/none")
+
+
+def test_a_file_that_goes_and_the_fingerprint(tmp_path: Path) -> None:
+    write(tmp_path, "cat/1.jpg", "cat/2.jpg")
+    source = open_source(f"folder:{tmp_path}")
+    assert source.fingerprint == open_source(f"folder:{tmp_path}").fingerprint
+    (tmp_path / "cat" / "1.jpg").unlink()
+    with pytest.raises(RecordError, match="missing image"):
+        source[0]
+    assert source.fingerprint != open_source(f"folder:{tmp_path}").fingerprint

@@ -1,0 +1,89 @@
+"""Files on disks and in a store, the one that fsspec keeps in memory."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+from shard_files import keys, pair, tar_bytes
+
+from otter_jax.data import storage
+from otter_jax.data.sources import open_source
+
+
+@pytest.fixture
+def store() -> Iterator[fsspec.AbstractFileSystem]:
+    system = fsspec.filesystem("memory")
+    for number in range(3):
+        data = tar_bytes([*pair(f"a{number}"), *pair(f"b{number}")])
+        system.pipe_file(f"/bucket/{number:05d}.tar", data)
+    yield system
+    system.rm("/bucket", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "numbers"),
+    [
+        ("memory://bucket", [0, 1, 2]),
+        ("memory://bucket/*.tar", [0, 1, 2]),
+        ("memory://bucket/{00002,00000}.tar", [2, 0]),
+        ("memory://bucket/00001.tar", [1]),
+    ],
+)
+def test_shards_in_a_store(
+    store: fsspec.AbstractFileSystem, pattern: str, numbers: list[int]
+) -> None:
+    source = open_source(f"webdataset:{pattern}")
+    assert keys(source) == [f"{name}{number}" for number in numbers for name in "ab"]
+    assert source[1].image == f"pixels of b{numbers[0]}".encode()
+
+
+def test_index_of_a_store_is_kept_in_the_folder_given(
+    store: fsspec.AbstractFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("otter_jax.data.shard_index._WORTH_KEEPING", 1)
+    first = open_source("webdataset:memory://bucket", cache_dir=tmp_path)
+    assert len(list(tmp_path.rglob("*.index"))) == 1
+    store.pipe_file("/bucket/00001.tar", tar_bytes(pair("new")))
+    second = open_source("webdataset:memory://bucket", cache_dir=tmp_path)
+    assert keys(second) == ["a0", "b0", "new", "a2", "b2"]
+    assert first.fingerprint != second.fingerprint
+
+
+def test_what_a_store_does_not_have(store: fsspec.AbstractFileSystem) -> None:
+    with pytest.raises(FileNotFoundError, match=r"gone\.tar"):
+        open_source("webdataset:memory://bucket/gone.tar")
+    with pytest.raises(FileNotFoundError, match="no tar shard matches"):
+        open_source("webdataset:memory://bucket/x*.tar")
+    with pytest.raises(ValueError, match="unknown kind of store nonsense://"):
+        open_source("webdataset:nonsense://bucket/a.tar")
+
+
+def test_a_store_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(path: str) -> None:
+        raise ImportError("Please install gcsfs")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", missing)
+    with pytest.raises(ModuleNotFoundError, match="gs:// needs another package: Please install"):
+        open_source("webdataset:gs://bucket/a.tar")
+
+
+def test_reads_beyond_the_end_are_refused(store: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abcdef")
+    store.pipe_file("/bucket/a", b"abcdef")
+    for path in (str(tmp_path / "a"), "memory://bucket/a"):
+        with storage.open_reader(path) as file:
+            assert file.read(1, 3) == b"bcd" and file.read(9, 0) == b""
+            with pytest.raises(ValueError, match="shorter than when it was indexed"):
+                file.read(4, 3)
+
+
+def test_state_follows_size_and_time(tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    file.write_bytes(b"abc")
+    state = storage.state_of(str(file))
+    file.write_bytes(b"abcd")
+    assert storage.state_of(str(file))[0] == 4 and state[0] == 3
+    os.utime(file, (1, 1))
+    assert storage.state_of(str(file)) == (4, "1000000000")

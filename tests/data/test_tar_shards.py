@@ -1,0 +1,208 @@
+"""Tar shards against archives written here member by member."""
+
+import io
+import json
+import pickle
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shard_files import Members, keys, pair, tar_bytes, write
+
+from otter_jax.data.tar_shards import TarShards
+
+
+def test_pairs_come_back_as_they_were_written(tmp_path: Path) -> None:
+    first = write(tmp_path / "0.tar", pair("000"), pair("001", "naïve café 猫".encode(), "webp"))
+    second = write(tmp_path / "1.tar", pair("a/b/002", extension="PNG"), pair("003", b" x\n"))
+    source = TarShards([first, second])
+    assert len(source) == 4 and source.skipped == {}
+    assert source[1][:4] == ("001", b"pixels of 001", "naïve café 猫", {"key": "001"})
+    assert source[2][:4] == ("a/b/002", b"pixels of a/b/002", "a cat", {"key": "a/b/002"})
+    assert source[-1].caption == "x"
+    with pytest.raises(IndexError):
+        source[4]
+
+
+@pytest.mark.parametrize(
+    "tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
+)
+def test_every_tar_dialect_and_long_names(tmp_path: Path, tar_format: int) -> None:
+    key = "folder/" * 20 + "k" * 80  # Beyond the 100 characters of a plain header.
+    path = tmp_path / "a.tar"
+    path.write_bytes(tar_bytes(pair(key) + pair("b"), tar_format))
+    assert keys(TarShards([path])) == [key, "b"]
+
+
+def test_members_of_a_pair_may_lie_apart_and_the_rest_is_ignored(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.tar",
+        [("README", b"no pair"), ("._x.jpg", b"macOS"), ("x.cls", b"1"), ("x.txt", b"a dog")],
+        pair("y"),
+        [("./x.jpg", b"first"), ("x.png", b"second image under one key")],
+    )
+    source = TarShards([path])
+    assert keys(source) == ["x", "y"] and source[0].image == b"first"
+    assert source.skipped == {"second member of its kind under one key": 1}
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ([("x.txt", b"a cat")], "no image"),
+        ([("x.jpg", b""), ("x.txt", b"a cat")], "no image"),
+        ([("x.jpg", b"pixels")], "empty caption"),
+        ([("x.jpg", b"pixels"), ("x.txt", b" \n\0\t")], "empty caption"),
+        ([("x.jpg", b"pixels"), ("x.json", b'{"caption": null}')], "empty caption"),
+        ([("x.jpg", b"pixels"), ("x.json", b"{broken")], "empty caption"),
+        ([("x.jpg", b"pixels"), ("x.txt", b"caf\xe9")], "caption not UTF-8"),
+        (pair("/etc/x"), "unsafe name"),
+        (pair("a/../../x"), "unsafe name"),
+    ],
+)
+def test_skipped_and_counted(tmp_path: Path, members: Members, reason: str) -> None:
+    source = TarShards([write(tmp_path / "a.tar", pair("good"), members, pair("also"))])
+    assert keys(source) == ["good", "also"]
+    assert source.skipped == {reason: 1}
+
+
+@pytest.mark.parametrize("text", [None, b"", b"  "])
+def test_the_json_member_stands_in_for_the_caption(tmp_path: Path, text: bytes | None) -> None:
+    members = [("x.jpg", b"pixels"), ("x.json", b'{"caption": "from json"}')]
+    members += [] if text is None else [("x.txt", text)]
+    assert TarShards([write(tmp_path / "a.tar", members)])[0].caption == "from json"
+
+
+@pytest.mark.parametrize("data", [b"[1]", b"{broken", b"\xff", b"[" * 100_000])
+def test_metadata_that_cannot_be_read_are_empty(tmp_path: Path, data: bytes) -> None:
+    members = [("x.jpg", b"pixels"), ("x.json", data), ("x.txt", b"a cat")]
+    assert TarShards([write(tmp_path / "a.tar", members)])[0].metadata == {}
+
+
+@pytest.mark.parametrize(
+    ("data", "caption"),
+    [
+        (b"a\0cat", "acat"),
+        ("\ufeffa cat".encode(), "a cat"),
+        (b"x" * 50_000, "x" * 10_000),
+        ("猫".encode() * 20_000, "猫" * 10_000),  # The cut at 40,000 bytes falls inside a letter.
+    ],
+)
+def test_captions_are_cleaned_of_what_tokenizers_choke_on(
+    tmp_path: Path, data: bytes, caption: str
+) -> None:
+    assert TarShards([write(tmp_path / "a.tar", pair("x", data))])[0].caption == caption
+
+
+PAIRS = [pair(f"{number:03d}") for number in range(5)]
+WHOLE = tar_bytes(member for members in PAIRS for member in members)
+LENGTH_OF_PAIR = 3 * 1024  # Three members, each a header and one block of data.
+
+
+@settings(max_examples=60, deadline=None)
+@given(cut=st.integers(LENGTH_OF_PAIR, 5 * LENGTH_OF_PAIR))
+def test_a_cut_shard_keeps_what_lies_before_the_cut(
+    tmp_path_factory: pytest.TempPathFactory, cut: int
+) -> None:
+    path = tmp_path_factory.mktemp("cut") / "a.tar"
+    path.write_bytes(WHOLE[:cut])
+    source = TarShards([path])
+    caption_ends = [number * LENGTH_OF_PAIR - 512 + len(b"a cat") for number in range(1, 6)]
+    assert len(source) == sum(cut >= end for end in caption_ends)
+    assert source.skipped == {"truncated tar": 1}
+    assert all(source[i].image == f"pixels of {i:03d}".encode() for i in range(len(source)))
+
+
+def test_a_broken_header_cuts_the_shard_and_spares_the_others(tmp_path: Path) -> None:
+    broken = bytearray(WHOLE)
+    broken[2 * LENGTH_OF_PAIR : 2 * LENGTH_OF_PAIR + 512] = b"?" * 512
+    (tmp_path / "a.tar").write_bytes(broken)
+    source = TarShards([tmp_path / "a.tar", write(tmp_path / "b.tar", pair("b"))])
+    assert keys(source) == ["000", "001", "b"]
+    assert source.skipped == {"truncated tar": 1}
+
+
+def test_unreadable_shards_are_refused_by_name(tmp_path: Path) -> None:
+    good = write(tmp_path / "good.tar", pair("x"))
+    with pytest.raises(FileNotFoundError, match=r"gone\.tar: no such tar shard"):
+        TarShards([good, tmp_path / "gone.tar"])
+    for name, data in {"text.tar": b"text " * 500, "zero.tar": b"", "gz.tar": b"\x1f\x8b"}.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=f"{name}: not an uncompressed tar"):
+            TarShards([good, tmp_path / name])
+
+
+def test_no_pair_at_all_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tar", [("x.txt", b"a cat")])
+    with pytest.raises(ValueError, match=r"no image-text pair in 1 shard.*'no image': 1"):
+        TarShards([path])
+    with pytest.raises(ValueError, match="no image-text pair in 0 shard"):
+        TarShards([])
+
+
+def test_a_shard_that_shrank_after_indexing_is_noticed(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tar", pair("x"))
+    source = TarShards([path])
+    path.write_bytes(path.read_bytes()[:600])
+    with pytest.raises(ValueError, match=r"a\.tar: shorter than when it was indexed"):
+        source[0]
+
+
+def test_fingerprint_follows_keys_and_sizes(tmp_path: Path) -> None:
+    def fingerprint(*pairs: Members) -> str:
+        return TarShards([write(tmp_path / "a.tar", *pairs)]).fingerprint
+
+    reference = fingerprint(pair("x"), pair("y"))
+    assert reference == fingerprint(pair("x"), pair("y"))
+    others = [
+        fingerprint(pair("x"), pair("z")),
+        fingerprint(pair("y"), pair("x")),
+        fingerprint(pair("x")),
+        fingerprint(pair("x"), pair("y", b"another caption")),
+    ]
+    assert len({reference, *others}) == 5
+
+
+def test_pickles_and_threads_read_the_same(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tar", *(pair(f"{number:03d}") for number in range(50)))
+    source = pickle.loads(pickle.dumps(TarShards([path])))
+    with ThreadPoolExecutor(8) as threads:
+        records = list(threads.map(source.__getitem__, list(range(50)) * 10))
+    assert [record.key for record in records] == [f"{number:03d}" for number in range(50)] * 10
+    assert all(record.image == f"pixels of {record.key}".encode() for record in records)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "text", "captions"),
+    [
+        ({"captions": ["one", "two"]}, b"own", ("own", "one", "two")),
+        ({"captions": ["one", " own ", "", 3, None, "one\0"]}, b"own", ("own", "one")),
+        ({"captions": ["one", "two"]}, b"", ("one", "two")),
+        ({"caption": ["one", "two"]}, b"own", ("own", "one", "two")),
+        ({"caption": "raw text of own"}, b"own", ("own",)),
+        ({"caption": "lone", "captions": ["one"]}, b"", ("lone", "one")),
+        ({"captions": "no list"}, b"own", ("own", "no list")),
+        ({"captions": {"a": 1}}, b"own", ("own",)),
+    ],
+)
+def test_several_captions(
+    tmp_path: Path, metadata: dict, text: bytes, captions: tuple[str, ...]
+) -> None:
+    members = [("x.jpg", b"pixels"), ("x.json", json.dumps(metadata).encode()), ("x.txt", text)]
+    record = TarShards([write(tmp_path / "a.tar", members)])[0]
+    assert record.captions == captions and record.caption == captions[0]
+
+
+def test_links_stand_for_no_file(tmp_path: Path) -> None:
+    buffer = io.BytesIO(tar_bytes(pair("good")))
+    with tarfile.open(fileobj=buffer, mode="a") as archive:
+        for kind, name in ((tarfile.SYMTYPE, "x"), (tarfile.LNKTYPE, "y")):
+            link = tarfile.TarInfo(f"{name}.jpg")
+            link.type, link.linkname = kind, "/etc/passwd"
+            archive.addfile(link)
+    (tmp_path / "a.tar").write_bytes(buffer.getvalue())
+    source = TarShards([tmp_path / "a.tar"])
+    assert keys(source) == ["good"] and source.skipped == {"no image": 2}

@@ -1,0 +1,143 @@
+"""A small data set of TensorFlow Datasets, prepared here, read without TensorFlow."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from otter_jax.data import tfds_source
+from otter_jax.data.sources import RecordError, open_source
+
+tfds = pytest.importorskip("tensorflow_datasets")
+
+JPEG = bytes.fromhex("ffd8ffe000104a46494600010100000100010000ffdb0043") + bytes(64) + b"\xff\xd9"
+
+
+class Pairs(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> Any:
+        features = tfds.features
+        return tfds.core.DatasetInfo(builder=self, features=features.FeaturesDict({
+            "image": features.Image(shape=(None, None, 3)),
+            "title": features.Text(),
+            "words": features.Sequence(features.Text()),
+            "captions": features.Sequence({"text": features.Text(), "id": np.int64}),
+            "label": features.ClassLabel(names=["red_panda", "cat"]),
+        }))  # fmt: skip
+
+    def _split_generators(self, manager: Any) -> Any:
+        return {"train": self._generate_examples(6), "test": self._generate_examples(3)}
+
+    def _generate_examples(self, count: int) -> Any:
+        for number in range(count):
+            texts = [] if number == 2 else [f"first {number}", f"second {number}"]
+            yield (
+                number,
+                {
+                    "image": JPEG + bytes([number]),
+                    "title": f"title {number}",
+                    "words": texts,
+                    "captions": [{"text": text, "id": number} for text in texts],
+                    "label": number % 2,
+                },
+            )
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tfds")
+    Pairs(data_dir=folder, file_format="array_record").download_and_prepare()
+    return folder
+
+
+def by_number(source: Any) -> dict[int, tuple[str, ...]]:
+    """Captions by the number at the end of the image: the data are shuffled when written."""
+    found = {}
+    for i in range(len(source)):
+        try:
+            found[source[i].image[-1]] = source[i].captions
+        except RecordError as error:
+            assert str(error) == "empty caption"
+    return found
+
+
+def test_captions_are_found_and_encoded_images_come_back(data_dir: Path) -> None:
+    source = open_source(f"tfds:{data_dir}/pairs/1.0.0")
+    assert len(source) == 6
+    expected = {n: (f"first {n}", f"second {n}") for n in (0, 1, 3, 4, 5)}
+    assert by_number(source) == expected
+    assert next(r for i in range(6) if (r := _record(source, i))).image.startswith(JPEG)
+
+
+def _record(source: Any, i: int) -> Any:
+    try:
+        return source[i]
+    except RecordError:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("title", ("title 1",)),
+        ("words", ("first 1", "second 1")),
+        ("captions/text", ("first 1", "second 1")),
+        ("label", ("cat",)),
+    ],
+)
+def test_features_by_name(data_dir: Path, caption: str, expected: tuple[str, ...]) -> None:
+    source = open_source(f"tfds:pairs:test?data_dir={data_dir}&caption={caption}")
+    assert by_number(source)[1] == expected
+
+
+def test_splits(data_dir: Path) -> None:
+    spec = f"tfds:{data_dir}/pairs/1.0.0"
+    lengths = [len(open_source(f"{spec}{s}")) for s in ("", ":train", ":test", ":train[:4]")]
+    assert lengths == [6, 6, 3, 4]
+    with pytest.raises(ValueError, match=r"say which split is meant.*it has train, test"):
+        open_source(spec, split="heldout")
+    with pytest.raises(ValueError, match="Unknown split 'dev'"):
+        open_source(f"{spec}:dev")
+
+
+def test_fingerprint_tells_splits_apart(data_dir: Path) -> None:
+    splits = ("train", "train", "test", "train[:4]")
+    prints = [open_source(f"tfds:{data_dir}/pairs/1.0.0:{s}").fingerprint for s in splits]
+    assert prints[0] == prints[1] and len(set(prints)) == 3
+
+
+def test_what_is_refused(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="no 'sound' among 'captions/text', 'title', 'words'"):
+        open_source(f"tfds:pairs?data_dir={data_dir}&caption=sound")
+    with pytest.raises(ValueError, match="image column not found: there is no 'title' among"):
+        open_source(f"tfds:pairs?data_dir={data_dir}&image=title")
+    with pytest.raises(FileNotFoundError, match="no such data set"):
+        open_source(f"tfds:nosuchset?data_dir={data_dir}")
+    with pytest.raises(FileNotFoundError, match="no such data set"):
+        open_source(f"tfds:{data_dir}/none")
+    with pytest.raises(FileNotFoundError, match=r"not prepared in .*run: tfds build mnist"):
+        open_source(f"tfds:mnist?data_dir={data_dir}")
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'otter_jax\[tfds\]'"):
+        open_source(f"tfds:{data_dir}/pairs/1.0.0")
+
+
+def test_a_label_is_the_last_resort() -> None:
+    label, text = tfds.features.ClassLabel(names=["a"]), tfds.features.Text()
+    choose = tfds_source._choose_caption
+    assert choose({"label": label}, "", "x") == "label"
+    assert choose({"label": label, "words": text}, "", "x") == "words"
+    with pytest.raises(ValueError, match="caption column not found"):
+        choose({"label": label, "words": text, "others": text}, "", "x")
+
+
+def test_tensorflow_is_not_imported(data_dir: Path) -> None:
+    code = (
+        "import sys; from otter_jax.data.sources import open_source; "
+        f"open_source('tfds:{data_dir}/pairs/1.0.0')[0]; assert 'tensorflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
