@@ -44,9 +44,9 @@ def main(argv: Sequence[str]) -> None:
         if logging.level_debug():
             raise  # With --verbosity=1, for those who want to know where.
         fail(error)
-    except KeyboardInterrupt:
-        print("\notter_jax: stopped; the same command resumes after the last checkpoint")
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        print(f"\notter_jax: {str(stop) or 'stopped; the same command resumes'}", flush=True)
+        sys.exit(stop.status) if hasattr(stop, "status") else os._exit(130)  # Waits for no thread.
 
 
 def fail(reason: str | Exception) -> NoReturn:

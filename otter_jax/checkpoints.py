@@ -1,8 +1,16 @@
 """Checkpoints with Orbax: everything a run is at one step, saved whole and restored on any mesh.
 
-The variables are an item of their own, so that a model can be loaded without its optimizer.
+The variables are an item of their own, so that a model can be loaded without its optimizer. Every
+checkpoint carries the SHA-256 of its files, since Orbax would read flipped bits as numbers.
 """
 
+import contextlib
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -10,10 +18,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
+from otter_jax import sharding
 from otter_jax.models.dual_encoder import Variables
+from otter_jax.reporting import say
 from otter_jax.step import TrainState
+
+ITEMS = ("variables", "training")
+CHECKSUMS = "sha256.json"
 
 
 class Checkpoints(AbstractContextManager):
@@ -28,16 +42,25 @@ class Checkpoints(AbstractContextManager):
         if not create and not folder.is_dir():
             raise FileNotFoundError(f"there is no finished checkpoint in {folder}")
         self.folder = folder.absolute()
+        self._saving: int | None = None  # The step that is, or was last, being written.
+        self._last_save = time.monotonic()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.LatestN(keep),
             enable_async_checkpointing=True,
             create=create,
+            # Before the folder gets its final name: no finished checkpoint is without checksums.
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __exit__(self, *exception: object) -> None:
-        """Waits until everything is on disk."""
-        self._manager.close()
+        """Waits until everything is on disk.
+
+        Raises:
+          OSError: if a checkpoint could not be written.
+        """
+        with self._writing():
+            self._manager.close()
 
     @property
     def latest_step(self) -> int | None:
@@ -45,7 +68,11 @@ class Checkpoints(AbstractContextManager):
         return self._manager.latest_step()
 
     def save(self, state: TrainState) -> None:
-        """Saves in the background; a step that is already saved is left as it is."""
+        """Saves in the background; a step that is already saved is left as it is.
+
+        Raises:
+          OSError: if it cannot be written, or the one before could not.
+        """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
@@ -56,40 +83,175 @@ class Checkpoints(AbstractContextManager):
             variables=ocp.args.StandardSave(_flatten(state.variables)),
             training=ocp.args.StandardSave(_flatten(_without_variables(state))),
         )
-        if not self._manager.save(step, args=arguments):
-            raise RuntimeError(f"the checkpoint of step {step} was not saved in {self.folder}")
+        self.finished_step()
+        with self._writing():
+            self._saving = step
+            if not self._manager.save(step, args=arguments):
+                raise RuntimeError("Orbax has refused it")
+        self._last_save = time.monotonic()
+
+    def finished_step(self) -> int | None:
+        """`latest_step` when what is being saved is on disk; raises as `save`."""
+        with self._writing():
+            self._manager.wait_until_finished()
+        return self.latest_step
+
+    def check(self) -> None:
+        """Raises OSError if a checkpoint that is being written has met with an obstacle."""
+        with self._writing():
+            self._manager.check_for_errors()
+
+    def overdue(self, minutes: float) -> bool:
+        """Whether the last save, or the start, is that long ago; never for 0.
+
+        All processes must ask at the same time, and get the answer of the first one's clock.
+        """
+        if minutes == 0:
+            return False
+        return sharding.first_process_says(time.monotonic() - self._last_save >= 60 * minutes)
 
     def restore(self, template: TrainState) -> TrainState:
-        """The latest state, placed like `template`, whose arrays are left alone.
+        """The latest state that is whole, placed like `template`, whose arrays are left alone.
+
+        Later checkpoints that are damaged are named and set aside as `<step>.damaged`.
 
         Raises:
           FileNotFoundError: if there is no finished checkpoint.
-          ValueError: if it has other arrays than the template.
+          ValueError: if it has other arrays than the template, or none is whole.
         """
-        restored = self._restore(
-            variables=template.variables, training=_without_variables(template)
-        )
-        return TrainState(**restored["training"], variables=restored["variables"])
+        templates = {"variables": template.variables, "training": _without_variables(template)}
+        damaged: dict[int, str] = {}
+        self.finished_step()
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                restored = self._restore(step, **templates)
+            except DamagedError as error:
+                damaged[step] = str(error)
+                continue
+            self._set_aside(damaged)
+            return TrainState(**restored["training"], variables=restored["variables"])
+        if damaged:
+            raise ValueError(f"no checkpoint is whole: {'; '.join(damaged.values())}")
+        raise FileNotFoundError(f"there is no finished checkpoint in {self.folder}")
 
     def restore_variables(self, template: Variables) -> Variables:
-        """The variables of the latest checkpoint, placed like `template`; raises as `restore`."""
-        return self._restore(variables=template)["variables"]
+        """The variables of the latest checkpoint, placed like `template`; changes nothing.
 
-    def _restore(self, **templates: Any) -> dict[str, Any]:
-        step = self.latest_step
+        Raises:
+          FileNotFoundError: if there is no finished checkpoint.
+          ValueError: if it is damaged, or has other arrays than the template.
+        """
+        step = self.finished_step()
         if step is None:
             raise FileNotFoundError(f"there is no finished checkpoint in {self.folder}")
+        return self._restore(step, variables=template)["variables"]
+
+    def _restore(self, step: int, **templates: Any) -> dict[str, Any]:
+        folder = self.folder / str(step)
+        if damage := find_damage(folder, items=tuple(templates)):
+            raise DamagedError(f"the checkpoint {folder} is damaged ({damage})")
         flat = {name: _flatten(template) for name, template in templates.items()}
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, flat)
         items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         except (KeyError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
             raise ValueError(
-                f"the checkpoint {self.folder / str(step)} does not fit this config: {reason}"
+                f"the checkpoint {folder} does not fit this config: {_one_line(error)}"
             ) from error
         return {name: _unflatten(restored[name], templates[name]) for name in templates}
+
+    def _set_aside(self, damaged: dict[int, str]) -> None:
+        """Renames damaged checkpoints, so that their steps can be saved again."""
+        for step, reason in damaged.items():
+            aside = self.folder / f"{step}.damaged"
+            say(f"{reason}: it is kept as {aside.name}, and the one before is used")
+            if jax.process_index() == 0:
+                (self.folder / str(step)).rename(_unused(aside))
+        if damaged:
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+            self._manager.reload()
+
+    def _seal(self) -> None:
+        """Puts the checksums into a checkpoint that is about to be finished; files are on disk."""
+        folder = self.folder / f"{self._saving}{ocp.utils.TMP_DIR_SUFFIX}"
+        checksums = {
+            path.relative_to(folder).as_posix(): _checksum(path, flush=True)
+            for item in ITEMS
+            for path in sorted((folder / item).rglob("*"))
+            if path.is_file()
+        }
+        with (folder / CHECKSUMS).open("w", encoding="utf-8") as file:
+            json.dump(checksums, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Whatever keeps a checkpoint from being written becomes one line."""
+        try:
+            yield
+        except Exception as error:  # Of any type: the obstacle is the disk's, far below Orbax.
+            kept = self.latest_step
+            raise OSError(
+                f"the checkpoint of step {self._saving} could not be written to {self.folder}: "
+                f"{_obstacle(error)}; "
+                + ("there is none before it" if kept is None else f"that of step {kept} is whole")
+            ) from error
+
+
+class DamagedError(ValueError):
+    """A checkpoint whose files are not what was written."""
+
+
+def find_damage(folder: Path, items: tuple[str, ...] = ITEMS) -> str | None:
+    """What is wrong with the files of a finished checkpoint, or None.
+
+    Args:
+      folder: the checkpoint. One without checksums, of an earlier version, is taken as it is.
+      items: which parts of it to look at.
+    """
+    if missing := [item for item in items if not (folder / item).is_dir()]:
+        return f"{missing[0]}/ is missing"
+    path = folder / CHECKSUMS
+    if not path.is_file():
+        return None
+    try:
+        checksums = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return f"{CHECKSUMS} cannot be read"
+    for name, wanted in checksums.items():
+        if name.split("/")[0] not in items:
+            continue
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if _checksum(folder / name) != wanted:
+            return f"{name} has changed since it was written"
+    return None
+
+
+def _checksum(path: Path, *, flush: bool = False) -> str:
+    with path.open("rb") as file:
+        if flush:
+            os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unused(path: Path) -> Path:
+    """This path, or where there is something already, one with a number."""
+    paths = [path, *(path.with_name(f"{path.name}-{number}") for number in range(2, 1000))]
+    return next(each for each in paths if not each.exists())
+
+
+def _obstacle(error: Exception) -> str:
+    """What the operating system said, without the long names of the files it said it of."""
+    said = re.search(r"([^:]+) \[os_error_code", str(error))
+    return said[1].strip() if said else _one_line(error)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _without_variables(state: TrainState) -> dict[str, Any]:

@@ -34,16 +34,23 @@ TOKENIZER_FOLDER = "tokenizer"
 
 
 def build_module(config: ConfigDict) -> dual_encoder.DualEncoder:
-    """The network of a config: towers with their pretrained weights, projections, locks."""
+    """The network of a config: towers with their pretrained weights, projections, locks, heads."""
     projections = _rngs(config, "projections")
     image, text = (_build_side(config, kind, projections) for kind in KINDS)
     locks, options = _locks(config), objectives.make_options(**config.objective)
+    heads = dual_encoder.Heads(
+        simsiam=options.uses_simsiam,
+        simclr=options.uses_simclr,
+        tokens=options.uses_masked_language,
+    )
     return dual_encoder.DualEncoder(
         *(image.tower, text.tower, image.projection, text.projection),
         image_lock=locks["image"],
         text_lock=locks["text"],
         initial_scale=options.initial_scale,
         initial_bias=options.initial_bias,
+        heads=heads,
+        rngs=_rngs(config, "heads"),
     )
 
 
@@ -288,7 +295,7 @@ def make_encoder(
     return Encoder(
         model=model,
         variables=variables,
-        tokenizer=Tokenizer(folder, config.data.max_tokens),
+        tokenizer=Tokenizer(folder, config.data.max_tokens, config.model.text.mask_token),
         tokenizer_folder=folder,
         mesh=mesh,
         image_size=config.data.image_size,

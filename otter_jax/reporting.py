@@ -5,13 +5,15 @@ byte for byte; whatever depends on the machine goes to timings.jsonl.
 """
 
 import json
+import math
+import os
 import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import jax
 import numpy as np
@@ -61,9 +63,18 @@ def write_json(path: Path, value: Any) -> None:
     """Writes readable JSON; a reader finds the old file or the new one, never half of one."""
     if jax.process_index() != 0:
         return
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    # Of this process alone: a run may be evaluated by several at once.
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=2) + "\n")
+        _flush_to_disk(file)
     partial.replace(path)
+
+
+def _flush_to_disk(file: TextIO) -> None:
+    """Has a file survive a loss of power, not only the end of the process."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def read_json(path: Path) -> Any:
@@ -97,9 +108,16 @@ class JsonLines:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends one line and hands it to the operating system."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        """Appends one line and hands it to the operating system (OSError naming the file)."""
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(f"{self._file.name} cannot be written: {error.strerror}") from error
+
+    def sync(self) -> None:
+        """Waits until the lines are on disk."""
+        _flush_to_disk(self._file)
 
     def close(self) -> None:
         """Closes the file."""
@@ -136,10 +154,19 @@ class Reporter(AbstractContextManager):
             )
             self._files = [self._metrics, self._timings, self._tensorboard]
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         """Closes the files."""
         for file in self._files:
-            file.close()
+            try:
+                file.close()
+            except OSError:
+                if kind is None:  # Else it would hide what went wrong first.
+                    raise
+
+    def sync(self) -> None:
+        """Waits until all lines are on disk, so that a checkpoint never knows more than they do."""
+        if self._tensorboard is not None:
+            self._metrics.sync()
 
     def waiting(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Passes batches on and adds up the time that was spent waiting for them."""
@@ -155,10 +182,14 @@ class Reporter(AbstractContextManager):
         self._last, self._waited = (step, time.perf_counter()), 0.0
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Reports the metrics of a train step, and on the screen its rate and the time left."""
+        """Reports the metrics of a train step, and on the screen its rate and the time left.
+
+        What is not finite is shown, but not written: JSON has no such numbers.
+        """
         values = {f"train/{name}": float(np.asarray(metrics[name])) for name in sorted(metrics)}
         timings = self._timings_since(step)
-        self._write(step, values, timings)
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self._write(step, finite, timings)
         parts = [f"{values['train/loss']:.4f} loss"]
         parts += [
             f"{value:.4f} {name.removeprefix('train/loss_')}"
@@ -172,13 +203,14 @@ class Reporter(AbstractContextManager):
         say(f"step {step:>6} of {self._total_steps}  {'  '.join(parts)}")
 
     def evaluation(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
-        """Reports `{set: {metric: value}}` measured after `step` updates."""
+        """Reports `{set: {metric: value}}` measured after `step` updates, if it is of any set."""
         flat = {
             f"eval/{name}/{metric}": value
             for name, metrics in results.items()
             for metric, value in metrics.items()
         }
-        self._write(step, flat, {})
+        if flat:
+            self._write(step, flat, {})
 
     def _timings_since(self, step: int) -> dict[str, float]:
         (last_step, last_time), now = self._last, time.perf_counter()

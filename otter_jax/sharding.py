@@ -4,11 +4,15 @@ Everything is written from the global view: `jax.jit` over a mesh with Auto axes
 split the work, so batch norm and the contrastive loss see the whole batch on any device count.
 """
 
+import math
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+SMALLEST_SPLIT = 2**14  # Elements; gathering less would cost more than it saves.
 
 
 def make_mesh() -> Mesh:
@@ -26,13 +30,34 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch_size(mesh: Mesh, batch_size: int) -> None:
-    """Refuses a batch that does not divide over the devices (ValueError)."""
+def first_process_says(flag: bool) -> bool:
+    """The first process's answer to a question that all of them ask at the same time."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.broadcast_one_to_all(np.array(flag)))
+
+
+def parameter_place(mesh: Mesh, array: Any) -> NamedSharding:
+    """Where a parameter lives when its kind is split over the devices (FSDP, ZeRO).
+
+    The longest axis that the devices divide is split; small arrays, and those without such an
+    axis, are whole on every device.
+    """
+    devices, shape = mesh.shape["data"], array.shape
+    axes = [axis for axis, size in enumerate(shape) if size % devices == 0]
+    if math.prod(shape) < SMALLEST_SPLIT or not axes:
+        return replicated(mesh)
+    longest = max(axes, key=lambda axis: shape[axis])
+    return NamedSharding(mesh, PartitionSpec(*(None,) * longest, "data"))
+
+
+def check_batch_size(mesh: Mesh, batch_size: int, key: str = "batch_size") -> None:
+    """Refuses a batch that does not divide over the devices (ValueError naming `config.key`)."""
     devices = mesh.devices.size
     if batch_size % devices:
         lower = batch_size // devices * devices
         raise ValueError(
-            f"config.batch_size={batch_size} does not divide over {devices} devices: "
+            f"config.{key}={batch_size} does not divide over {devices} devices: "
             f"try {lower or devices} or {lower + devices}"
         )
 

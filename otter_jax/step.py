@@ -4,6 +4,7 @@ One jitted function from (state, batch) to (state, metrics), over plain pytrees.
 in it is drawn from the run's seed, a name and the step, so a resumed run draws the same.
 """
 
+import functools
 import zlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,7 +15,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from otter_jax import objectives, sharding
+from otter_jax import micro_batches, objectives, sharding
 from otter_jax.models.dual_encoder import Arrays, FunctionalModel, Variables
 
 Batch = dict[str, jax.Array]
@@ -28,12 +29,18 @@ class TrainState(NamedTuple):
     variables: Variables
     opt_state: optax.OptState
     teacher: Arrays  # Moving average of variables.params; empty where no teacher is used.
+    memory: objectives.Queue | None = None  # Texts of earlier batches, where an objective asks.
 
 
 def named_key(seed: int, name: str, step: jax.Array | int = 0) -> jax.Array:
     """The key for one purpose at one step; nothing in a run draws from any other."""
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
     return jax.random.fold_in(key, step)
+
+
+def row_keys(key: jax.Array, batch: Batch) -> jax.Array:
+    """A key for each row, so that what is drawn for it does not depend on the rows beside it."""
+    return jax.random.split(key, len(next(iter(batch.values()))))
 
 
 def make_schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
@@ -69,7 +76,11 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
 
 
 def initial_state(
-    variables: Variables, optimizer: optax.GradientTransformation, *, uses_teacher: bool
+    variables: Variables,
+    optimizer: optax.GradientTransformation,
+    *,
+    uses_teacher: bool,
+    memory: objectives.Queue | None = None,
 ) -> TrainState:
     """The state before the first step; the teacher starts as a copy of the student."""
     return TrainState(
@@ -77,7 +88,27 @@ def initial_state(
         variables=variables,
         opt_state=optimizer.init(variables.params),
         teacher=jax.tree.map(jnp.copy, variables.params) if uses_teacher else {},
+        memory=memory,
     )
+
+
+def state_places(mesh: Mesh, state: TrainState, *, fsdp: bool) -> TrainState:
+    """Where each array of a state lives: whole on every device, or split over all of them.
+
+    The memory is always split by rows. With `fsdp`, so is every large array of parameters, moments
+    and teacher, see `sharding.parameter_place`.
+    """
+    whole = sharding.replicated(mesh)
+    place = functools.partial(sharding.parameter_place, mesh) if fsdp else lambda x: whole
+    places = jax.tree.map(place, state)
+    if state.memory is None:
+        return places
+    return places._replace(memory=objectives.Queue(sharding.split_rows(mesh), whole, whole))
+
+
+def place_state(mesh: Mesh, state: TrainState, *, fsdp: bool) -> TrainState:
+    """A state with its arrays where they belong."""
+    return jax.device_put(state, state_places(mesh, state, fsdp=fsdp))
 
 
 def teacher_decay(step: jax.Array, decay: float, warmup: bool) -> jax.Array:
@@ -99,17 +130,27 @@ def make_train_step(
     config: ConfigDict,
     mesh: Mesh,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The jitted step over `mesh`; the state it is given is consumed."""
+    """The jitted step over `mesh`; the state it is given is consumed.
+
+    The metric `finite` says whether loss, gradients and updates are finite. Where they are not, the
+    state stays as it was, but for its step: nothing that is not finite ever enters it.
+    """
+
+    num_parts = 1 if config.micro_batch is None else config.batch_size // config.micro_batch
 
     def embed_teacher(teacher: Arrays, state: TrainState, batch: Batch) -> objectives.Embeddings:
+        key = named_key(config.seed, "teacher dropout", state.step)
         variables = state.variables._replace(params=teacher)
-        embeddings, _ = model.embed(
-            variables,
-            batch,
-            train=config.teacher.train_mode,
-            dropout_key=named_key(config.seed, "teacher dropout", state.step),
-        )
-        return objectives.Embeddings(*embeddings)
+
+        def embed(rows: Batch) -> tuple[jax.Array, jax.Array]:
+            train, keys = config.teacher.train_mode, rows["dropout_keys"]
+            return model.embed(variables, rows, train=train, dropout_key=keys)[0]
+
+        rows = batch | {"dropout_keys": row_keys(key, batch)}
+        if num_parts == 1:
+            return objectives.Embeddings(*embed(rows))
+        parts = micro_batches.split_parts(rows, num_parts, mesh)
+        return objectives.Embeddings(*micro_batches.join_parts(jax.lax.map(embed, parts)))
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         variables, teacher, teacher_embeddings = state.variables, state.teacher, None
@@ -118,31 +159,53 @@ def make_train_step(
             teacher = move_average(teacher, variables.params, decay)
             teacher_embeddings = embed_teacher(teacher, state, batch)
 
-        def loss_of(params: Arrays) -> tuple[jax.Array, tuple[Metrics, Arrays]]:
-            student, batch_stats = model.embed(
-                variables._replace(params=params),
-                batch,
-                train=True,
-                dropout_key=named_key(config.seed, "dropout", state.step),
-            )
-            log_scales = objectives.LogScales(
+        def forward(params: Arrays, stats: Arrays, rows: Batch) -> tuple[Metrics, Arrays]:
+            student = variables._replace(params=params, batch_stats=stats)
+            return model.views(student, rows, train=True, dropout_key=rows["dropout_keys"])
+
+        def loss_of(outputs: Metrics, params: Arrays) -> tuple[jax.Array, tuple]:
+            scales = objectives.LogScales(
                 params["log_scale"], params["distillation_log_scale"], params.get("logit_bias", 0.0)
             )
-            loss, metrics = objectives.total_loss(
-                options, objectives.Embeddings(*student), teacher_embeddings, log_scales, mesh
+            if not options.uses_views:
+                student = objectives.Embeddings(**outputs)
+                loss, metrics = objectives.total_loss(
+                    options, student, teacher_embeddings, scales, mesh
+                )
+                return loss, (metrics, state.memory)
+            views = objectives.Views(**outputs, mlm_labels=batch.get("masked_labels"))
+            loss, metrics, memory = objectives.declip_loss(
+                options, views, state.memory, scales, mesh, teacher_embeddings
             )
-            return loss, (metrics, batch_stats)
+            return loss, (metrics, memory)
 
-        gradient = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, (metrics, batch_stats)), gradients = gradient(variables.params)
+        key = named_key(config.seed, "dropout", state.step)
+        loss, (metrics, memory), batch_stats, gradients = micro_batches.value_and_gradients(
+            forward,
+            loss_of,
+            variables.params,
+            variables.batch_stats,
+            batch | {"dropout_keys": row_keys(key, batch)},
+            num_parts=num_parts,
+            mesh=mesh,
+        )
         updates, opt_state = optimizer.update(gradients, state.opt_state, variables.params)
         params = optax.apply_updates(variables.params, updates)
+        if options.uses_views:
+            params["log_scale"] = objectives.clip_log_scale(options, params["log_scale"])
         metrics |= {"loss": loss, "learning_rate": schedule(state.step)}
+        # One number that is finite where all of them are.
+        finite = jnp.isfinite(loss + optax.tree.norm(gradients) + optax.tree.norm(updates))
+        metrics["finite"] = finite
         variables = variables._replace(params=params, batch_stats=batch_stats)
-        return TrainState(state.step + 1, variables, opt_state, teacher), metrics
+        updated = TrainState(state.step + 1, variables, opt_state, teacher, memory)
+        unchanged = state._replace(step=state.step + 1)
+        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, unchanged)
+        # Where the arrays are is said here, so that it stays so.
+        places = state_places(mesh, state, fsdp=config.fsdp), sharding.replicated(mesh)
+        return jax.lax.with_sharding_constraint((state, metrics), places)
 
-    # Every state array is whole on every device; said here, so that it stays so.
-    return jax.jit(train_step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+    return jax.jit(train_step, donate_argnums=0)
 
 
 def make_target_step(

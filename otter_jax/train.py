@@ -1,8 +1,7 @@
 """train(config, workdir): reads from top to bottom in the order in which a run happens."""
 
 import dataclasses
-import math
-import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +16,36 @@ from otter_jax import config as config_lib
 from otter_jax import gallery, objectives, reporting, sharding
 from otter_jax.checkpoints import Checkpoints
 from otter_jax.data import batches, images
-from otter_jax.data.pair_loader import PairLoader
+from otter_jax.data.pair_loader import PairLoader, Views
 from otter_jax.data.sources import Source, open_source
+from otter_jax.divergence import DivergedError, DivergenceWatch
 from otter_jax.encoder import Encoder, build_module, keep_description, make_encoder
 from otter_jax.evaluation import tables
 from otter_jax.evaluation.sets import EvaluationSet, open_sets
 from otter_jax.features import FeatureStore
+from otter_jax.interruption import Interrupted, Interruption
 from otter_jax.models import dual_encoder
 from otter_jax.models.dual_encoder import FunctionalModel
 from otter_jax.reporting import Reporter, say
 from otter_jax.step import (
+    Batch,
+    Metrics,
     TrainState,
     initial_state,
     make_optimizer,
     make_schedule,
     make_target_step,
     make_train_step,
+    place_state,
+)
+from otter_jax.workdir import (
+    Lock,
+    claimed,
+    read_finished,
+    refuse_in_use,
+    refuse_other_config,
+    refuse_other_data,
+    refuse_unwritable,
 )
 
 Results = dict[str, Any]
@@ -68,100 +81,217 @@ class TrainingData:
     unreadable: dict[str, str]  # Key of a record -> why its image cannot be read.
 
 
+@dataclasses.dataclass
+class Run:
+    """One training, as it goes on in a workdir that is its own."""
+
+    parts: Parts
+    data: TrainingData
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    total_steps: int
+    saved: Checkpoints
+    lock: Lock
+    interruption: Interruption
+
+
 def train(config: ConfigDict, workdir: Path) -> Results:
     """Trains, or goes on training, in `workdir`; returns what results.json holds.
 
     Raises:
       ValueError, FileNotFoundError, ModuleNotFoundError: one line on what is wrong with the config,
         the data or the workdir, before anything is written.
-      FloatingPointError: if the loss or a parameter is no longer finite; nothing of it is saved.
+      OSError: if the workdir cannot be written any more, or was removed.
+      DivergedError: if the loss or an update is not finite and config.on_nan does not allow for it;
+        nothing of it is saved.
+      Interrupted: on SIGTERM or SIGINT, when all finished steps have been saved.
     """
-    config_lib.check(config)
-    refuse_unwritable(workdir)
-    refuse_other_config(config, workdir)
-    options = objectives.make_options(**config.objective)
-    mesh = sharding.make_mesh()
-    sharding.check_batch_size(mesh, config.batch_size)
-    source = open_source(config.data.train)
-    refuse_other_data(source, workdir)
-    batches.record_order(len(source), config.batch_size, config.seed)  # Refuses too few pairs.
-    total_steps = config_lib.total_steps(config, len(source))
-    schedule = make_schedule(config, total_steps)
-    if finished := read_finished(workdir, total_steps):
-        say(f"{workdir} is finished ({total_steps} steps); its results:\n")
-        say(reporting.results_table(finished))
-        return finished
-    parts = build_parts(config, workdir, mesh, options)
-    claim_workdir(config, workdir)
+    with Interruption() as interruption:
+        config_lib.check(config)
+        refuse_unwritable(workdir)
+        refuse_in_use(workdir)
+        refuse_other_config(config, workdir)
+        options = objectives.make_options(**config.objective)
+        mesh = sharding.make_mesh()
+        sharding.check_batch_size(mesh, config.batch_size)
+        if config.micro_batch is not None:
+            sharding.check_batch_size(mesh, config.micro_batch, "micro_batch")
+        objectives.check_queue(options, config.batch_size, mesh.devices.size)
+        source = open_source(config.data.train)
+        refuse_other_data(source, workdir)
+        batches.record_order(len(source), config.batch_size, config.seed)  # Refuses too few pairs.
+        total_steps = config_lib.total_steps(config, len(source))
+        schedule = make_schedule(config, total_steps)
+        if finished := read_finished(workdir, total_steps):
+            say(f"{workdir} is finished ({total_steps} steps); its results:\n")
+            say(reporting.results_table(finished))
+            return finished
+        parts = build_parts(config, workdir, mesh, options)
+        with claimed(config, workdir) as lock:
+            return train_claimed(parts, source, schedule, total_steps, lock, interruption)
+
+
+def train_claimed(
+    parts: Parts,
+    source: Source,
+    schedule: optax.Schedule,
+    total_steps: int,
+    lock: Lock,
+    interruption: Interruption,
+) -> Results:
+    """Trains in a workdir that is this run's own, from the start or from its last checkpoint."""
+    config, workdir = parts.config, parts.workdir
     keep_description(parts.encoder, workdir)
     describe(parts, source, total_steps)
     data = open_training_data(parts, source)
     write_data_note(parts, data)
     optimizer = make_optimizer(config, schedule)
-    # A copy, since the step consumes the state it is given and `parts` keeps its variables.
-    untrained = jax.tree.map(jnp.copy, parts.encoder.variables)
-    fresh = initial_state(untrained, optimizer, uses_teacher=options.uses_teacher)
-    step = make_train_step(parts.model, options, optimizer, schedule, config, mesh)
-
+    step = make_train_step(parts.model, parts.options, optimizer, schedule, config, parts.mesh)
     with Checkpoints(workdir / "checkpoints", config.checkpoint.keep, create=True) as saved:
-        start = saved.latest_step
-        with Reporter(
-            workdir,
-            total_steps=total_steps,
-            resume_step=-1 if start is None else start,
-            batch_size=config.batch_size,
-        ) as report:
-            if start is None:
-                report.evaluation(0, parts.evaluate(fresh.variables))
-                state = sharding.put_state(mesh, fresh)
-            else:
-                say(f"resuming after step {start}")
-                state = saved.restore(sharding.put_state(mesh, fresh))
-            state = run_steps(parts, data, step, state, total_steps, saved, report)
-            return finish(parts, data, state, report, total_steps)
+        run = Run(parts, data, step, total_steps, saved, lock, interruption)
+        while True:  # Once, but that a rollback goes on as a resumed run does.
+            # A copy, since the step consumes the state it is given and `parts` keeps its variables.
+            untrained = jax.tree.map(jnp.copy, parts.encoder.variables)
+            fresh = initial_state(
+                untrained,
+                optimizer,
+                uses_teacher=parts.options.uses_teacher,
+                memory=make_memory(parts.options, config.model.embed_dim),
+            )
+            try:
+                return train_from_checkpoint(run, place_state(parts.mesh, fresh, fsdp=config.fsdp))
+            except DivergedError as error:
+                if not error.rolls_back:
+                    raise
+                say(str(error))
 
 
-def run_steps(
-    parts: Parts,
-    data: TrainingData,
-    step: Any,
-    state: TrainState,
-    total_steps: int,
-    saved: Checkpoints,
-    report: Reporter,
-) -> TrainState:
-    """The training loop: from the state's own step to the last one."""
-    config, start = parts.config, int(state.step)
-    stream = batches.batches(
-        data.load,
-        len(data.records),
+def train_from_checkpoint(run: Run, state: TrainState) -> Results:
+    """Goes on from the last checkpoint, or begins with `state` where there is none."""
+    parts, saved = run.parts, run.saved
+    if saved.latest_step is not None:
+        state = saved.restore(state)
+        say(f"resuming after step {int(state.step)}")
+    elif parts.config.on_nan == "rollback":
+        saved.save(state)  # A state to go back to, from the first step on.
+    checkpoint = int(state.step)
+    watch = DivergenceWatch(
+        parts.config,
+        parts.workdir,
+        checkpoint=checkpoint,
+        last_checkpoint=saved.finished_step,
+        records_of=lambda number: batch_records(run, number),
+    )
+    state = state._replace(step=sharding.put_state(parts.mesh, jnp.int32(watch.start)))
+    with Reporter(
+        parts.workdir,
+        total_steps=run.total_steps,
+        resume_step=checkpoint,
+        batch_size=parts.config.batch_size,
+    ) as report:
+        state = run_steps(run, state, report, watch)
+        return finish(parts, run.data, state, report, run.total_steps)
+
+
+def run_steps(run: Run, state: TrainState, report: Reporter, watch: DivergenceWatch) -> TrainState:
+    """The training loop: from the state's own step to the last one, which is saved."""
+    parts, config, start = run.parts, run.parts.config, int(state.step)
+    try:
+        evaluate_what_is_missing(parts, state, report)
+        steps = range(start + 1, run.total_steps + 1)
+        for number, batch in zip(steps, report.waiting(open_stream(run, start)), strict=False):
+            with run.interruption.held(number):
+                batch.pop("index")
+                state, metrics = run.step(state, sharding.put_batch(parts.mesh, batch))
+                watch.look(number, metrics)
+                if number == start + 1:
+                    jax.block_until_ready(metrics)
+                    report.start_clock(number)
+                if number == run.total_steps or every(config.log_every_steps, number):
+                    report_step(run, number, metrics, report, watch)
+                saves = must_save(run, number)
+                if saves:
+                    save(run, state, report, watch)
+            evaluates = every(config.evaluate.every_steps, number) and number < run.total_steps
+            if evaluates:
+                report.evaluation(number, parts.evaluate(state.variables))
+            if evaluates or saves:
+                report.start_clock(number)
+    except Interrupted as interrupted:
+        interrupted.step = int(state.step)
+        if interrupted.step > start:
+            save(run, state, report, watch)
+        raise
+    save(run, state, report, watch)
+    return state
+
+
+def open_stream(run: Run, start: int) -> Iterator[batches.Batch]:
+    """This process's rows of the batches after step `start`."""
+    config = run.parts.config
+    return batches.batches(
+        run.data.load,
+        len(run.data.records),
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start,
         process=(jax.process_index(), jax.process_count()),
         threads=config.data.threads,
     )
-    steps = range(start + 1, total_steps + 1)
-    for number, batch in zip(steps, report.waiting(stream), strict=False):
-        batch.pop("index")
-        state, metrics = step(state, sharding.put_batch(parts.mesh, batch))
-        if number == start + 1:
-            jax.block_until_ready(metrics)
-            report.start_clock(number)
-        last = number == total_steps
-        if last or number % config.log_every_steps == 0:
-            refuse_divergence(number, float(metrics["loss"]))
-            report.step(number, metrics)
-        evaluates = every(config.evaluate.every_steps, number) and not last
-        saves = last or every(config.checkpoint.every_steps, number)
-        if evaluates:
-            report.evaluation(number, parts.evaluate(state.variables))
-        if saves:  # After its metrics are written: what is saved is never missing.
-            refuse_divergence(number, float(optax.tree.norm(state.variables.params)))
-            saved.save(state)
-        if evaluates or saves:
-            report.start_clock(number)
-    return state
+
+
+def report_step(
+    run: Run, number: int, metrics: Metrics, report: Reporter, watch: DivergenceWatch
+) -> None:
+    """Reports a step, and looks for what would make it the last one."""
+    watch.settle()
+    run.lock.check()
+    run.saved.check()
+    shown = {name: value for name, value in metrics.items() if name != "finite"}
+    if run.parts.config.on_nan == "skip":
+        shown["skipped_steps"] = watch.skipped
+    report.step(number, shown)
+
+
+def must_save(run: Run, number: int) -> bool:
+    """Whether the steps or the minutes say so after this step."""
+    config = run.parts.config
+    if every(config.checkpoint.every_steps, number):
+        return True
+    # Several processes must agree on the time: they do where they wait for each other anyway.
+    if jax.process_count() > 1 and not every(config.log_every_steps, number):
+        return False
+    return run.saved.overdue(config.checkpoint.every_minutes)
+
+
+def save(run: Run, state: TrainState, report: Reporter, watch: DivergenceWatch) -> None:
+    """Saves a state when its metrics are written: what is saved is never missing there."""
+    watch.settle()
+    run.lock.check()
+    report.sync()
+    run.saved.save(state)
+
+
+def make_memory(options: objectives.Options, embed_dim: int) -> objectives.Queue | None:
+    """An empty queue, where the objective remembers texts."""
+    return objectives.make_queue(options.queue_size, embed_dim) if options.uses_queue else None
+
+
+def evaluate_what_is_missing(parts: Parts, state: TrainState, report: Reporter) -> None:
+    """Evaluates where a run begins, or where it ended between a checkpoint and its evaluation."""
+    number = int(state.step)
+    due = number == 0 or every(parts.config.evaluate.every_steps, number)
+    known = bool(reporting.read_evaluation(parts.workdir / "metrics.jsonl", number))
+    if due and not sharding.first_process_says(known):
+        report.evaluation(number, parts.evaluate(state.variables))
+
+
+def batch_records(run: Run, number: int) -> list[dict[str, Any]]:
+    """Which records the batch at a step is made of: numbers and keys in the collection."""
+    config, data = run.parts.config, run.data
+    order = batches.record_order(len(data.records), config.batch_size, config.seed)
+    rows = order[number - 1]
+    used = ({"index": rows} | data.load(number - 1, rows))["index"].tolist()
+    return [{"index": each, "key": data.source[each].key} for each in used]
 
 
 def finish(
@@ -180,7 +310,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> Results:
     """Repeats the final evaluation of `workdir` from its latest checkpoint.
 
     `evaluate.*` may differ from the run's own config. Writes results.json if the run has finished
-    and they do not, else evaluation.json.
+    and they do not, else evaluation.json; so it may look at a run that is under way.
 
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong with the config or the workdir.
@@ -205,54 +335,6 @@ def evaluate(config: ConfigDict, workdir: Path) -> Results:
     before = before_training(workdir) if as_trained else {}
     finished = as_trained and (workdir / "results.json").is_file()
     return write_results(parts, before, after, "results.json" if finished else "evaluation.json")
-
-
-def refuse_other_config(
-    config: ConfigDict, workdir: Path, ignore: tuple[str, ...] = config_lib.BOOKKEEPING_KEYS
-) -> None:
-    """Refuses to touch a workdir that another config wrote (ValueError naming the keys)."""
-    path = workdir / "config.json"
-    if path.is_file() and (
-        differing := config_lib.differences(config_lib.load(path), config, ignore)
-    ):
-        raise ValueError(
-            f"--workdir={workdir} was written by another config ({'; '.join(differing)}): "
-            "choose another workdir or the same values"
-        )
-
-
-def refuse_unwritable(workdir: Path) -> None:
-    """Refuses a workdir that cannot be made or written (ValueError naming what is in the way)."""
-    place = workdir.absolute()
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise ValueError(f"--workdir={workdir} cannot be written: see {place}")
-
-
-def refuse_other_data(source: Source, workdir: Path) -> None:
-    """Refuses to go on with other pairs than a run began with (ValueError)."""
-    path = workdir / "data.json"
-    if not path.is_file():
-        return
-    before = reporting.read_json(path)["train"]
-    if before["fingerprint"] != source.fingerprint:
-        raise ValueError(
-            f"the pairs of {source.name} have changed since {workdir} was started (now "
-            f"{len(source)}, fingerprint {source.fingerprint[:12]}, was "
-            f"{before['fingerprint'][:12]}): choose another workdir or the same data"
-        )
-
-
-def claim_workdir(config: ConfigDict, workdir: Path) -> None:
-    """Makes the workdir with its config.json, or says why it cannot be made."""
-    if not workdir.parent.exists():
-        say(f"making the missing folder {workdir.parent}")
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        reporting.write_json(workdir / "config.json", config_lib.as_dict(config))
-    except OSError as error:
-        raise ValueError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
 
 
 def build_parts(
@@ -301,7 +383,8 @@ def describe(parts: Parts, source: Source, total_steps: int) -> None:
 def open_training_data(parts: Parts, source: Source) -> TrainingData:
     """Chooses how batches are made: from features computed once, or from images every time."""
     config = parts.config
-    fixed = config.data.augmentation == "none" and not config.data.flip
+    views = views_of(config, parts.options)
+    fixed = config.data.augmentation == "none" and not config.data.flip and views == Views()
     if config.data.cache_features and config.model.image.frozen and fixed:
         return open_cached_data(parts, source)
     loader = PairLoader(
@@ -312,8 +395,22 @@ def open_training_data(parts: Parts, source: Source) -> TrainingData:
         augmentation=config.data.augmentation,
         flip=config.data.flip,
         seed=config.seed,
+        views=views,
     )
     return TrainingData(source, loader, np.arange(len(source)), loader.unreadable)
+
+
+def views_of(config: ConfigDict, options: objectives.Options) -> Views:
+    """The views of a pair that an objective asks for."""
+    number = 3 if options.uses_simclr else 2 if options.uses_two_image_views else 1
+    if number == 1 and not options.uses_masked_language:
+        return Views()
+    return Views(
+        images=number,
+        augmentations=(config.data.augmentation, *(config.data.view_augmentation,) * (number - 1)),
+        second_text=options.uses_two_text_views,
+        masked_text=options.uses_masked_language,
+    )
 
 
 def open_cached_data(parts: Parts, source: Source) -> TrainingData:
@@ -416,30 +513,13 @@ def write_results(
         "before": {name: before[name] for name in after if name in before},
         "chance": {each.name: each.chance() for each in parts.sets},
     }
-    reporting.write_json(parts.workdir / name, results)
     tables.write_csv((parts.workdir / name).with_suffix(".csv"), results)
+    reporting.write_json(parts.workdir / name, results)  # Last of all: with it the run is finished.
     say("")
     say(reporting.results_table(results))
     return results
 
 
-def read_finished(workdir: Path, total_steps: int) -> Results | None:
-    """The results of a run that has come to its end, or None."""
-    path = workdir / "results.json"
-    if not path.is_file() or not (workdir / "checkpoints" / str(total_steps)).is_dir():
-        return None
-    return reporting.read_json(path)
-
-
 def every(period: int, step: int) -> bool:
     """Whether something that happens every `period` steps (0: never) happens at this one."""
     return period > 0 and step % period == 0
-
-
-def refuse_divergence(step: int, value: float) -> None:
-    """Stops where training has diverged: `value` is the loss or the norm of the parameters."""
-    if not math.isfinite(value):
-        raise FloatingPointError(
-            f"training has diverged at step {step} (loss or parameters are {value}): try a lower "
-            "config.optimizer.learning_rate in another workdir; earlier checkpoints are kept"
-        )

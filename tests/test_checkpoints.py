@@ -1,5 +1,7 @@
 """What is saved comes back bit for bit, on another mesh too, and misfits are named."""
 
+import resource
+import shutil
 from pathlib import Path
 
 import jax
@@ -9,8 +11,8 @@ import optax
 import pytest
 from jax.sharding import AxisType, Mesh
 
-from otter_jax import sharding, step
-from otter_jax.checkpoints import Checkpoints
+from otter_jax import checkpoints, sharding, step
+from otter_jax.checkpoints import Checkpoints, find_damage
 from otter_jax.models.dual_encoder import Variables
 
 
@@ -75,6 +77,120 @@ def test_other_shapes_are_named(tmp_path: Path) -> None:
         saved.save(make_state(width=3))
         with pytest.raises(ValueError, match="does not fit this config"):
             saved.restore(make_state(width=4))
+
+
+@pytest.mark.parametrize("harm", ["flip", "truncate", "remove", "empty"])
+def test_damage_is_named_and_set_aside(
+    tmp_path: Path, capsys: pytest.CaptureFixture, harm: str
+) -> None:
+    with Checkpoints(tmp_path) as saved:
+        for updates in (1, 2):
+            saved.save(make_state(updates=updates))
+    damage(tmp_path / "2", harm)
+    with Checkpoints(tmp_path) as saved:
+        with pytest.raises(ValueError, match=r"checkpoint .*/2 is damaged"):
+            saved.restore_variables(make_state().variables)
+        assert (tmp_path / "2").is_dir()  # Whoever only reads changes nothing.
+        assert_equal(saved.restore(zeros_like(make_state())), make_state(updates=1))
+        assert saved.latest_step == 1
+        saved.save(make_state(updates=2))
+    assert "2.damaged" in capsys.readouterr().out
+    damage(tmp_path / "2", harm)
+    with Checkpoints(tmp_path) as saved:
+        assert_equal(saved.restore(zeros_like(make_state())), make_state(updates=1))
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"1", "2.damaged", "2.damaged-2"}
+
+
+def damage(checkpoint: Path, harm: str) -> None:
+    """Does to the largest file of the variables what disks and people do."""
+    if harm == "empty":
+        shutil.rmtree(checkpoint)
+        checkpoint.mkdir()
+        return
+    files = [path for path in (checkpoint / "variables").rglob("*") if path.is_file()]
+    path = max(files, key=lambda each: each.stat().st_size)
+    contents = bytearray(path.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    if harm == "remove":
+        path.unlink()
+    else:
+        path.write_bytes(contents if harm == "flip" else contents[: len(contents) // 2])
+
+
+def test_where_none_is_whole_nothing_is_touched(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path) as saved:
+        saved.save(make_state(updates=2))
+    damage(tmp_path / "2", "flip")
+    with (
+        Checkpoints(tmp_path) as saved,
+        pytest.raises(ValueError, match=r"no checkpoint is whole: .* has changed since"),
+    ):
+        saved.restore(make_state())
+    assert [path.name for path in tmp_path.iterdir()] == ["2"]
+
+
+def test_checkpoints_without_checksums_are_taken_as_they_are(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path) as saved:
+        saved.save(make_state(updates=2))
+    assert find_damage(tmp_path / "2") is None
+    (tmp_path / "2" / "sha256.json").unlink()
+    with Checkpoints(tmp_path) as saved:
+        assert_equal(saved.restore(zeros_like(make_state())), make_state(updates=2))
+
+
+def test_half_written_is_not_there(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path) as saved:
+        saved.save(make_state(updates=1))
+        saved.save(make_state(updates=2))
+    (tmp_path / "2").rename(tmp_path / "2.orbax-checkpoint-tmp")
+    with Checkpoints(tmp_path) as saved:
+        assert_equal(saved.restore(zeros_like(make_state())), make_state(updates=1))
+        saved.save(make_state(updates=2))
+        assert saved.finished_step() == 2
+
+
+def test_full_disk_is_said_in_a_line_and_the_one_before_is_whole(tmp_path: Path) -> None:
+    wide = make_state(width=100_000, updates=2)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    said = r"step 2 could not be written to .*: File too large; that of step 1 is whole"
+    with pytest.raises(OSError, match=said), Checkpoints(tmp_path) as saved:
+        saved.save(make_state(updates=1))
+        assert saved.finished_step() == 1
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        try:
+            saved.save(wide)
+            saved.finished_step()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with Checkpoints(tmp_path) as saved:
+        assert_equal(saved.restore(zeros_like(make_state())), make_state(updates=1))
+        saved.save(make_state(updates=2))
+        assert saved.finished_step() == 2
+
+
+def test_restored_on_fewer_and_fewer_devices(tmp_path: Path) -> None:
+    state = make_state(updates=1)
+    for devices in (8, 2, 1):
+        mesh = Mesh(np.array(jax.devices()[:devices]), ("data",), axis_types=(AxisType.Auto,))
+        with Checkpoints(tmp_path) as saved:
+            if devices < 8:
+                state = saved.restore(sharding.put_state(mesh, zeros_like(state)))
+            assert_equal(state._replace(step=jnp.int32(1)), make_state(updates=1))
+            state = sharding.put_state(mesh, state._replace(step=jnp.int32(10 - devices)))
+            saved.save(state)
+
+
+def test_overdue_asks_the_time_since_the_last_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now)
+    with Checkpoints(tmp_path) as saved:
+        now += 90
+        assert saved.overdue(1.5) and not saved.overdue(1.6) and not saved.overdue(0)
+        saved.save(make_state(updates=1))
+        assert not saved.overdue(1.5)
 
 
 def test_nothing_saved(tmp_path: Path) -> None:

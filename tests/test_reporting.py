@@ -1,6 +1,7 @@
 """Files of one JSON object a line, tables and durations."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,37 @@ def test_resumed_lines_have_no_twin_and_no_half(tmp_path: Path) -> None:
     lines.close()
     steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
     assert steps == [0, 2, 4, 6]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, as on Linux")
+def test_full_disk_names_the_file(tmp_path: Path) -> None:
+    lines = reporting.JsonLines(tmp_path / "metrics.jsonl", resume_step=-1)
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, lines._file.fileno())
+    os.close(full)
+    with pytest.raises(OSError, match=r"metrics\.jsonl cannot be written: No space left on device"):
+        lines.write(1, {"train/loss": 1.0})
+
+
+def test_closing_does_not_hide_what_went_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: reporting.JsonLines) -> None:
+        raise OSError("closing")
+
+    monkeypatch.setattr(reporting.JsonLines, "close", fail)
+    arguments = {"total_steps": 4, "resume_step": -1, "batch_size": 8}
+    with pytest.raises(ValueError, match="first"), reporting.Reporter(tmp_path, **arguments):
+        raise ValueError("first")
+    with pytest.raises(OSError, match="closing"), reporting.Reporter(tmp_path, **arguments):
+        pass
+
+
+def test_what_is_not_finite_is_not_written(tmp_path: Path) -> None:
+    with reporting.Reporter(tmp_path, total_steps=4, resume_step=-1, batch_size=8) as report:
+        report.step(2, {"loss": float("nan"), "temperature": 0.02, "skipped_steps": 1})
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"step": 2, "train/temperature": 0.02, "train/skipped_steps": 1.0}
 
 
 def test_reporter_writes_every_place(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
+from ml_collections import ConfigDict
 
-from otter_jax import encoder, objectives, sharding, step
-from otter_jax.models import dual_encoder
+from otter_jax import encoder, objectives, sharding, step, train
+from otter_jax.data import pair_loader
+from otter_jax.models import dual_encoder, layers
 
 
 def mesh_of(devices: int) -> Mesh:
@@ -21,18 +23,32 @@ def build(config, mesh: Mesh):
     model, variables = dual_encoder.split(encoder.build_module(config))
     schedule = step.make_schedule(config, 20)
     optimizer = step.make_optimizer(config, schedule)
-    state = step.initial_state(variables, optimizer, uses_teacher=options.uses_teacher)
+    memory = train.make_memory(options, config.model.embed_dim)
+    state = step.initial_state(
+        variables, optimizer, uses_teacher=options.uses_teacher, memory=memory
+    )
     train_step = step.make_train_step(model, options, optimizer, schedule, config, mesh)
-    return train_step, sharding.put_state(mesh, state)
+    return train_step, step.place_state(mesh, state, fsdp=config.fsdp)
 
 
-def batch_of(rows: int = 16) -> dict[str, np.ndarray]:
+def batch_of(rows: int = 16, config=None) -> dict[str, np.ndarray]:
+    """Random pairs, in as many views as the objective of a config asks for."""
     rng = np.random.default_rng(0)
-    return {
-        "image": rng.integers(0, 255, size=(rows, 32, 32, 3), dtype=np.uint8),
-        "tokens": rng.integers(2, 20, size=(rows, 8)).astype(np.int32),
-        "token_mask": np.ones((rows, 8), bool),
-    }
+    views = pair_loader.Views()
+    if config is not None:
+        views = train.views_of(config, objectives.make_options(**config.objective))
+    batch = {}
+    for key in pair_loader.IMAGE_KEYS[: views.images]:
+        batch[key] = rng.integers(0, 255, size=(rows, 32, 32, 3), dtype=np.uint8)
+    for number in ("", "2") if views.second_text else ("",):
+        batch[f"tokens{number}"] = rng.integers(2, 20, size=(rows, 8)).astype(np.int32)
+        batch[f"token_mask{number}"] = np.ones((rows, 8), bool)
+    if views.masked_text:
+        tokens = batch["tokens"]
+        batch["masked_tokens"] = np.where(np.arange(8) < 2, 21, tokens)
+        batch["masked_positions"] = np.tile(np.int32([0, 1, 0]), (rows, 1))
+        batch["masked_labels"] = np.stack([*tokens.T[:2], np.full(rows, -100)], 1)
+    return batch
 
 
 @pytest.mark.parametrize(
@@ -40,14 +56,20 @@ def batch_of(rows: int = 16) -> dict[str, np.ndarray]:
 )
 def test_eight_devices_equal_one(tiny_config: Callable, name: str, tile: int | None) -> None:
     config = tiny_config(
-        **{"objective.name": name, "objective.tile": tile, "optimizer.learning_rate": 0.1}
+        **{
+            "objective.name": name,
+            "objective.tile": tile,
+            "optimizer.learning_rate": 0.1,
+            "objective.queue_size": 48,
+        }
     )
     outcomes = []
     for devices in (1, 8):
         mesh = mesh_of(devices)
         train_step, state = build(config, mesh)
         for _ in range(3):
-            state, metrics = train_step(state, sharding.put_batch(mesh, batch_of()))
+            batch = batch_of(config=config)
+            state, metrics = train_step(state, sharding.put_batch(mesh, batch))
         outcomes.append((float(metrics["loss"]), jax.device_get(state.variables)))
     (loss, variables), (other_loss, other_variables) = outcomes
     np.testing.assert_allclose(loss, other_loss, rtol=1e-5)
@@ -158,3 +180,110 @@ def test_keys_differ_by_name_and_step() -> None:
         for arguments in [(0, "a", 0), (0, "a", 1), (0, "b", 0), (1, "a", 0)]
     ]
     assert len(set(keys)) == 4
+
+
+WITHOUT_BATCH_NORM = {"model.image.name": "vit_b32", "objective.queue_size": 32}
+SMALL_VIT = {
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "hidden_dropout_prob": 0.3,
+    "attention_probs_dropout_prob": 0.3,
+    "stochastic_depth_rate": 0.3,
+}
+
+
+def vit_config(tiny_config: Callable, **changes):
+    config = tiny_config(**(WITHOUT_BATCH_NORM | changes))
+    with config.unlocked():
+        config.model.image.overrides = ConfigDict(SMALL_VIT)
+        config.model.text.overrides.hidden_dropout_prob = 0.3
+    return config
+
+
+def trained(config, devices: int, steps: int = 3):
+    """The last metrics and the state after some steps."""
+    mesh = mesh_of(devices)
+    train_step, state = build(config, mesh)
+    batch = batch_of(config=config)
+    for _ in range(steps):
+        state, metrics = train_step(state, sharding.put_batch(mesh, batch))
+    return jax.device_get(metrics), state
+
+
+def assert_close(found, wanted, rtol: float, atol: float) -> None:
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol),
+        jax.device_get(found),
+        jax.device_get(wanted),
+    )
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("name", ["otter", "declip"])
+def test_micro_batches_equal_the_whole_batch(
+    tiny_config: Callable, name: str, devices: int
+) -> None:
+    # SimSiam's heads have batch norm; they are left out.
+    changes = {"objective.name": name, "objective.simsiam_weight": 0.0}
+    whole, in_parts = (vit_config(tiny_config, **changes, micro_batch=rows) for rows in (None, 4))
+    metrics, state = trained(whole, devices)
+    part_metrics, part_state = trained(in_parts, devices)
+    np.testing.assert_allclose(part_metrics["loss"], metrics["loss"], rtol=1e-5)
+    assert_close(part_state.variables, state.variables, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_of_a_row_does_not_depend_on_the_rows_beside_it() -> None:
+    keys = jax.random.split(jax.random.key(0), 6)
+    x = jnp.ones((6, 5, 7))
+    for drop in (layers.dropout, layers.drop_examples):
+        whole = drop(x, 0.5, keys)
+        np.testing.assert_array_equal(whole[2:4], drop(x[2:4], 0.5, keys[2:4]))
+    first, second = layers.split_key(keys, 2)
+    assert first.shape == second.shape == (6,)
+    drawn = jax.vmap(jax.random.bits)(jnp.concatenate([first, second]))
+    assert len(set(drawn.tolist())) == 12
+
+
+@pytest.mark.parametrize("name", ["otter", "declip"])
+def test_split_parameters_equal_whole_ones(
+    tiny_config: Callable, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)
+    changes = {"objective.name": name, "optimizer.name": "adamw"}
+    metrics, state = trained(vit_config(tiny_config, **changes), 8)
+    split_metrics, split_state = trained(vit_config(tiny_config, **changes, fsdp=True), 8)
+    np.testing.assert_allclose(split_metrics["loss"], metrics["loss"], rtol=1e-5)
+    assert_close(split_state.variables, state.variables, rtol=1e-3, atol=1e-4)
+    if name == "declip":
+        assert_close(split_state.memory, state.memory, rtol=1e-3, atol=1e-4)
+
+    def bytes_of_device(tree) -> int:
+        return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
+
+    for part in ("opt_state", "variables"):
+        whole, split = (bytes_of_device(getattr(s, part)) for s in (state, split_state))
+        assert split < 0.3 * whole, part  # An eighth, and what is too small to be split.
+
+
+def test_the_queue_stays_split(tiny_config: Callable) -> None:
+    config = vit_config(tiny_config, **{"objective.name": "declip"})
+    metrics, state = trained(config, 8)
+    assert state.memory.features.sharding.spec == ("data",)
+    assert int(state.memory.filled) == 32
+    assert metrics["loss_neighbor"] > 0
+    parts = sum(value for name, value in metrics.items() if name.startswith("loss_"))
+    np.testing.assert_allclose(parts, metrics["loss"], rtol=1e-5)
+
+
+def test_declip_s_scale_stays_within_its_bounds(tiny_config: Callable) -> None:
+    bounds = {"objective.min_scale": 20.0, "objective.initial_scale": 20.0}
+    config = vit_config(
+        tiny_config, **bounds, **{"objective.name": "declip", "optimizer.learning_rate": 100.0}
+    )
+    _, state = trained(config, 1)
+    scale = np.exp(float(state.variables.params["log_scale"]))
+    assert 20.0 * 0.9999 <= scale <= 100.01

@@ -195,6 +195,7 @@ def test_unreadable_images_are_left_out_and_listed(
         ({"model.image.name": "resnet51"}, "there is no image tower 'resnet51'"),
         ({"model.text.pretrained": "/nowhere"}, "no pretrained weights at /nowhere"),
         ({"optimizer.warmup_steps": 99}, "warmup_steps=99"),
+        ({"on_nan": "ignore"}, "choose from stop, skip, rollback"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(
@@ -267,6 +268,30 @@ def test_nothing_diverged_is_saved(tiny_config: Callable, tmp_path: Path) -> Non
         run(config, tmp_path)
     with checkpoints.Checkpoints(tmp_path / "checkpoints") as saved:
         assert saved.latest_step is None
+
+
+def test_removed_workdir_ends_the_run(
+    tiny_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = train.Reporter.step
+
+    def remove_at_two(self: train.Reporter, step: int, metrics: dict) -> None:
+        report(self, step, metrics)
+        if step == 2:
+            shutil.rmtree(tmp_path / "run")
+
+    monkeypatch.setattr(train.Reporter, "step", remove_at_two)
+    config = tiny_config(**FROZEN, **{"checkpoint.every_steps": 100})
+    with pytest.raises(FileNotFoundError, match="run was removed, or replaced, while in use"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_minutes_ask_for_a_checkpoint(tiny_config: Callable, tmp_path: Path) -> None:
+    changes = {"checkpoint.every_steps": 100, "checkpoint.every_minutes": 1e-9}
+    run(tiny_config(**FROZEN, **changes, total_steps=3), tmp_path)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["2", "3"]
 
 
 def test_diverged_loss_stops_the_run(tiny_config: Callable, tmp_path: Path) -> None:

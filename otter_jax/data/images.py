@@ -40,6 +40,7 @@ CROP_SCALE = (0.2, 1.0)  # shares of the area
 CROP_RATIO = (3 / 4, 4 / 3)  # width / height
 
 _WHITE = 255
+_HALVED_FROM = 2.4  # times the size wanted; never further from bicubic than bilinear would be
 _REDUCED = (
     (8, cv2.IMREAD_REDUCED_GRAYSCALE_8),
     (4, cv2.IMREAD_REDUCED_GRAYSCALE_4),
@@ -309,13 +310,13 @@ def _resize_opencv(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize fast and without aliasing, nearly as the antialiased bicubic of the evaluation.
 
     OpenCV's own antialiasing, area averaging, is slow unless the sizes are multiples, and blurs
-    where they are close. So the image is halved while it is twice too large (of an odd length the
-    last pixel goes: training crops anyway), and then twice the pixels wanted are interpolated and
-    averaged two by two.
+    where they are close. So an image that is much too large is halved (of an odd length the last
+    pixel goes: training crops anyway), and then twice the pixels wanted are interpolated and
+    averaged two by two. Halving a little too soon would blur, a little too late would alias.
     """
     if image.shape[0] <= height and image.shape[1] <= width:
         return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
-    while image.shape[0] >= 2 * height and image.shape[1] >= 2 * width:
+    while min(image.shape[0] / height, image.shape[1] / width) >= _HALVED_FROM:
         rows, columns = image.shape[0] // 2, image.shape[1] // 2
         even = image[: 2 * rows, : 2 * columns]
         image = cv2.resize(even, (columns, rows), interpolation=cv2.INTER_AREA)

@@ -58,9 +58,14 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
     # where this program needs it, so that the library below, which others import, does without.
     from otter_jax.reporting import progress, say, write_json
 
-    encoder = _load(options.model)  # Before the long part: the path may be wrong.
+    # What may be wrong with the command is found before the long part.
+    if options.batch_size < 2:
+        raise ValueError(f"--batch_size={options.batch_size}; it must be at least 2")
+    encoder = _load(options.model)
     source = open_source(options.data)
     numbers = statistics.choose(len(source), options.limit, options.seed)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
     tally = statistics.Tally()
     for number in progress(numbers, len(numbers), "inspect"):
         tally.add(source, int(number))
@@ -76,7 +81,6 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
         found["match probability"] = _match_probability(encoder, source, order, options.batch_size)
     say(report(found))
     if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
         write_json(options.out / "inspect.json", found)
         draw_histograms(options.out / "histograms.png", tally)
         draw_samples(options.out / "samples.png", source, order[:SAMPLES], encoder)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from otter_jax.models.dual_encoder import DualEncoder, Lock
+from otter_jax.models.dual_encoder import DualEncoder, Heads, Lock
 from otter_jax.models.pretrained import make_config, read_description
 from otter_jax.models.projections import kind_of, make_projection
 from otter_jax.models.two_towers import KINDS
@@ -26,13 +26,15 @@ def describe_tower(tower: nnx.Module) -> Blueprint:
 
 
 def describe(module: DualEncoder) -> Blueprint:
-    """The shape of a dual encoder: towers, kinds of projections, size of the embedding."""
+    """The shape of a dual encoder: towers, kinds of projections, heads, embedding size."""
     sides = {
         kind: describe_tower(getattr(module, kind))
         | {"projection": kind_of(getattr(module, f"{kind}_projection"))}
         for kind in KINDS
     }
-    return {"embed_dim": module.embed_dim, "has_bias": hasattr(module, "logit_bias")} | sides
+    has_bias = hasattr(module, "logit_bias")
+    heads = dataclasses.asdict(module.heads)
+    return {"embed_dim": module.embed_dim, "has_bias": has_bias, "heads": heads} | sides
 
 
 def build(
@@ -72,6 +74,8 @@ def build(
             image_lock=locks["image"],
             text_lock=locks["text"],
             initial_bias=0.0 if blueprint["has_bias"] else None,
+            heads=Heads(**blueprint.get("heads", {})),
+            rngs=nnx.Rngs(0),
         )
 
     try:

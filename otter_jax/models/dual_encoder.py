@@ -1,11 +1,14 @@
 """Two towers, two projections and two log-scales: the network that every method here trains.
 
+Methods that look at several views of a pair have heads beside them, see `heads.py`.
+
 The module library stays in this folder. `split` takes a module apart once, into its definition and
 plain nested dicts of arrays; `FunctionalModel` puts it together again inside jitted functions. So
 the step, the losses, the sharding and the checkpoints handle plain pytrees only.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -15,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from otter_jax.models.layers import BatchNorm
+from otter_jax.models.heads import SimCLRHead, SimSiamHead, TokenHead
+from otter_jax.models.layers import BatchNorm, TowerOutput, split_key
 from otter_jax.models.projections import output_width
 
 INITIAL_SCALE = math.exp(3.9)  # 49.4 (OTTER's released code).
@@ -72,6 +76,21 @@ class Lock:
         return self.trainable is None or re.search(self.trainable, path) is not None
 
 
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """Which heads stand beside the towers in training.
+
+    Attributes:
+      simsiam: on the image embeddings.
+      simclr: on the image tower's features.
+      tokens: on the text tower's states, unless the tower has a head for them itself.
+    """
+
+    simsiam: bool = False
+    simclr: bool = False
+    tokens: bool = False
+
+
 class DualEncoder(nnx.Module):
     """An image tower and a text tower that meet in one embedding space."""
 
@@ -86,11 +105,14 @@ class DualEncoder(nnx.Module):
         text_lock: Lock = Lock(),
         initial_scale: float = INITIAL_SCALE,
         initial_bias: float | None = None,
+        heads: Heads = Heads(),
+        rngs: nnx.Rngs | None = None,
     ):
         """Joins towers that have `width` features each and the projections behind them.
 
         Both learnable scales (1 / temperature) start at `initial_scale`; with an `initial_bias`
-        there is a learnable bias of the logits too, as the sigmoid loss needs it.
+        there is a learnable bias of the logits too, as the sigmoid loss needs it. `heads` are drawn
+        from `rngs`.
 
         Raises:
           ValueError: if the two sides' embeddings differ in size, or a lock's pattern occurs in no
@@ -113,6 +135,13 @@ class DualEncoder(nnx.Module):
                 f"{widths[1]}; projections must lead to the same"
             )
         self.embed_dim = widths[0]
+        self.heads = heads
+        if heads.simsiam:
+            self.simsiam = SimSiamHead(self.embed_dim, rngs=rngs)
+        if heads.simclr:
+            self.simclr = SimCLRHead(image.width, rngs=rngs)
+        if heads.tokens and getattr(text, "mlm_head", None) is None:
+            self.tokens = TokenHead(text.width, text.config.vocab_size, rngs=rngs)
         for kind, lock in (("image", image_lock), ("text", text_lock)):
             _refuse_idle_pattern(self, kind, lock)
             if lock.keep_batch_stats:
@@ -137,6 +166,83 @@ class DualEncoder(nnx.Module):
         """int32 [N, L] tokens and their mask -> tower features [N, width], float32."""
         return self.text(tokens, token_mask, train=train, dropout_key=dropout_key).pooled
 
+    def views(
+        self,
+        batch: Mapping[str, jax.Array],
+        *,
+        train: bool = False,
+        dropout_key: jax.Array | None = None,
+    ) -> dict[str, jax.Array]:
+        """What the towers and heads make of every view in a batch, by name.
+
+        Always `image` and `text`, embeddings [N, embed_dim] as `__call__` gives them; the text is
+        that of `masked_tokens` where the batch has them, which then also give `mlm_logits` [N, K,
+        vocabulary] at the `masked_positions`. `image2` and `text2` are the second views'
+        embeddings, `p1`, `p2`, `z1`, `z2` SimSiam's predictions from and projections of both image
+        views, `simclr1` and `simclr2` SimCLR's projections of the second and the third.
+
+        `dropout_key` is one for all, or one for each row.
+        """
+        image_key, text_key = split_key(dropout_key, 2)
+        outputs, features = {}, {}
+        for number, view in enumerate(("image", "image2", "image3")):
+            if view in batch or f"{view}_features" in batch:
+                key = _view_key(image_key, number)
+                features[view] = self._view_of_image(batch, view, train, key)
+        if self.heads.simclr:
+            for view, name in (("image2", "simclr1"), ("image3", "simclr2")):
+                outputs[name] = self.simclr(features.pop(view), train)
+        for view, of_view in features.items():
+            outputs[view] = self.image_projection(of_view)
+        if self.heads.simsiam:
+            for view, number in (("image", 1), ("image2", 2)):
+                outputs[f"p{number}"], outputs[f"z{number}"] = self.simsiam(outputs[view], train)
+        if "masked_tokens" in batch:
+            outputs |= self._masked_text(batch, train, text_key)
+        else:
+            outputs["text"] = self.text_projection(
+                self._view_of_text(batch, "text", train, text_key)
+            )
+        if "tokens2" in batch:
+            second = self._view_of_text(batch, "text2", train, _view_key(text_key, 1))
+            outputs["text2"] = self.text_projection(second)
+        return outputs
+
+    def _masked_text(
+        self, batch: Mapping[str, jax.Array], train: bool, key: jax.Array | None
+    ) -> dict[str, jax.Array]:
+        """One pass of the masked tokens for both: the embedding and the missing tokens."""
+        output: TowerOutput = self.text(
+            batch["masked_tokens"],
+            batch["token_mask"],
+            train=train and not self.text_lock.frozen,
+            dropout_key=key,
+        )
+        result = {"text": self.text_projection(output.pooled)}
+        if self.heads.tokens:
+            positions = batch["masked_positions"][:, :, None]
+            states = jnp.take_along_axis(output.sequence, positions, axis=1)
+            predict = getattr(self, "tokens", None) or self.text.predict_tokens
+            result["mlm_logits"] = predict(states)
+        return result
+
+    def _view_of_image(
+        self, batch: Mapping[str, jax.Array], view: str, train: bool, key: jax.Array | None
+    ) -> jax.Array:
+        if (known := batch.get(f"{view}_features")) is not None:
+            return known
+        train = train and not self.image_lock.frozen
+        return self.image_features(batch[view], train=train, dropout_key=key)
+
+    def _view_of_text(
+        self, batch: Mapping[str, jax.Array], view: str, train: bool, key: jax.Array | None
+    ) -> jax.Array:
+        if (known := batch.get(f"{view}_features")) is not None:
+            return known
+        number, train = view.removeprefix("text"), train and not self.text_lock.frozen
+        tokens, mask = batch[f"tokens{number}"], batch[f"token_mask{number}"]
+        return self.text_features(tokens, mask, train=train, dropout_key=key)
+
     def __call__(
         self,
         batch: Mapping[str, jax.Array],
@@ -149,21 +255,18 @@ class DualEncoder(nnx.Module):
         Where the batch brings `image_features` or `text_features`, computed once because nothing
         upstream of them varies, the tower is skipped.
         """
-        keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
-        image = batch.get("image_features")
-        if image is None:
-            image = self.image_features(
-                batch["image"], train=train and not self.image_lock.frozen, dropout_key=keys[0]
-            )
-        text = batch.get("text_features")
-        if text is None:
-            text = self.text_features(
-                batch["tokens"],
-                batch["token_mask"],
-                train=train and not self.text_lock.frozen,
-                dropout_key=keys[1],
-            )
+        image_key, text_key = split_key(dropout_key, 2)
+        image = self._view_of_image(batch, "image", train, image_key)
+        text = self._view_of_text(batch, "text", train, text_key)
         return self.image_projection(image), self.text_projection(text)
+
+
+def _view_key(key: jax.Array | None, number: int) -> jax.Array | None:
+    """The dropout key of a further view; the first one keeps the key."""
+    if key is None or number == 0:
+        return key
+    fold = functools.partial(jax.random.fold_in, data=number)
+    return jax.vmap(fold)(key) if key.ndim else fold(key)
 
 
 def _lock_path(path: tuple) -> tuple[str, str] | None:
@@ -221,6 +324,19 @@ class FunctionalModel:
         module = self.bind(variables)
         embeddings = module(batch, train=train, dropout_key=dropout_key)
         return embeddings, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
+
+    def views(
+        self,
+        variables: Variables,
+        batch: Mapping[str, jax.Array],
+        *,
+        train: bool = False,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[dict[str, jax.Array], Arrays]:
+        """What `DualEncoder.views` returns, and the batch statistics afterwards."""
+        module = self.bind(variables)
+        outputs = module.views(batch, train=train, dropout_key=dropout_key)
+        return outputs, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
 
 
 def split(module: DualEncoder) -> tuple[FunctionalModel, Variables]:

@@ -354,7 +354,8 @@ def _normal_distribution(x: jax.Array) -> jax.Array:
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zero each element with probability `rate` and scale the rest to keep the mean.
 
-    No key means no dropout (evaluation).
+    `key` is one for all, or one for each row of [N, ...], which is then dropped in the same way
+    whatever rows are beside it. None means no dropout (evaluation).
     """
     return _drop(x, rate, key, x.shape)
 
@@ -362,7 +363,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 def drop_examples(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zero whole examples (stochastic depth, Huang et al. 2016) and scale the rest.
 
-    No key means nothing is dropped.
+    `key` as in `dropout`.
     """
     return _drop(x, rate, key, (x.shape[0],) + (1,) * (x.ndim - 1))
 
@@ -370,10 +371,21 @@ def drop_examples(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array
 def _drop(x: jax.Array, rate: float, key: jax.Array | None, mask_shape: Sequence[int]) -> jax.Array:
     if key is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, mask_shape)
+    if key.ndim:
+        draw = functools.partial(jax.random.bernoulli, p=1.0 - rate, shape=mask_shape[1:])
+        keep = jax.vmap(draw)(key)
+    else:
+        keep = jax.random.bernoulli(key, 1.0 - rate, mask_shape)
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
 def split_key(key: jax.Array | None, count: int) -> Sequence[jax.Array | None]:
-    """Return `count` independent keys, or as many Nones where there is no key."""
-    return [None] * count if key is None else list(jax.random.split(key, count))
+    """Return `count` independent keys, or as many Nones where there is no key.
+
+    A key for each row, [N], becomes `count` times a key for each row.
+    """
+    if key is None:
+        return [None] * count
+    if key.ndim:
+        return list(jax.vmap(lambda row: jax.random.split(row, count), out_axes=1)(key))
+    return list(jax.random.split(key, count))

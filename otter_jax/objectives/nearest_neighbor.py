@@ -27,8 +27,8 @@ class Queue(NamedTuple):
 
 def make_queue(size: int, dim: int, dtype: jnp.dtype = jnp.float32) -> Queue:
     """An empty queue for `size` rows of `dim` numbers."""
-    zero = jnp.zeros((), jnp.int32)
-    return Queue(jnp.zeros((size, dim), dtype), zero, zero)
+    # Two zeros, not one twice: a step consumes the buffers it is given.
+    return Queue(jnp.zeros((size, dim), dtype), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
 
 def enqueue(queue: Queue, rows: jax.Array) -> Queue:

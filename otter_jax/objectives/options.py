@@ -45,7 +45,8 @@ class Options:
       initial_bias: of the learnable number that the sigmoid loss adds to logits; None for none.
       targets: declip and slip: what each pair of views should match, one of `VIEW_TARGETS`: the
         given pairs alone, or otter's mixture with transported targets (alpha and so on as there).
-      ss: declip: self-supervision, SimSiam on images and masked language modelling on texts.
+      ss: declip: self-supervision, SimSiam on images and masked language modelling on texts; a
+        weight of 0 leaves either out, with the view it needs.
       mvs: declip: multi-view supervision, all pairs of two image and two text views.
       nns: declip: nearest-neighbour supervision, images against a queue of recent texts.
       clip_weight: declip and slip: of the contrastive part. A part that is off is just absent, the
@@ -167,7 +168,7 @@ class Options:
     @property
     def uses_two_image_views(self) -> bool:
         """Whether an image is seen in two augmentations, by the contrast or by SimSiam alone."""
-        return self.name == "declip" and (self.ss or self.mvs)
+        return self.name == "declip" and (self.mvs or self.uses_simsiam)
 
     @property
     def uses_two_text_views(self) -> bool:
@@ -177,12 +178,12 @@ class Options:
     @property
     def uses_simsiam(self) -> bool:
         """Whether projections and predictions of both image views are needed."""
-        return self.name == "declip" and self.ss
+        return self.name == "declip" and self.ss and self.simsiam_weight > 0
 
     @property
     def uses_masked_language(self) -> bool:
         """Whether tokens of the first text view are masked and predicted."""
-        return self.name == "declip" and self.ss
+        return self.name == "declip" and self.ss and self.mlm_weight > 0
 
     @property
     def uses_queue(self) -> bool:

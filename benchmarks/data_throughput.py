@@ -1,0 +1,279 @@
+"""Images a second from shards to batches, ours and others', and captions a second.
+
+    python benchmarks/data_throughput.py [--cores=1,2] [--batches=16] [--rounds=3]
+        [--augmentation=random_resized_crop|resize_random_crop]
+
+Everyone decodes JPEGs of 640 x 480 pixels (quality 90, as detailed as photographs) and makes a
+random view of 224 x 224 (--augmentation), on the same cores, one after the other in every round;
+the best round counts. The others need torch, torchvision and webdataset and are left out where one
+of them is missing. They normalise on the host, as is customary; "uint8" is without, for comparison
+with ours, which leaves it to the device. Ours tokenises the captions as well. Linux only.
+"""
+
+import argparse
+import io
+import json
+import multiprocessing
+import os
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from otter_jax.data import batches, images
+from otter_jax.data.pair_loader import PairLoader
+from otter_jax.data.sources import open_source
+from otter_jax.data.texts import Tokenizer
+
+HEIGHT, WIDTH, QUALITY, SIZE, BATCH = 480, 640, 90, 224, 64
+PAIRS, PHOTOS = 512, 8
+WARM_UP = 6  # Batches; by then every worker has started and every buffer is full.
+MEAN = STD = (0.5, 0.5, 0.5)
+AUGMENTATIONS = ("random_resized_crop", "resize_random_crop")
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cores", default="1,2", help="numbers of cores")
+    parser.add_argument("--batches", type=int, default=16, help=f"batches of {BATCH} a measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each")
+    parser.add_argument("--augmentation", choices=AUGMENTATIONS, default=AUGMENTATIONS[0])
+    arguments = parser.parse_args()
+    available = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, available[:1])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        captions = write_pairs(folder)
+        tokenizer = Tokenizer(write_tokenizer(folder / "tokenizer", captions), max_tokens=32)
+        print_stages(folder, tokenizer, captions, arguments.augmentation)
+        print("\n| images | cores | a second | a second of CPU |\n|---|---|---|---|")
+        for cores in map(int, arguments.cores.split(",")):
+            os.sched_setaffinity(0, available[:cores])
+            for label, rates in compare(folder, tokenizer, cores, arguments).items():
+                print(f"| {label} | {cores} | {rates[0]:,.0f} | {rates[1]:,.0f} |", flush=True)
+
+
+def compare(
+    folder: Path, tokenizer: Tokenizer, cores: int, arguments: argparse.Namespace
+) -> dict[str, tuple[float, ...]]:
+    """`measure` of every pipeline, the best of all rounds."""
+    best: dict[str, tuple[float, ...]] = {}
+    for _ in range(arguments.rounds):
+        for label, start in pipelines(folder, tokenizer, cores, arguments.augmentation).items():
+            rates = measure(start(), arguments.batches)
+            best[label] = tuple(map(max, rates, best.get(label, rates)))
+    return best
+
+
+def measure(stream: Iterator[Any], count: int) -> tuple[float, float]:
+    """Images a second, and a second of CPU, once the pipeline runs evenly."""
+    for _ in range(WARM_UP):
+        next(stream)
+    start, used = time.perf_counter(), cpu_seconds()
+    for _ in range(count):
+        next(stream)
+    made = count * BATCH
+    return made / (time.perf_counter() - start), made / (cpu_seconds() - used)
+
+
+def cpu_seconds() -> float:
+    """What this process and its workers have used; it counts where other programs run as well."""
+    seconds = time.process_time()
+    for worker in multiprocessing.active_children():
+        fields = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
+        seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return seconds
+
+
+def pipelines(
+    folder: Path, tokenizer: Tokenizer, cores: int, augmentation: str
+) -> dict[str, Callable[[], Iterator[Any]]]:
+    """What is compared: functions that start an endless stream of batches."""
+    found = {"otter_jax": lambda: our_batches(folder, tokenizer, cores, augmentation)}
+    try:
+        import torch
+        import torchvision
+        import webdataset
+    except ModuleNotFoundError as error:
+        print(f"(without the others: there is no {error.name})")
+        return found
+    torch.set_num_threads(1)  # As in its workers; more would wait for each other.
+    workers = 0 if cores == 1 else cores  # A worker beside the main process only adds copying.
+    normalized, raw = (
+        torch_transform(torchvision.transforms, augmentation, floats) for floats in (True, False)
+    )
+    return found | {
+        "DataLoader, Pillow, torchvision": lambda: torch_batches(folder, normalized, workers),
+        "the same, uint8": lambda: torch_batches(folder, raw, workers),
+        "webdataset, Pillow, torchvision": lambda: webdataset_batches(
+            webdataset, folder, normalized, workers
+        ),
+    }
+
+
+def our_batches(
+    folder: Path, tokenizer: Tokenizer, threads: int, augmentation: str
+) -> Iterator[Any]:
+    """Batches as training reads them."""
+    loader = PairLoader(
+        open_source(f"webdataset:{folder}"),
+        tokenizer,
+        image_size=SIZE,
+        fit="crop",
+        augmentation=augmentation,
+        flip=False,
+        seed=0,
+    )
+    return batches.batches(loader, PAIRS, batch_size=BATCH, seed=0, threads=threads)
+
+
+def torch_transform(
+    transforms: Any, augmentation: str, floats: bool
+) -> Callable[[Image.Image], Any]:
+    """The transform of a PyTorch pipeline, with the normalisation or without."""
+    if augmentation == "random_resized_crop":
+        view = [transforms.RandomResizedCrop(SIZE, images.CROP_SCALE, images.CROP_RATIO)]
+    else:
+        bicubic = transforms.InterpolationMode.BICUBIC
+        shorter_side = round(SIZE * images.RESIZE_FACTOR)
+        view = [transforms.Resize(shorter_side, bicubic), transforms.RandomCrop(SIZE)]
+    if not floats:
+        return transforms.Compose([*view, transforms.PILToTensor()])
+    normalize = transforms.Normalize(MEAN, STD)
+    return transforms.Compose([*view, transforms.ToTensor(), normalize])
+
+
+class ImageFolder:
+    """A map-style data set of JPEG files, as the released code of OTTER reads them."""
+
+    def __init__(self, folder: Path, transform: Callable[[Image.Image], Any]):
+        """Lists the files."""
+        self.paths, self.transform = sorted(folder.glob("*.jpg")), transform
+
+    def __len__(self) -> int:
+        """How many files."""
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> Any:
+        """One transformed image."""
+        return self.transform(Image.open(self.paths[number]).convert("RGB"))
+
+
+def torch_batches(folder: Path, transform: Callable, workers: int) -> Iterator[Any]:
+    """Batches of a DataLoader over files."""
+    from torch.utils.data import DataLoader, RandomSampler
+
+    data = ImageFolder(folder, transform)
+    sampler = RandomSampler(data, replacement=True, num_samples=10**6)
+    return iter(DataLoader(data, batch_size=BATCH, sampler=sampler, num_workers=workers))
+
+
+def webdataset_batches(
+    webdataset: Any, folder: Path, transform: Callable, workers: int
+) -> Iterator[Any]:
+    """Batches of a webdataset over the same shards."""
+    from torch.utils.data import DataLoader
+
+    data = (
+        webdataset.WebDataset(
+            [str(path) for path in sorted(folder.glob("*.tar"))],
+            resampled=True,
+            shardshuffle=False,
+        )
+        .decode("pilrgb")
+        .to_tuple("jpg", "txt")
+        .map_tuple(transform, str)
+        .batched(BATCH)
+    )
+    return iter(DataLoader(data, batch_size=None, num_workers=workers))
+
+
+def print_stages(
+    folder: Path, tokenizer: Tokenizer, captions: list[str], augmentation: str
+) -> None:
+    """What one core does a second, stage by stage."""
+    files = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))[:PHOTOS]]
+    arrays = [images.decode(data) for data in files]
+    rng = np.random.default_rng(0)
+    texts = [captions[start : start + BATCH] for start in range(0, PAIRS, BATCH)]
+    kilobytes = np.mean([len(data) for data in files]) / 1024
+
+    def crop(array: np.ndarray) -> np.ndarray:
+        return images.training_transform(array, SIZE, rng, augmentation)
+
+    print(f"One core; files of {kilobytes:.0f} KB\n\n| stage | a second |\n|---|---|")
+    for stage, function, values, each in (
+        ("decode", images.decode, files, 1),
+        (augmentation, crop, arrays, 1),
+        ("tokenize, texts", tokenizer, texts, BATCH),
+    ):
+        print(f"| {stage} | {each * calls_per_second(function, values):,.0f} |", flush=True)
+
+
+def calls_per_second(function: Callable[[Any], Any], values: list[Any], rounds: int = 5) -> float:
+    """Calls a second with each of the values, in the best round."""
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for value in values:
+            function(value)
+        seconds.append(time.perf_counter() - start)
+    return len(values) / min(seconds)
+
+
+def photo_like(rng: np.random.Generator) -> np.ndarray:
+    """uint8 [HEIGHT, WIDTH, 3] noise that needs the two bits a pixel of photographs as a JPEG."""
+    across, down = np.fft.fftfreq(WIDTH) * WIDTH, np.fft.fftfreq(HEIGHT) * HEIGHT
+    frequency = np.maximum(np.hypot(across, down[:, None]), 1.0)
+    light, red, blue = (
+        np.fft.ifft2(np.fft.fft2(rng.normal(size=(HEIGHT, WIDTH))) / frequency**1.4).real
+        for _ in range(3)
+    )
+    colours = np.stack([light + 0.3 * red, light, light + 0.3 * blue], axis=2)
+    return np.clip(colours / colours.std() * 50 + 128, 0, 255).astype(np.uint8)
+
+
+def write_pairs(folder: Path) -> list[str]:
+    """Writes PAIRS images as .jpg files and, with captions, as tar shards; returns the captions."""
+    rng = np.random.default_rng(0)
+    photos = []
+    for _ in range(PHOTOS):
+        buffer = io.BytesIO()
+        Image.fromarray(photo_like(rng)).save(buffer, "JPEG", quality=QUALITY)
+        photos.append(buffer.getvalue())
+    source = open_source("open_clipart")
+    captions = [source[number].caption for number in range(PAIRS)]
+    half = PAIRS // 2
+    for shard, start in enumerate((0, half)):
+        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
+            for number in range(start, start + half):
+                photo = photos[number % PHOTOS]
+                (folder / f"{number:05d}.jpg").write_bytes(photo)
+                for suffix, data in (("jpg", photo), ("txt", captions[number].encode())):
+                    member = tarfile.TarInfo(f"{number:05d}.{suffix}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    return captions
+
+
+def write_tokenizer(folder: Path, captions: list[str]) -> Path:
+    """A WordPiece tokenizer of BERT's kind, with a vocabulary made from the captions."""
+    from tokenizers import BertWordPieceTokenizer
+
+    tokenizer = BertWordPieceTokenizer()
+    tokenizer.train_from_iterator(captions, vocab_size=8000, show_progress=False)
+    folder.mkdir()
+    tokenizer.save_model(str(folder))
+    settings = {"tokenizer_class": "BertTokenizerFast", "do_lower_case": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The program from its command line to its files."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from otter_jax import sharding
+from otter_jax.data import inspect
+from otter_jax.encoder import build_module, make_encoder
+from otter_jax.models import dual_encoder
+
+
+@pytest.fixture(scope="module")
+def out(pairs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inspected") / "out"
+    inspect.main([f"--data=webdataset:{pairs_folder}", f"--out={folder}"])
+    return folder
+
+
+def test_what_is_found(out: Path) -> None:
+    found = json.loads((out / "inspect.json").read_text())
+    assert found["pairs"] == found["inspected"] == found["readable"] == 48
+    assert found["unreadable"] == found["skipped"] == {}
+    assert found["formats"] == {"PNG RGB": 48}
+    assert found["width"]["median"] == found["height"]["max"] == 48
+    assert found["words"]["max"] == 3
+    assert found["copies of captions"]["count"] == 0
+
+
+def test_pictures(out: Path) -> None:
+    for name in ("histograms.png", "samples.png"):
+        with Image.open(out / name) as picture:
+            picture.load()
+            assert min(picture.size) > 200
+            assert len(set(picture.convert("L").histogram())) > 10  # Not a blank sheet.
+
+
+def test_a_part_is_drawn_by_the_seed(
+    pairs_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    command = [f"--data=webdataset:{pairs_folder}", "--limit=7"]
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        inspect.main([*command, f"--seed={seed}", f"--out={tmp_path / name}"])
+    assert "inspected           7\n" in capsys.readouterr().out
+    sheets = [(tmp_path / name / "samples.png").read_bytes() for name in "abc"]
+    assert sheets[0] == sheets[1] != sheets[2]
+
+
+def test_match_probability_of_a_model(
+    pairs_folder: Path, tiny_config: Callable[..., ConfigDict], tmp_path: Path
+) -> None:
+    config = tiny_config()
+    model, variables = dual_encoder.split(build_module(config))
+    mesh = sharding.make_mesh()
+    make_encoder(config, model, sharding.put_state(mesh, variables), mesh).save(tmp_path / "model")
+    inspect.main([
+        f"--data=webdataset:{pairs_folder}", f"--model={tmp_path / 'model'}", "--batch_size=16",
+        f"--out={tmp_path}",
+    ])  # fmt: skip
+    found = json.loads((tmp_path / "inspect.json").read_text())["match probability"]
+    assert found["batches"] == 3 and 1 <= found["scale"] <= 100
+    assert found["on_diagonal"] + 15 * found["off_diagonal"] == pytest.approx(1.0)
+    assert found["off_diagonal"] <= found["off_diagonal_max"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data=nonsense"], "nonsense"),
+        (["--data=webdataset:/no/such/place.tar"], "/no/such/place.tar"),
+        (["--data=open_clipart", "--limit=0"], "--limit=0"),
+        (["--data=open_clipart", "--batch_size=1"], "--batch_size=1"),
+        (["--data=open_clipart", f"--out={__file__}"], __file__),
+        (["--data=open_clipart", "--model=/no/such/model"], "/no/such/model"),
+    ],
+)
+def test_wrong_input_ends_in_one_line(arguments: list[str], message: str) -> None:
+    with pytest.raises(SystemExit) as end:
+        inspect.main(arguments)
+    assert str(end.value).startswith("otter_jax: ")
+    assert message in str(end.value) and "\n" not in str(end.value)
