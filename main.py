@@ -17,9 +17,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's chatter; its errors 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if missing, else resumed.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
-_DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "One of several processes (TPU pod, SLURM, MPI): find the others first."
-)
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes, see launch/.")
+_ADDRESS = flags.DEFINE_string("coordinator_address", None, "Or JAX_COORDINATOR_ADDRESS.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Or JAX_NUM_PROCESSES.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Or JAX_PROCESS_ID; counted from 0.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -29,16 +30,16 @@ def main(argv: Sequence[str]) -> None:
         fail(f"unknown argument {argv[1]!r}: flags are --config, --workdir, --mode, --config.KEY")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # The libraries' own diaries, on request only.
-    import jax
-
-    if _DISTRIBUTED.value:
-        jax.distributed.initialize()
-    from otter_jax import train
-
-    run = {"train": train.train, "evaluate": train.evaluate}[_MODE.value]
     if not _WORKDIR.value:
         fail("--workdir is empty: name the folder of the run")
+    from otter_jax import processes, train
+
+    run = {"train": train.train, "evaluate": train.evaluate}[_MODE.value]
     try:
+        if _CONFIG.value.deterministic:
+            processes.make_deterministic()
+        if _DISTRIBUTED.value:
+            processes.join(_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         run(_CONFIG.value, Path(_WORKDIR.value).expanduser())
     except (ValueError, OSError, ModuleNotFoundError, FloatingPointError) as error:
         if logging.level_debug():
@@ -59,9 +60,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     configs = [argument.removeprefix("--config=") for argument in argv
                if argument.startswith("--config=")]  # fmt: skip
     if not configs and not any(word in " ".join(argv) for word in ("--help", "--config ")):
-        fail(
-            "usage: python main.py --config=configs/NAME.py --workdir=DIR [--config.KEY=VALUE ...]"
-        )
+        fail("usage: python main.py --config=configs/NAME.py --workdir=DIR [--config.KEY=VALUE]")
     for path in configs:
         if not Path(path.partition(":")[0]).is_file():
             fail(f"--config={path}: there is no such file")

@@ -68,6 +68,7 @@ EXTRAS = {
     ],
     "oracle": ["efficientnet-lite-pytorch==0.1.0", "torch==2.13.0"],
     "gpu": ["jax[cuda12]>=0.10.2,<0.11"],
+    "wandb": ["wandb>=0.31"],
     "tpu": ["jax[tpu]>=0.10.2,<0.11"],
 }
 

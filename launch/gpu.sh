@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# One machine with one or more GPUs.
+# One machine with one or more GPUs, or each of several machines without a scheduler.
 #
 #   launch/gpu.sh [--dry-run] --config=configs/quickstart.py --workdir=runs/quickstart [FLAGS...]
+#   launch/gpu.sh --distributed --coordinator_address=FIRST_HOST:1234 --num_processes=2 \
+#     --process_id=0 --config=... --workdir=...   # With --process_id=1 on the second machine.
 #
 # Needs: pip install -e ".[gpu]". All visible GPUs are used; CUDA_VISIBLE_DEVICES chooses.
 # PYTHON names another interpreter than python.
 set -euo pipefail
 
-usage() { sed -n '2,7s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,9s/^# \{0,1\}//p' "$0"; }
 
 run=()
 case "${1:-}" in

@@ -4,10 +4,11 @@
 #   launch/slurm.sh [--dry-run] [SBATCH OPTIONS...] -- --config=configs/X.py --workdir=DIR [FLAGS...]
 #   launch/slurm.sh --nodes=2 --gpus-per-node=8 --time=8:00:00 -- --config=... --workdir=...
 #
-# The workdir must be on a file system that all nodes share. The same command again resumes.
+# The workdir must be on a file system that all nodes share. The job saves and is queued again where
+# it is preempted, and two minutes before its time is up. The same command again resumes.
 set -euo pipefail
 
-usage() { sed -n '2,7s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,8s/^# \{0,1\}//p' "$0"; }
 
 run=()
 case "${1:-}" in
@@ -20,4 +21,14 @@ if [[ $# -lt 2 ]]; then usage >&2; exit 2; fi
 shift
 cd "$(dirname "$0")/.."
 command=$(printf '%q ' srun "${PYTHON:-python}" main.py --distributed "$@")
-"${run[@]}" sbatch --job-name=otter_jax --ntasks-per-gpu=1 "${options[@]}" --wrap="$command"
+# SLURM sends USR1 to the batch shell alone, which passes it on as the TERM that a run saves on. To
+# srun itself TERM would be the order to kill. A job that is cancelled is not queued again.
+job="again=
+trap 'again=yes; scancel --signal=TERM \$SLURM_JOB_ID' USR1
+$command &
+child=\$! status=0
+while kill -0 \$child 2>/dev/null; do wait \$child; status=\$?; done
+if [ \"\$again\" ]; then scontrol requeue \$SLURM_JOB_ID; fi
+exit \$status"
+"${run[@]}" sbatch --job-name=otter_jax --requeue --open-mode=append --signal=B:USR1@120 \
+  --ntasks-per-gpu=1 "${options[@]}" --wrap="$job"

@@ -5,6 +5,7 @@ that the difference of two files is the difference of two experiments. The confi
 misspelt key is an error, never a silent no-op.
 """
 
+import importlib.util
 import json
 import re
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ from otter_jax.data.augmentations import AUGMENTATIONS
 from otter_jax.evaluation.templates import read_templates
 
 # Keys that say how a run is kept, not what it computes; they may change between two starts.
-BOOKKEEPING_KEYS = ("checkpoint.", "on_nan", "max_nan_steps")
+BOOKKEEPING_KEYS = ("checkpoint.", "on_nan", "max_nan_steps", "profile", "wandb_project")
 OVERRIDE = re.compile(r"model\.(image|text)\.overrides\.[^.]+")  # Any plain value.
 
 
@@ -35,6 +36,10 @@ def default_config() -> ConfigDict:
     config.micro_batch = placeholder(int)
     # Split parameters, moments and teacher over the devices instead of keeping them on each.
     config.fsdp = False
+    # On GPUs, only kernels that give the same bits every time; slower, and without need elsewhere.
+    config.deterministic = False
+    config.profile = ()  # (first, last): keeps a trace of these steps in WORKDIR/profile.
+    config.wandb_project = placeholder(str)  # Where set, metrics go to Weights & Biases as well.
     # What follows a loss or update that is not finite, which never enters the parameters:
     # stop | skip (go on with the next batch) | rollback (to the last checkpoint, whose parameters
     # go on behind all the batches that came after it). Above the maximum, skip and rollback stop.
@@ -166,6 +171,11 @@ def check(config: ConfigDict) -> None:
     """
     _refuse_unknown_keys(config)
     _choice(config, "on_nan", ("stop", "skip", "rollback"))
+    _check_profile(config.profile)
+    if config.wandb_project is not None and importlib.util.find_spec("wandb") is None:
+        raise ModuleNotFoundError(
+            f"config.wandb_project={config.wandb_project!r} needs: pip install 'otter_jax[wandb]'"
+        )
     _check_sources(config)
     _choice(config, "data.fit", ("crop", "pad"))
     _choice(config, "data.augmentation", AUGMENTATIONS)
@@ -209,6 +219,13 @@ def total_steps(config: ConfigDict, num_pairs: int) -> int:
     return max(1, int(config.total_epochs * num_pairs / config.batch_size))
 
 
+def without_micro_batches(config: ConfigDict) -> ConfigDict:
+    """The same config with all rows of a batch going through the towers at once."""
+    config = config.copy_and_resolve_references()
+    config.micro_batch = None
+    return config
+
+
 def as_dict(config: ConfigDict) -> dict[str, Any]:
     """What config.json holds: nested plain values, keys in order."""
     return json.loads(config.to_json(sort_keys=True))
@@ -249,6 +266,15 @@ def differences(
         for key in keys
         if old.get(key) != new.get(key)
     ]
+
+
+def _check_profile(steps: tuple[int, ...]) -> None:
+    """Refuses what is not a first and a last step."""
+    whole = all(isinstance(step, int) for step in steps)
+    if steps and not (whole and len(steps) == 2 and 1 <= steps[0] <= steps[1]):
+        raise ValueError(
+            f"config.profile={steps}: it must be a first and a last step, counted from 1, or ()"
+        )
 
 
 def _check_sources(config: ConfigDict) -> None:

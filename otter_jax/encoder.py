@@ -292,16 +292,30 @@ def make_encoder(
 ) -> Encoder:
     """The encoder of a config with given arrays; its tokenizer is `find_tokenizer`'s if None."""
     folder = tokenizer_folder or find_tokenizer(config)
+    tokenizer = Tokenizer(folder, config.data.max_tokens, config.model.text.mask_token)
+    module = model.bind(variables)
+    refuse_unknown_tokens(tokenizer, module.text, masks=module.heads.tokens)
     return Encoder(
         model=model,
         variables=variables,
-        tokenizer=Tokenizer(folder, config.data.max_tokens, config.model.text.mask_token),
+        tokenizer=tokenizer,
         tokenizer_folder=folder,
         mesh=mesh,
         image_size=config.data.image_size,
         fit=config.data.fit,
         batch_size=config.evaluate.batch_size,
     )
+
+
+def refuse_unknown_tokens(tokenizer: Tokenizer, text_tower: nnx.Module, *, masks: bool) -> None:
+    """Refuses a tokenizer with ids that the text tower has no embedding for (ValueError)."""
+    needed = tokenizer.num_tokens_with_mask if masks else tokenizer.vocabulary_size
+    if needed > text_tower.config.vocab_size:
+        raise ValueError(
+            f"config.model.text: the tokenizer has {needed} tokens{' with the mask' * masks}, the "
+            f"tower embeddings for {text_tower.config.vocab_size}: it must be another tokenizer, "
+            f"or overrides.vocab_size={needed}"
+        )
 
 
 def keep_description(encoder: Encoder, workdir: Path) -> None:
@@ -347,15 +361,17 @@ def load(path: str | Path) -> Encoder:
         module = build_module(settings)
     model, template = dual_encoder.split(module)
     with checkpoints.Checkpoints(folder / "checkpoints") as saved:
-        variables = saved.restore_variables(_placed(template, mesh))
+        variables = saved.restore_variables(_placed(template, mesh, fsdp=settings.fsdp))
     tokenizer_folder = folder / TOKENIZER_FOLDER if described else None
     return make_encoder(settings, model, variables, mesh, tokenizer_folder)
 
 
-def _placed(template: Variables, mesh: Mesh) -> Variables:
-    """Shapes, types and places of a model's arrays, whole on every device."""
-    place = sharding.replicated(mesh)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), template)
+def _placed(template: Variables, mesh: Mesh, *, fsdp: bool) -> Variables:
+    """Shapes, types and places of a model's arrays."""
+    places = sharding.state_places(mesh, template, fsdp=fsdp)
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), template, places
+    )
 
 
 def _load_exported(folder: Path) -> Encoder:

@@ -15,11 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from otter_jax import sharding
 from otter_jax.encoder import Encoder
 from otter_jax.models.dual_encoder import Variables
 from otter_jax.reporting import progress
 
 Arrays = dict[str, np.ndarray]
+FORMAT = 2  # Of the arrays of a file: of files of another format nothing is read.
 MEMORY_LIMIT = 2**31  # Bytes of features held at once; beyond, they are read again from their file.
 
 
@@ -28,8 +30,10 @@ def fingerprint(*parts: Any) -> str:
     digest = hashlib.sha256()
     for part in parts:
         for leaf in jax.tree.leaves(part):
-            is_array = isinstance(leaf, (np.ndarray, jax.Array))
-            digest.update(np.asarray(leaf).tobytes() if is_array else repr(leaf).encode() + b"\0")
+            if isinstance(leaf, jax.Array):
+                leaf = sharding.whole(leaf)
+            is_array = isinstance(leaf, np.ndarray)
+            digest.update(leaf.tobytes() if is_array else repr(leaf).encode() + b"\0")
     return digest.hexdigest()[:16]
 
 
@@ -75,7 +79,7 @@ class FeatureStore:
 
     def image_key(self, data: str) -> str:
         """The name under which a collection's image features are kept."""
-        return fingerprint("image", self._image_tower, data)
+        return fingerprint("image", FORMAT, self._image_tower, data)
 
     def get(self, key: str, compute: Callable[[], Arrays], *, keep: bool = True) -> Arrays:
         """What was computed under this key, from memory, from disk, or now.

@@ -8,15 +8,19 @@ import json
 import math
 import os
 import re
+import secrets
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import jax
 import numpy as np
+
+if TYPE_CHECKING:
+    from otter_jax.costs import StepCosts
 
 Item = TypeVar("Item")
 
@@ -135,7 +139,15 @@ def _complete_lines(path: Path) -> list[str]:
 class Reporter(AbstractContextManager):
     """Writes metrics of steps and evaluations to every place; the first process alone does."""
 
-    def __init__(self, workdir: Path, *, total_steps: int, resume_step: int, batch_size: int):
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        total_steps: int,
+        resume_step: int,
+        batch_size: int,
+        wandb_project: str | None = None,
+    ):
         """Opens the files of `workdir`, and drops what they say of steps after `resume_step`."""
         self._files: list[Any] = []
         self._total_steps = total_steps
@@ -143,7 +155,8 @@ class Reporter(AbstractContextManager):
         self._opened = time.perf_counter()
         self._last = (resume_step, self._opened)
         self._waited = 0.0
-        self._tensorboard = None
+        self._flops, self._peak_flops = 0.0, None
+        self._tensorboard = self._wandb = None
         if jax.process_index() == 0:
             from tensorboardX import SummaryWriter
 
@@ -153,6 +166,8 @@ class Reporter(AbstractContextManager):
                 str(workdir / "tensorboard"), purge_step=resume_step + 1
             )
             self._files = [self._metrics, self._timings, self._tensorboard]
+            if wandb_project is not None:
+                self._wandb = start_wandb(wandb_project, workdir)
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         """Closes the files."""
@@ -162,6 +177,8 @@ class Reporter(AbstractContextManager):
             except OSError:
                 if kind is None:  # Else it would hide what went wrong first.
                     raise
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=int(kind is not None))
 
     def sync(self) -> None:
         """Waits until all lines are on disk, so that a checkpoint never knows more than they do."""
@@ -180,6 +197,12 @@ class Reporter(AbstractContextManager):
     def start_clock(self, step: int) -> None:
         """Rate, waits and time left count from after `step`; so compilation is left out."""
         self._last, self._waited = (step, time.perf_counter()), 0.0
+
+    def costs(self, step: int, costs: "StepCosts") -> None:
+        """Reports what each step from this one on takes."""
+        self._flops, self._peak_flops = costs.flops, costs.peak
+        self._write(step, {}, costs.metrics())
+        say(str(costs))
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Reports the metrics of a train step, and on the screen its rate and the time left.
@@ -225,18 +248,42 @@ class Reporter(AbstractContextManager):
                 "time/images_per_second": rate * self._batch_size,
                 "time/data_wait": self._waited / elapsed,
             }
+            if self._flops:
+                timings["time/model_flops_per_second"] = rate * self._flops
+            if self._flops and self._peak_flops:
+                timings["time/model_flops_utilization"] = rate * self._flops / self._peak_flops
         self.start_clock(step)
         return timings
 
     def _write(self, step: int, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:
         if self._tensorboard is None:
             return
-        self._metrics.write(step, metrics)
+        if metrics:
+            self._metrics.write(step, metrics)
         if timings:
             self._timings.write(step, timings)
         for name, value in (metrics | timings).items():
             # TensorBoard knows fewer characters than our names have, and says so every time.
             self._tensorboard.add_scalar(re.sub(r"[^\w./-]", "_", name), value, step)
+        if self._wandb is not None:
+            self._wandb.log({**metrics, **timings}, step=step)
+
+
+def start_wandb(project: str, workdir: Path) -> Any:
+    """A run at Weights & Biases; where the workdir has one already, that one goes on."""
+    import wandb
+
+    known = workdir / "wandb_id"
+    if not known.is_file():
+        known.write_text(secrets.token_hex(8), encoding="utf-8")
+    return wandb.init(
+        project=project,
+        id=known.read_text(encoding="utf-8"),
+        name=workdir.name,
+        dir=workdir,
+        config=read_json(workdir / "config.json"),
+        resume="allow",
+    )
 
 
 def results_table(results: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The mesh and where things live on it: batches split over the devices, all state on each.
+"""The mesh and where things live on it: batches split over the devices, state whole or split.
 
 Everything is written from the global view: `jax.jit` over a mesh with Auto axes lets the compiler
 split the work, so batch norm and the contrastive loss see the whole batch on any device count.
@@ -75,6 +75,25 @@ def put_rows(mesh: Mesh, rows: np.ndarray) -> jax.Array:
     return jax.make_array_from_callback(rows.shape, split_rows(mesh), lambda index: rows[index])
 
 
-def put_state(mesh: Mesh, tree: Any) -> Any:
-    """A pytree of arrays, whole on every device."""
-    return jax.device_put(tree, replicated(mesh))
+def state_places(mesh: Mesh, tree: Any, *, fsdp: bool) -> Any:
+    """Where each array of a pytree lives: whole on every device, or as `parameter_place` says."""
+    return jax.tree.map(lambda x: parameter_place(mesh, x) if fsdp else replicated(mesh), tree)
+
+
+def put_state(mesh: Mesh, tree: Any, *, fsdp: bool = False) -> Any:
+    """A pytree of arrays where `state_places` says."""
+    return jax.device_put(tree, state_places(mesh, tree, fsdp=fsdp))
+
+
+def bytes_on_a_device(tree: Any) -> int:
+    """How much of a pytree of arrays one device holds."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
+
+
+def whole(array: jax.Array) -> np.ndarray:
+    """An array with what other processes have of it; all of them must ask at the same time."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)

@@ -4,7 +4,6 @@ One jitted function from (state, batch) to (state, metrics), over plain pytrees.
 in it is drawn from the run's seed, a name and the step, so a resumed run draws the same.
 """
 
-import functools
 import zlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -98,11 +97,10 @@ def state_places(mesh: Mesh, state: TrainState, *, fsdp: bool) -> TrainState:
     The memory is always split by rows. With `fsdp`, so is every large array of parameters, moments
     and teacher, see `sharding.parameter_place`.
     """
-    whole = sharding.replicated(mesh)
-    place = functools.partial(sharding.parameter_place, mesh) if fsdp else lambda x: whole
-    places = jax.tree.map(place, state)
+    places = sharding.state_places(mesh, state, fsdp=fsdp)
     if state.memory is None:
         return places
+    whole = sharding.replicated(mesh)
     return places._replace(memory=objectives.Queue(sharding.split_rows(mesh), whole, whole))
 
 

@@ -1,10 +1,12 @@
 """train(config, workdir): reads from top to bottom in the order in which a run happens."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,14 +15,17 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from otter_jax import config as config_lib
-from otter_jax import gallery, objectives, reporting, sharding
+from otter_jax import costs, gallery, objectives, processes, reporting, sharding
 from otter_jax.checkpoints import Checkpoints
-from otter_jax.data import batches, images
+from otter_jax.data import batches
+from otter_jax.data.mixture import count_by_source
 from otter_jax.data.pair_loader import PairLoader, Views
+from otter_jax.data.records import count_reasons, refuse_too_many_bad
 from otter_jax.data.sources import Source, open_source
 from otter_jax.divergence import DivergedError, DivergenceWatch
 from otter_jax.encoder import Encoder, build_module, keep_description, make_encoder
 from otter_jax.evaluation import tables
+from otter_jax.evaluation.image_collections import compute_features, from_source, named_records
 from otter_jax.evaluation.sets import EvaluationSet, open_sets
 from otter_jax.features import FeatureStore
 from otter_jax.interruption import Interrupted, Interruption
@@ -77,8 +82,8 @@ class TrainingData:
 
     source: Source
     load: batches.Loader
-    records: np.ndarray  # Numbers in `source` of the records that can be used.
-    unreadable: dict[str, str]  # Key of a record -> why its image cannot be read.
+    records: np.ndarray  # Numbers in `source` of the records that can be used, ascending.
+    unreadable: dict[str, str]  # Name of every other record -> why it cannot be used.
 
 
 @dataclasses.dataclass
@@ -87,9 +92,11 @@ class Run:
 
     parts: Parts
     data: TrainingData
-    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    step: jax.stages.Wrapped  # (TrainState, Batch) -> (TrainState, Metrics)
+    unsplit_step: jax.stages.Wrapped  # The same without micro-batches; it is only looked at.
     total_steps: int
     saved: Checkpoints
+    profiler: costs.Profiler
     lock: Lock
     interruption: Interruption
 
@@ -106,21 +113,26 @@ def train(config: ConfigDict, workdir: Path) -> Results:
       Interrupted: on SIGTERM or SIGINT, when all finished steps have been saved.
     """
     with Interruption() as interruption:
-        config_lib.check(config)
-        refuse_unwritable(workdir)
-        refuse_in_use(workdir)
-        refuse_other_config(config, workdir)
-        options = objectives.make_options(**config.objective)
-        mesh = sharding.make_mesh()
-        sharding.check_batch_size(mesh, config.batch_size)
-        if config.micro_batch is not None:
-            sharding.check_batch_size(mesh, config.micro_batch, "micro_batch")
-        objectives.check_queue(options, config.batch_size, mesh.devices.size)
-        source = open_source(config.data.train)
-        refuse_other_data(source, workdir)
-        batches.record_order(len(source), config.batch_size, config.seed)  # Refuses too few pairs.
-        total_steps = config_lib.total_steps(config, len(source))
-        schedule = make_schedule(config, total_steps)
+        with processes.refusing_together():
+            config_lib.check(config)
+            refuse_unwritable(workdir)
+            refuse_in_use(workdir)
+            refuse_other_config(config, workdir)
+            options = objectives.make_options(**config.objective)
+            processes.refuse_not_deterministic(config)
+            mesh = sharding.make_mesh()
+            sharding.check_batch_size(mesh, config.batch_size)
+            if config.micro_batch is not None:
+                sharding.check_batch_size(mesh, config.micro_batch, "micro_batch")
+            objectives.check_queue(options, config.batch_size, mesh.devices.size)
+            views_of(config, options)  # Refuses what the data cannot give.
+            source = open_source(config.data.train, cache_dir=workdir, progress=reporting.progress)
+            refuse_bad_data(config, source, {})
+            refuse_other_data(source, workdir)
+            record_order(config, source, np.arange(len(source)))  # Refuses too few pairs.
+            total_steps = config_lib.total_steps(config, len(source))
+            schedule = make_schedule(config, total_steps)
+        processes.refuse_differences(processes.facts(config, source.fingerprint))
         if finished := read_finished(workdir, total_steps):
             say(f"{workdir} is finished ({total_steps} steps); its results:\n")
             say(reporting.results_table(finished))
@@ -145,9 +157,15 @@ def train_claimed(
     data = open_training_data(parts, source)
     write_data_note(parts, data)
     optimizer = make_optimizer(config, schedule)
-    step = make_train_step(parts.model, parts.options, optimizer, schedule, config, parts.mesh)
-    with Checkpoints(workdir / "checkpoints", config.checkpoint.keep, create=True) as saved:
-        run = Run(parts, data, step, total_steps, saved, lock, interruption)
+    step, unsplit_step = (
+        make_train_step(parts.model, parts.options, optimizer, schedule, each, parts.mesh)
+        for each in (config, config_lib.without_micro_batches(config))
+    )
+    with (
+        Checkpoints(workdir / "checkpoints", config.checkpoint.keep, create=True) as saved,
+        costs.Profiler(config.profile, workdir / "profile") as profiler,
+    ):
+        run = Run(parts, data, step, unsplit_step, total_steps, saved, profiler, lock, interruption)
         while True:  # Once, but that a rollback goes on as a resumed run does.
             # A copy, since the step consumes the state it is given and `parts` keeps its variables.
             untrained = jax.tree.map(jnp.copy, parts.encoder.variables)
@@ -187,6 +205,7 @@ def train_from_checkpoint(run: Run, state: TrainState) -> Results:
         total_steps=run.total_steps,
         resume_step=checkpoint,
         batch_size=parts.config.batch_size,
+        wandb_project=parts.config.wandb_project,
     ) as report:
         state = run_steps(run, state, report, watch)
         return finish(parts, run.data, state, report, run.total_steps)
@@ -199,9 +218,12 @@ def run_steps(run: Run, state: TrainState, report: Reporter, watch: DivergenceWa
         evaluate_what_is_missing(parts, state, report)
         steps = range(start + 1, run.total_steps + 1)
         for number, batch in zip(steps, report.waiting(open_stream(run, start)), strict=False):
+            batch.pop("index")
+            placed = sharding.put_batch(parts.mesh, batch)
+            if number == start + 1:
+                report.costs(number, step_costs(run, state, placed))
             with run.interruption.held(number):
-                batch.pop("index")
-                state, metrics = run.step(state, sharding.put_batch(parts.mesh, batch))
+                state, metrics = take_step(run, number, state, placed)
                 watch.look(number, metrics)
                 if number == start + 1:
                     jax.block_until_ready(metrics)
@@ -225,18 +247,42 @@ def run_steps(run: Run, state: TrainState, report: Reporter, watch: DivergenceWa
     return state
 
 
+def step_costs(run: Run, state: TrainState, batch: Batch) -> costs.StepCosts:
+    """What a step takes; it is compiled here, and not again when it is called."""
+    config = run.parts.config
+    step = run.step.lower(state, batch)
+    unsplit = step if config.micro_batch is None else run.unsplit_step.lower(state, batch)
+    return costs.measure(step, unsplit, state, config.model.dtype)
+
+
+def take_step(run: Run, number: int, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    """One step; whatever would be copied between host and devices behind our back is an error."""
+    run.profiler.before(number)
+    with jax.transfer_guard("disallow"):
+        state, metrics = run.step(state, batch)
+    run.profiler.after(number, metrics)
+    return state, metrics
+
+
 def open_stream(run: Run, start: int) -> Iterator[batches.Batch]:
     """This process's rows of the batches after step `start`."""
-    config = run.parts.config
+    config, data = run.parts.config, run.data
     return batches.batches(
-        run.data.load,
-        len(run.data.records),
+        data.load,
+        count_by_source(data.source, data.records),
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start,
         process=(jax.process_index(), jax.process_count()),
         threads=config.data.threads,
+        weights=config.data.weights,
     )
+
+
+def record_order(config: ConfigDict, source: Source, records: np.ndarray) -> grain.MapDataset:
+    """Rows of `records` by step, see batches.record_order."""
+    lengths = count_by_source(source, records)
+    return batches.record_order(lengths, config.batch_size, config.seed, config.data.weights)
 
 
 def report_step(
@@ -246,6 +292,7 @@ def report_step(
     watch.settle()
     run.lock.check()
     run.saved.check()
+    refuse_bad_data(run.parts.config, run.data.source, run.data.unreadable)
     shown = {name: value for name, value in metrics.items() if name != "finite"}
     if run.parts.config.on_nan == "skip":
         shown["skipped_steps"] = watch.skipped
@@ -288,8 +335,7 @@ def evaluate_what_is_missing(parts: Parts, state: TrainState, report: Reporter) 
 def batch_records(run: Run, number: int) -> list[dict[str, Any]]:
     """Which records the batch at a step is made of: numbers and keys in the collection."""
     config, data = run.parts.config, run.data
-    order = batches.record_order(len(data.records), config.batch_size, config.seed)
-    rows = order[number - 1]
+    rows = record_order(config, data.source, data.records)[number - 1]
     used = ({"index": rows} | data.load(number - 1, rows))["index"].tolist()
     return [{"index": each, "key": data.source[each].key} for each in used]
 
@@ -325,8 +371,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> Results:
     parts = build_parts(config, workdir, sharding.make_mesh(), options)
     parts.store.keep_trained = True  # The model is finished: its features are worth a file.
     with Checkpoints(workdir / "checkpoints") as saved:
-        template = sharding.put_state(parts.mesh, parts.encoder.variables)
-        variables = saved.restore_variables(template)
+        variables = saved.restore_variables(parts.encoder.variables)
         say(f"{workdir} after step {saved.latest_step}")
     after = parts.evaluate(variables)
     draw_sets(parts, variables)
@@ -342,7 +387,8 @@ def build_parts(
 ) -> Parts:
     """Builds the model and opens the evaluation sets."""
     model, variables = dual_encoder.split(build_module(config))
-    encoder = make_encoder(config, model, sharding.put_state(mesh, variables), mesh)
+    variables = sharding.put_state(mesh, variables, fsdp=config.fsdp)
+    encoder = make_encoder(config, model, variables, mesh)
     store = FeatureStore(
         workdir / "features",
         encoder,
@@ -401,8 +447,22 @@ def open_training_data(parts: Parts, source: Source) -> TrainingData:
 
 
 def views_of(config: ConfigDict, options: objectives.Options) -> Views:
-    """The views of a pair that an objective asks for."""
+    """The views of a pair that an objective asks for.
+
+    Raises:
+      ValueError: if they would be no views, or nothing would learn from them.
+    """
     number = 3 if options.uses_simclr else 2 if options.uses_two_image_views else 1
+    if number > 1 and config.data.view_augmentation == "none":
+        raise ValueError(
+            f"config.data.view_augmentation='none': objective {options.name!r} needs {number} "
+            "different views of an image; moco is the customary augmentation"
+        )
+    if options.uses_masked_language and config.model.text.frozen:
+        raise ValueError(
+            "config.model.text.frozen=True: masked language modelling would teach the text tower "
+            "nothing; set config.objective.mlm_weight=0, or train part of it (model.text.trainable)"
+        )
     if number == 1 and not options.uses_masked_language:
         return Views()
     return Views(
@@ -416,41 +476,25 @@ def views_of(config: ConfigDict, options: objectives.Options) -> Views:
 def open_cached_data(parts: Parts, source: Source) -> TrainingData:
     """Computes the frozen image tower's features of all pairs, or reads them if they are known."""
     store, encoder = parts.store, parts.encoder
-
-    def compute() -> dict[str, np.ndarray]:
-        unreadable: dict[str, str] = {}
-        features = encoder.image_features(readable_images(source, encoder, unreadable))
-        return {
-            "features": features,
-            "unreadable": np.array(list(unreadable.items()), dtype=str).reshape(-1, 2),
-        }
-
-    stored = store.get(store.image_key(source.fingerprint), compute)
-    unreadable = dict(stored["unreadable"].tolist())
-    pairs = ((number, source[number]) for number in range(len(source)))
-    usable = [(number, p.caption) for number, p in pairs if p.key not in unreadable]
-    records = np.array([number for number, _ in usable], np.int64)
-    captions = [caption for _, caption in usable]
-    arrays = {"image_features": stored["features"], "index": records}
+    named = [(name, record and record.caption) for name, record in named_records(source)]
+    collection = from_source(source, [name for name, _ in named])
+    found = compute_features(collection, encoder, store, "training")
+    captions = [named[number][1] for number in found.numbers]
+    arrays = {"image_features": found.features, "index": found.numbers}
     if parts.config.model.text.frozen:
         arrays["text_features"] = store.text_features(encoder, captions)
     else:
         arrays["tokens"], arrays["token_mask"] = encoder.tokenizer(captions)
-    return TrainingData(source, batches.array_loader(arrays), records, unreadable)
-
-
-def readable_images(source: Source, encoder: Encoder, unreadable: dict[str, str]) -> Any:
-    """Transformed images of a source in order, with progress; notes those that cannot be read."""
-    for number in reporting.progress(range(len(source)), len(source), "training images"):
-        record = source[number]
-        try:
-            yield encoder.transform(images.decode(record.image))
-        except images.ImageError as error:
-            unreadable[record.key] = str(error)
+    load = batches.array_loader(arrays)
+    return TrainingData(source, load, found.numbers, found.unreadable)
 
 
 def write_data_note(parts: Parts, data: TrainingData) -> None:
-    """data.json: what was really trained on, and what was left out and why."""
+    """data.json: what was really trained on, and what was left out and why.
+
+    Raises:
+      ValueError: if more was left out than config.data.max_bad_share allows; the file says what.
+    """
     path = parts.workdir / "data.json"
     noted: dict[str, str] = {}
     if path.is_file():  # Of an earlier start: what it could not read stays noted.
@@ -466,11 +510,20 @@ def write_data_note(parts: Parts, data: TrainingData) -> None:
                 "pairs": len(data.source) - len(data.unreadable),
                 "fingerprint": data.source.fingerprint,
                 "skipped": data.source.skipped,
+                "unreadable_by_reason": count_reasons(data.unreadable.values()),
                 "unreadable": dict(sorted(data.unreadable.items())),
             },
             "evaluate": {each.name: each.contents() for each in parts.sets},
         },
     )
+    refuse_bad_data(parts.config, data.source, data.unreadable)
+
+
+def refuse_bad_data(config: ConfigDict, source: Source, unreadable: dict[str, str]) -> None:
+    """Refuses data of which too much is bad, as far as is known by now (ValueError)."""
+    total = len(source) + sum(source.skipped.values())
+    bad = Counter(source.skipped) + Counter(count_reasons(unreadable.values()))
+    refuse_too_many_bad(bad, total, config.data.max_bad_share)
 
 
 def draw(parts: Parts, data: TrainingData, state: TrainState) -> None:
@@ -478,7 +531,7 @@ def draw(parts: Parts, data: TrainingData, state: TrainState) -> None:
     folder = parts.workdir / "figures"
     encoder = parts.encoder.replace(state.variables)
     if parts.options.uses_teacher:
-        order = batches.record_order(len(data.records), parts.config.batch_size, parts.config.seed)
+        order = record_order(parts.config, data.source, data.records)
         # Whole [n, n] targets are drawn, which a large batch that trained in tiles has no room for.
         devices = parts.mesh.devices.size
         batch = data.load(0, order[0][: max(1, PICTURED_PAIRS // devices) * devices])

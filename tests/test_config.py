@@ -34,12 +34,25 @@ def test_misspelt_key_is_an_error() -> None:
         ("model.text.projection", "cubic", "choose from linear, linear_no_bias, mlp, none, auto"),
         ("model.text.projection", "pretrained", r"set config\.model\.text\.pretrained too"),
         ("model.image.trainable", "layer(", "must be a regular expression"),
+        ("profile", (5, 3), r"profile=\(5, 3\): it must be a first and a last step"),
+        ("profile", (5,), "must be a first and a last step"),
+        ("profile", (0, 1), "must be a first and a last step"),
     ],
 )
 def test_bad_value_is_named(key: str, value: object, message: str) -> None:
     config = config_lib.default_config()
     config.update_from_flattened_dict({key: value})
     with pytest.raises(ValueError, match=message):
+        config_lib.check(config)
+
+
+def test_wandb_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config_lib.importlib.util, "find_spec", lambda name: None)
+    config = config_lib.default_config()
+    config.wandb_project = "owls"
+    with pytest.raises(
+        ModuleNotFoundError, match=r"='owls' needs: pip install 'otter_jax\[wandb\]'"
+    ):
         config_lib.check(config)
 
 

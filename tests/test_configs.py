@@ -7,12 +7,20 @@ import pytest
 from flax import nnx
 
 from otter_jax import config as config_lib
-from otter_jax import objectives
+from otter_jax import encoder, objectives, train
 from otter_jax.models import pretrained
 
 FOLDER = Path(__file__).parents[1] / "configs"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "common")
-PRESETS = [name for name in NAMES if name.endswith("_rn50")]
+RECIPES = ("common", "yfcc15m")
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in RECIPES)
+PRESETS = [
+    "infonce_rn50",
+    "kd_rn50",
+    "label_smoothing_rn50",
+    "otter_rn50",
+    "self_distillation_rn50",
+]
+FROM_SCRATCH = ["clip_rn50", "declip_rn50", "declip_vitb32", "slip_vitb32"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -60,3 +68,30 @@ def test_the_towers_exist_with_the_recipes_settings() -> None:
     )
     assert (image.width, text.width, model.embed_dim) == (2048, 768, 768)
     assert image.mean[0] == pytest.approx(0.4815, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", FROM_SCRATCH)
+def test_presets_from_scratch_build(name: str) -> None:
+    config = importlib.import_module(f"configs.{name}").get_config()
+    options = objectives.make_options(**config.objective)
+    module = nnx.eval_shape(lambda: encoder.build_module(config))
+    assert module.embed_dim == config.model.embed_dim
+    assert module.heads.simsiam == options.uses_simsiam == name.startswith("declip")
+    assert module.heads.simclr == options.uses_simclr == name.startswith("slip")
+    # The id behind the last one is the mask, which must not be taken for the end of a text.
+    assert module.text.config.vocab_size == module.text.config.eos_token_id + 2
+    views = train.views_of(config, options)
+    wanted = {"clip_rn50": 1, "slip_vitb32": 3}.get(name, 2)
+    assert views.images == wanted and views.masked_text == name.startswith("declip")
+
+
+def test_clip_is_declip_with_nothing_on() -> None:
+    configs = [
+        importlib.import_module(f"configs.{name}").get_config()
+        for name in ("clip_rn50", "declip_rn50")
+    ]
+    keys = [line.partition(":")[0] for line in config_lib.differences(*configs)]
+    assert keys == [
+        "data.augmentation", "objective.clip_weight",
+        "objective.mvs", "objective.nns", "objective.ss",
+    ]  # fmt: skip

@@ -57,6 +57,35 @@ def test_workdir_below_a_file_is_refused(tmp_path: Path) -> None:
     assert "cannot be written" in result.stderr and "Traceback" not in result.stderr
 
 
+def test_nobody_to_join_ends_in_one_line(tmp_path: Path) -> None:
+    workdir = f"--workdir={tmp_path / 'run'}"
+    result = run_main("--config=configs/quickstart.py", workdir, "--distributed", "--process_id=1")
+    (line,) = result.stderr.splitlines()
+    assert result.returncode != 0
+    assert line.startswith("otter_jax: --distributed: the other processes cannot be found")
+
+
+def test_a_slurm_job_is_queued_again_where_its_time_is_up(tmp_path: Path) -> None:
+    fakes = {
+        "sbatch": 'for last; do :; done; exec bash -c "${last#--wrap=}"',
+        "srun": "trap 'exit 143' TERM; echo $$ >pid; kill -USR1 $PPID; while :; do sleep .1; done",
+        "scancel": 'echo "scancel $*" >>said; kill -TERM "$(cat pid)"',
+        "scontrol": 'echo "scontrol $*" >>said',
+    }
+    for name, body in fakes.items():
+        path = tmp_path / name
+        path.write_text(f"#!/usr/bin/env bash\ncd {tmp_path}\n{body}\n")
+        path.chmod(0o755)
+    result = subprocess.run(
+        [ROOT / "launch" / "slurm.sh", "--", "--config=x.py", "--workdir=y"],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"},
+        timeout=60,
+    )
+    assert result.returncode == 143
+    said = (tmp_path / "said").read_text()
+    assert said == "scancel --signal=TERM 7\nscontrol requeue 7\n"
+
+
 @pytest.mark.parametrize("script", ["gpu.sh", "slurm.sh", "tpu_pod.sh"])
 def test_launch_scripts_show_what_they_would_run(script: str) -> None:
     environment = os.environ | {"TPU": "pod", "ZONE": "here"}
@@ -70,6 +99,7 @@ def test_launch_scripts_show_what_they_would_run(script: str) -> None:
     quoted = "runs/x y" if script == "gpu.sh" else "runs/x\\ y"
     assert quoted in result.stdout
     if script == "slurm.sh":
+        assert "--requeue" in result.stdout
         assert "--ntasks-per-gpu=1 --nodes=2" in result.stdout
     usage = subprocess.run([ROOT / "launch" / script], capture_output=True, text=True)
     assert "--dry-run" in usage.stdout

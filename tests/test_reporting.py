@@ -2,11 +2,14 @@
 
 import json
 import os
+import sys
+import types
 from pathlib import Path
 
 import pytest
 
 from otter_jax import reporting
+from otter_jax.costs import StepCosts
 
 
 @pytest.mark.parametrize(
@@ -102,3 +105,36 @@ def test_json_is_replaced_whole(tmp_path: Path) -> None:
     reporting.write_json(path, {"a": 2})
     assert reporting.read_json(path) == {"a": 2}
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_utilization_is_the_share_of_the_peak(tmp_path: Path) -> None:
+    step = StepCosts(flops=5e6, peak=1e12, state=2**30, temporaries=0, total=2**30, device=2**32)
+    with reporting.Reporter(tmp_path, total_steps=4, resume_step=-1, batch_size=8) as report:
+        report.costs(1, step)
+        report.step(2, {"loss": 1.0, "temperature": 0.02})
+    budget, timings = map(json.loads, (tmp_path / "timings.jsonl").open())
+    assert budget["memory/device_gib"] == 4 and budget["memory/total_gib"] == 1
+    flops = timings["time/model_flops_per_second"]
+    assert flops == pytest.approx(5e6 * timings["time/steps_per_second"])
+    assert timings["time/model_flops_utilization"] == pytest.approx(flops / 1e12)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_wandb_gets_the_same_metrics_in_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, logged = [], []
+    run = types.SimpleNamespace(
+        log=lambda values, step: logged.append((step, values)),
+        finish=lambda exit_code: logged.append(exit_code),
+    )
+    wandb = types.SimpleNamespace(init=lambda **settings: started.append(settings) or run)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    reporting.write_json(tmp_path / "config.json", {"seed": 3})
+    arguments = {"total_steps": 4, "resume_step": -1, "batch_size": 8, "wandb_project": "owls"}
+    for _ in range(2):
+        with reporting.Reporter(tmp_path, **arguments) as report:
+            report.evaluation(0, {"set": {"hit@1": 0.25}})
+    assert logged == [(0, {"eval/set/hit@1": 0.25}), 0] * 2
+    assert started[0] == started[1]
+    assert started[0]["project"] == "owls" and started[0]["config"] == {"seed": 3}

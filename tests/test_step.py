@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
 from otter_jax import encoder, objectives, sharding, step, train
@@ -51,33 +51,57 @@ def batch_of(rows: int = 16, config=None) -> dict[str, np.ndarray]:
     return batch
 
 
+WITHOUT_BATCH_NORM = {"model.image.name": "vit_b32", "objective.queue_size": 48}
+SMALL_VIT = {
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "hidden_dropout_prob": 0.3,
+    "attention_probs_dropout_prob": 0.3,
+    "stochastic_depth_rate": 0.3,
+}
+
+
+def vit_config(tiny_config: Callable, **changes):
+    config = tiny_config(**(WITHOUT_BATCH_NORM | changes))
+    with config.unlocked():
+        config.model.image.overrides = ConfigDict(SMALL_VIT)
+        config.model.text.overrides.hidden_dropout_prob = 0.3
+    return config
+
+
+def trained(config, devices: int, steps: int = 3):
+    """The last metrics and the state after some steps."""
+    mesh = mesh_of(devices)
+    train_step, state = build(config, mesh)
+    batch = batch_of(config=config)
+    for _ in range(steps):
+        state, metrics = train_step(state, sharding.put_batch(mesh, batch))
+    return jax.device_get(metrics), state
+
+
+def assert_close(found, wanted, rtol: float, atol: float) -> None:
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol),
+        jax.device_get(found),
+        jax.device_get(wanted),
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "tile"), [*((name, None) for name in objectives.OBJECTIVES), ("otter", 3)]
 )
 def test_eight_devices_equal_one(tiny_config: Callable, name: str, tile: int | None) -> None:
-    config = tiny_config(
-        **{
-            "objective.name": name,
-            "objective.tile": tile,
-            "optimizer.learning_rate": 0.1,
-            "objective.queue_size": 48,
-        }
-    )
-    outcomes = []
-    for devices in (1, 8):
-        mesh = mesh_of(devices)
-        train_step, state = build(config, mesh)
-        for _ in range(3):
-            batch = batch_of(config=config)
-            state, metrics = train_step(state, sharding.put_batch(mesh, batch))
-        outcomes.append((float(metrics["loss"]), jax.device_get(state.variables)))
-    (loss, variables), (other_loss, other_variables) = outcomes
-    np.testing.assert_allclose(loss, other_loss, rtol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
-        variables,
-        other_variables,
-    )
+    changes = {"objective.name": name, "objective.tile": tile, "optimizer.learning_rate": 3e-3}
+    # Batch norm in the image tower is tried once; it takes long to compile.
+    config = tiny_config(**changes) if tile else vit_config(tiny_config, **changes)
+    outcomes = [trained(config, devices) for devices in (1, 8)]
+    (metrics, state), (other_metrics, other_state) = outcomes
+    np.testing.assert_allclose(metrics["loss"], other_metrics["loss"], rtol=1e-5)
+    assert_close(state.variables, other_state.variables, rtol=1e-3, atol=1e-4)
 
 
 def test_the_sigmoid_loss_learns_its_bias(tiny_config: Callable) -> None:
@@ -182,46 +206,6 @@ def test_keys_differ_by_name_and_step() -> None:
     assert len(set(keys)) == 4
 
 
-WITHOUT_BATCH_NORM = {"model.image.name": "vit_b32", "objective.queue_size": 32}
-SMALL_VIT = {
-    "image_size": 32,
-    "patch_size": 8,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "hidden_dropout_prob": 0.3,
-    "attention_probs_dropout_prob": 0.3,
-    "stochastic_depth_rate": 0.3,
-}
-
-
-def vit_config(tiny_config: Callable, **changes):
-    config = tiny_config(**(WITHOUT_BATCH_NORM | changes))
-    with config.unlocked():
-        config.model.image.overrides = ConfigDict(SMALL_VIT)
-        config.model.text.overrides.hidden_dropout_prob = 0.3
-    return config
-
-
-def trained(config, devices: int, steps: int = 3):
-    """The last metrics and the state after some steps."""
-    mesh = mesh_of(devices)
-    train_step, state = build(config, mesh)
-    batch = batch_of(config=config)
-    for _ in range(steps):
-        state, metrics = train_step(state, sharding.put_batch(mesh, batch))
-    return jax.device_get(metrics), state
-
-
-def assert_close(found, wanted, rtol: float, atol: float) -> None:
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol),
-        jax.device_get(found),
-        jax.device_get(wanted),
-    )
-
-
 @pytest.mark.parametrize("devices", [1, 4])
 @pytest.mark.parametrize("name", ["otter", "declip"])
 def test_micro_batches_equal_the_whole_batch(
@@ -253,7 +237,7 @@ def test_split_parameters_equal_whole_ones(
     tiny_config: Callable, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)
-    changes = {"objective.name": name, "optimizer.name": "adamw"}
+    changes = {"objective.name": name, "optimizer.learning_rate": 3e-3}
     metrics, state = trained(vit_config(tiny_config, **changes), 8)
     split_metrics, split_state = trained(vit_config(tiny_config, **changes, fsdp=True), 8)
     np.testing.assert_allclose(split_metrics["loss"], metrics["loss"], rtol=1e-5)
@@ -272,8 +256,8 @@ def test_split_parameters_equal_whole_ones(
 def test_the_queue_stays_split(tiny_config: Callable) -> None:
     config = vit_config(tiny_config, **{"objective.name": "declip"})
     metrics, state = trained(config, 8)
-    assert state.memory.features.sharding.spec == ("data",)
-    assert int(state.memory.filled) == 32
+    assert state.memory.features.sharding.spec == PartitionSpec("data")
+    assert int(state.memory.filled) == 48
     assert metrics["loss_neighbor"] > 0
     parts = sum(value for name, value in metrics.items() if name.startswith("loss_"))
     np.testing.assert_allclose(parts, metrics["loss"], rtol=1e-5)

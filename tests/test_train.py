@@ -26,7 +26,8 @@ def run(config: ConfigDict, workdir: Path) -> dict:
 
 @pytest.mark.parametrize("name", list(objectives.OBJECTIVES))
 def test_every_objective_trains(tiny_config: Callable, tmp_path: Path, name: str) -> None:
-    config = tiny_config(**FROZEN, **{"objective.name": name, "total_steps": 4})
+    without_masks = {"objective.mlm_weight": 0.0}  # They would teach a frozen tower nothing.
+    config = tiny_config(**FROZEN, **without_masks, **{"objective.name": name, "total_steps": 4})
     results = run(config, tmp_path / "run")
     (pairs,) = config.evaluate.sets
     assert set(results) == {pairs, "before", "chance"}
@@ -105,6 +106,48 @@ def test_resumed_run_equals_uninterrupted_bit_for_bit(
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
+def test_views_and_queue_resume_bit_for_bit(
+    tiny_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declip = {"objective.name": "declip", "objective.queue_size": 64, "objective.targets": "otter"}
+    config = tiny_config(**declip)
+    run(config, tmp_path / "whole")
+    interrupt(monkeypatch, "step")
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "interrupted")
+    monkeypatch.undo()
+    run(config, tmp_path / "interrupted")
+    metrics = [
+        (tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "interrupted")
+    ]
+    assert metrics[0] == metrics[1]
+    states = [final_state(config, tmp_path / name) for name in ("whole", "interrupted")]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    assert int(states[0].memory.filled) == 64
+    line = json.loads(metrics[0].splitlines()[-2])
+    parts = sum(value for name, value in line.items() if name.startswith("train/loss_"))
+    assert parts == pytest.approx(line["train/loss"], rel=1e-5)
+    assert line["train/loss_neighbor"] > 0 and line["train/loss_mlm"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.view_augmentation": "none"}, "needs 2 different views of an image"),
+        ({"model.text.frozen": True}, "would teach the text tower nothing"),
+        ({"objective.queue_size": 8}, "queue_size=8: it must be at least config.batch_size=16"),
+        ({"micro_batch": 5}, "micro_batch=5 does not divide config.batch_size=16"),
+    ],
+)
+def test_views_that_cannot_be_are_refused(
+    tiny_config: Callable, tmp_path: Path, changes: dict, message: str
+) -> None:
+    config = tiny_config(**{"objective.name": "declip"} | changes)
+    with pytest.raises(ValueError, match=message):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def interrupt(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     """Stops the next run after step 4 of 6, before its first step, or while it draws."""
     report = train.Reporter.step
@@ -129,9 +172,11 @@ def final_state(config: ConfigDict, workdir: Path) -> object:
 
     _, variables = dual_encoder.split(encoder.build_module(config))
     optimizer = step.make_optimizer(config, step.make_schedule(config, 6))
-    template = step.initial_state(variables, optimizer, uses_teacher=True)
+    options = objectives.make_options(**config.objective)
+    memory = train.make_memory(options, config.model.embed_dim)
+    template = step.initial_state(variables, optimizer, uses_teacher=True, memory=memory)
     with checkpoints.Checkpoints(workdir / "checkpoints") as saved:
-        return saved.restore(sharding.put_state(sharding.make_mesh(), template))
+        return saved.restore(step.place_state(sharding.make_mesh(), template, fsdp=False))
 
 
 def test_finished_run_shows_its_results_again(
@@ -177,10 +222,74 @@ def test_unreadable_images_are_left_out_and_listed(
         tmp_path / "pairs" / "0.tar", [*shape_pairs[:20], (b"broken", "a red bar"), (b"", "x")]
     )
     spec = f"webdataset:{tmp_path / 'pairs'}"
-    run(tiny_config(**FROZEN, **{"data.train": spec}), tmp_path / "run")
+    config = tiny_config(**FROZEN, **{"data.train": spec, "data.max_bad_share": 0.1})
+    run(config, tmp_path / "run")
     data = json.loads((tmp_path / "run" / "data.json").read_text())["train"]
     assert data["pairs"] == 20
-    assert len(data["unreadable"]) + sum(data["skipped"].values()) == 2
+    assert data["skipped"] == {"no image": 1}
+    assert list(data["unreadable"]) == ["00020 (record 20)"]
+    assert data["unreadable_by_reason"] == {"not an image": 1}
+
+
+@pytest.mark.parametrize("settings", [FROZEN, {}])
+def test_records_that_share_a_key_are_told_apart(
+    tiny_config: Callable, tmp_path: Path, shape_pairs: list, settings: dict
+) -> None:
+    (tmp_path / "pairs").mkdir()
+    write_shard(tmp_path / "pairs" / "0.tar", [(b"broken", "a red bar"), *shape_pairs[:20]])
+    write_shard(tmp_path / "pairs" / "1.tar", [*shape_pairs[20:40], (b"broken", "a blue bar")])
+    specs = (f"webdataset:{tmp_path / 'pairs'}",)
+    run(tiny_config(**settings, **{"data.train": specs, "total_steps": 5}), tmp_path / "run")
+    data = json.loads((tmp_path / "run" / "data.json").read_text())["train"]
+    names = ["0:00000 (record 0)", "0:00020 (record 41)"]
+    assert data["pairs"] == 40 and list(data["unreadable"]) == names
+
+
+@pytest.mark.parametrize(
+    ("settings", "images", "message"),
+    [
+        (FROZEN, (b"broken", b"broken"), r"2 of 22 records \(9\.1%\).*not an image: 2"),
+        ({}, (b"broken", b"broken"), r"2 of 22 records \(9\.1%\).*not an image: 2"),
+        ({}, (b"", b""), r"2 of 22 records \(9\.1%\).*no image: 2"),
+    ],
+)
+def test_too_much_bad_data_ends_the_run(
+    tiny_config: Callable,
+    tmp_path: Path,
+    shape_pairs: list,
+    settings: dict,
+    images: tuple[bytes, bytes],
+    message: str,
+) -> None:
+    write_shard(tmp_path / "0.tar", [*shape_pairs[:20], *((image, "a bar") for image in images)])
+    config = tiny_config(**settings, **{"data.train": f"webdataset:{tmp_path / '0.tar'}"})
+    with pytest.raises(ValueError, match=message):
+        run(config, tmp_path / "run")
+    assert (tmp_path / "run").exists() is (images[0] != b"")
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+@pytest.mark.parametrize("settings", [FROZEN, {}])
+def test_sources_are_mixed_by_their_weights(
+    tiny_config: Callable, tmp_path: Path, shape_pairs: list, settings: dict,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    write_shard(tmp_path / "a.tar", shape_pairs[:30])
+    write_shard(tmp_path / "b.tar", [(b"broken", "x"), *shape_pairs[30:48]])
+    seen, put = [], train.run_steps
+
+    def note(each: train.Run, *arguments: object) -> object:
+        load = each.data.load
+        each.data.load = lambda step, rows: (
+            seen.append(load(step, rows)["index"]) or load(step, rows)
+        )
+        return put(each, *arguments)
+
+    monkeypatch.setattr(train, "run_steps", note)
+    specs = tuple(f"webdataset:{tmp_path / name}.tar" for name in "ab")
+    changes = {"data.train": specs, "data.weights": (1.0, 3.0), "total_steps": 4}
+    run(tiny_config(**settings, **changes), tmp_path / "run")
+    assert len(seen) >= 4 and all((rows >= 30).sum() == 12 for rows in seen[:4])
 
 
 @pytest.mark.parametrize(
@@ -256,7 +365,7 @@ def test_unreadable_images_among_those_read_at_every_step(
     for name in ("data.json", "metrics.jsonl", "results.json"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     data = json.loads((tmp_path / "run" / "data.json").read_text())["train"]
-    assert list(data["unreadable"]) == ["00017"] and data["pairs"] == 20
+    assert list(data["unreadable"]) == ["00017 (record 17)"] and data["pairs"] == 20
     assert (tmp_path / "run" / "figures" / "soft_targets.png").is_file()
 
 
@@ -300,3 +409,27 @@ def test_diverged_loss_stops_the_run(tiny_config: Callable, tmp_path: Path) -> N
     )
     with pytest.raises(FloatingPointError, match="has diverged at step"):
         run(config, tmp_path)
+
+
+def test_a_hidden_transfer_is_an_error(
+    tiny_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train.sharding, "put_batch", lambda mesh, batch: batch)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        run(tiny_config(**FROZEN), tmp_path)
+
+
+def test_costs_and_profile_are_written(tiny_config: Callable, tmp_path: Path) -> None:
+    changes = {"profile": (2, 3), "fsdp": True, "deterministic": True, "total_steps": 4}
+    run(tiny_config(**FROZEN, **changes), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "timings.jsonl").open()]
+    budget = lines[0]
+    assert budget["step"] == 1
+    assert budget["memory/total_gib"] > budget["memory/state_gib"] > 0
+    assert lines[-1]["time/model_flops_per_second"] > 0
+    assert "time/model_flops_utilization" not in lines[-1]  # A CPU's peak is not known.
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    # What a run keeps may be changed between two starts; how it computes may not.
+    run(tiny_config(**FROZEN, **changes | {"profile": ()}), tmp_path)
+    with pytest.raises(ValueError, match="deterministic: True -> False"):
+        run(tiny_config(**FROZEN, **changes | {"deterministic": False}), tmp_path)

@@ -62,7 +62,7 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
     if options.batch_size < 2:
         raise ValueError(f"--batch_size={options.batch_size}; it must be at least 2")
     encoder = _load(options.model)
-    source = open_source(options.data)
+    source = open_source(options.data, progress=progress)
     numbers = statistics.choose(len(source), options.limit, options.seed)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)

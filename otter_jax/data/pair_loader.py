@@ -13,7 +13,7 @@ from otter_jax.data import images
 from otter_jax.data.augmentations import augment, check_augmentation
 from otter_jax.data.batches import Batch
 from otter_jax.data.masking import mask_tokens
-from otter_jax.data.sources import RecordError, Source
+from otter_jax.data.records import Record, RecordError, Source, name_record
 from otter_jax.data.text_augmentations import augment_caption, wordnet
 from otter_jax.data.texts import Tokenizer
 
@@ -24,6 +24,7 @@ IMAGE_KEYS = ("image", "image2", "image3")
 IMAGE_STREAMS = (0, 1, 2)
 SECOND_TEXT_STREAM = 3
 MASKED_TEXT_STREAM = 4
+CAPTION_STREAM = 5
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,9 @@ class PairLoader:
         self.flip = flip
         self.seed = seed
         self.views = views
-        self.unreadable: dict[str, str] = {}  # Key of a record -> why it cannot be read.
+        self.unreadable: dict[str, str] = {}  # Name of a record -> why it cannot be used.
+        sides = [images.sufficient_side(image_size, kind) for kind in self.augmentations]
+        self.at_least = None if None in sides else max(sides)
         if views.second_text:
             wordnet()  # Whether it is there should not turn out in the middle of a batch.
 
@@ -94,7 +97,7 @@ class PairLoader:
         """The arrays of some records; which views they get depends on seed, step and record.
 
         A record that cannot be read is replaced by the next one that can, and noted;
-        `index` says which records were really used.
+        `index` says which records were really used. Of several captions one is drawn.
         """
         pairs = [self._pair(step, int(record)) for record in records]
         views, captions, used = zip(*pairs, strict=True)
@@ -121,16 +124,23 @@ class PairLoader:
         """Views of the image of a record, or of the next that can be read; caption and number."""
         for candidate in range(record, record + len(self.source)):
             number = candidate % len(self.source)
-            key = f"record {number}"  # until the record says what it is called
+            name = name_record(number)  # until the record says what it is called
             try:
                 pair = self.source[number]
-                key = pair.key
-                image = images.decode(pair.image)
+                name = name_record(number, pair.key)
+                image = images.decode(pair.image, at_least=self.at_least)
             except (RecordError, images.ImageError) as error:
-                self.unreadable[key] = str(error)
+                self.unreadable[name] = str(error)
                 continue
-            return self._image_views(image, step, record), pair.caption, number
+            return self._image_views(image, step, record), self._caption(pair, step, record), number
         raise ValueError(f"{self.source.name}: not one of {len(self.source)} images can be read")
+
+    def _caption(self, pair: Record, step: int, record: int) -> str:
+        """One of the captions that the image has, drawn at random."""
+        if len(pair.captions) < 2:
+            return pair.caption
+        generator = _generator(self.seed, step, record, CAPTION_STREAM)
+        return pair.captions[generator.integers(len(pair.captions))]
 
     def _image_views(self, image: np.ndarray, step: int, record: int) -> list[np.ndarray]:
         return [

@@ -4,6 +4,7 @@ import codecs
 import json
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -141,6 +142,20 @@ def is_image_name(name: str) -> bool:
     """Whether a file is an image by its name; hidden files are not."""
     base = os.path.basename(name)
     return base.lower().endswith(IMAGE_SUFFIXES) and not base.startswith(".")
+
+
+def name_record(number: int, key: str = "") -> str:
+    """Return what reports call a record: a name of its own, which its key need not be."""
+    return f"{key} (record {number})" if key else f"record {number}"
+
+
+def count_reasons(messages: Iterable[str]) -> dict[str, int]:
+    """Count errors by what stands before the first colon of each, the most frequent first.
+
+    Messages of `RecordError` and `images.ImageError` begin with their reason.
+    """
+    reasons = sorted(message.partition(": ")[0] for message in messages)
+    return dict(Counter(reasons).most_common())
 
 
 def refuse_too_many_bad(counts: Mapping[str, int], total: int, share: float) -> None:

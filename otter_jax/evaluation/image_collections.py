@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from otter_jax.data import images
-from otter_jax.data.sources import Source
+from otter_jax.data.records import Record, RecordError, Source, name_record
 from otter_jax.encoder import Encoder
 from otter_jax.features import Arrays, FeatureStore, fingerprint
 from otter_jax.reporting import progress, say
@@ -70,13 +70,27 @@ def from_files(root: Path, names: Sequence[str]) -> ImageCollection:
     return ImageCollection(names, decode, digest.hexdigest())
 
 
+def named_records(source: Source) -> Iterator[tuple[str, Record | None]]:
+    """A name for every record, and the record; None for one that turns out unusable."""
+    for number in range(len(source)):
+        try:
+            record = source[number]
+        except RecordError:
+            yield name_record(number), None
+        else:
+            yield name_record(number, record.key), record
+
+
 def from_source(source: Source, keys: Sequence[str]) -> ImageCollection:
-    """The images of a source of pairs, and the keys of its records."""
-    return ImageCollection(
-        keys=keys,
-        decode=lambda number: images.decode(source[number].image),
-        fingerprint=source.fingerprint,
-    )
+    """The images of a source of pairs, and what its records are called."""
+
+    def decode(number: int) -> np.ndarray:
+        try:
+            return images.decode(source[number].image)
+        except RecordError as error:
+            raise images.ImageError(str(error)) from None
+
+    return ImageCollection(keys, decode, source.fingerprint)
 
 
 def from_arrays(pixels: np.ndarray) -> ImageCollection:
@@ -122,14 +136,10 @@ def compute_features(
         }
 
     stored = store.images(encoder, collection.fingerprint, compute)
-    unreadable = dict(stored["unreadable"].tolist())
-    # Training keeps features under the same name, without the numbers.
-    numbers = stored.get(
-        "numbers", np.array([n for n, key in enumerate(collection.keys) if key not in unreadable])
-    )
-    if not len(numbers):
+    if not len(stored["numbers"]):
         raise ValueError(f"{name}: not one of {len(collection)} images can be read")
-    return Features(stored["features"], numbers, unreadable)
+    unreadable = dict(stored["unreadable"].tolist())
+    return Features(stored["features"], stored["numbers"], unreadable)
 
 
 def read_images(

@@ -16,6 +16,7 @@ from otter_jax.evaluation.image_collections import (
     compute_features,
     from_files,
     from_source,
+    named_records,
 )
 from otter_jax.features import FeatureStore
 
@@ -88,21 +89,20 @@ class PairSet:
 def pairs_of_source(name: str, source: Source) -> PairSet:
     """The pairs of a data SPEC; an image has several captions where its metadata list them."""
     keys, captions, owners = [], [], []
-    for number in range(len(source)):
-        record = source[number]
-        keys.append(record.key)
-        for caption in captions_of(record):
+    for number, (name_of_record, record) in enumerate(named_records(source)):
+        keys.append(name_of_record)
+        for caption in captions_of(record) if record else ():
             captions.append(caption)
             owners.append(number)
     return PairSet(name, from_source(source, keys), captions, np.array(owners), source.skipped)
 
 
 def captions_of(record: Record) -> list[str]:
-    """The list `captions` of a record's metadata if there is one, else its caption."""
+    """The list `captions` of a record's metadata if there is one, else all its captions."""
     listed = record.metadata.get("captions")
     if isinstance(listed, list):
         listed = [text.strip() for text in listed if isinstance(text, str) and text.strip()]
-    return listed or [record.caption]
+    return listed or list(record.captions)
 
 
 def pairs_of_csv(name: str, path: str) -> PairSet:

@@ -1,7 +1,6 @@
 """Records become arrays: the same ones for the same seed, step and record, whatever the views."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +10,8 @@ from otter_jax.data import images, text_augmentations
 from otter_jax.data.batches import Batch, batches
 from otter_jax.data.masking import IGNORED, num_masked_slots
 from otter_jax.data.pair_loader import PairLoader, Views, text_views
-from otter_jax.data.sources import RecordError, open_source
+from otter_jax.data.records import count_reasons
+from otter_jax.data.sources import Record, RecordError, open_source
 from otter_jax.data.texts import Tokenizer
 
 ALL_VIEWS = Views(
@@ -24,7 +24,7 @@ def in_memory_loader(
     pairs: list[tuple[bytes, str]], tokenizer_folder: Path, views: Views
 ) -> PairLoader:
     source = [
-        SimpleNamespace(key=f"{number:05d}", image=image, caption=caption)
+        Record(f"{number:05d}", image, caption, {}, (caption,))
         for number, (image, caption) in enumerate(pairs)
     ]
     options = {"image_size": 8, "fit": "crop", "augmentation": "none", "flip": False, "seed": 0}
@@ -76,14 +76,14 @@ def test_unreadable_image_is_replaced_and_noted(
     batch = load(0, np.array([0, 1, 2]))
     np.testing.assert_array_equal(batch["image"][1], batch["image"][2])
     np.testing.assert_array_equal(batch["index"], [0, 2, 2])
-    assert list(load.unreadable) == ["00001"]
+    assert list(load.unreadable) == ["00001 (record 1)"]
 
 
 def test_unusable_record_is_replaced_and_noted(tokenizer_folder: Path, shape_pairs: list) -> None:
     class Torn(list):
         """A source whose second record turns out to be unusable."""
 
-        def __getitem__(self, number: int) -> SimpleNamespace:
+        def __getitem__(self, number: int) -> Record:
             if number == 1:
                 raise RecordError("missing image")
             return super().__getitem__(number)
@@ -92,6 +92,42 @@ def test_unusable_record_is_replaced_and_noted(tokenizer_folder: Path, shape_pai
     load.source = Torn(load.source)
     np.testing.assert_array_equal(load(0, np.array([0, 1, 2]))["index"], [0, 2, 2])
     assert load.unreadable == {"record 1": "missing image"}
+
+
+def test_records_that_share_a_key_are_noted_apart(tmp_path: Path, tokenizer_folder: Path) -> None:
+    for name in ("a.tar", "b.tar"):
+        write_shard(tmp_path / name, [(draw_shape("red", "bar"), "a red bar"), (b"broken", "x")])
+    load = pair_loader(tmp_path, tokenizer_folder)
+    np.testing.assert_array_equal(load(0, np.arange(4))["index"], [0, 2, 2, 0])
+    assert list(load.unreadable) == ["00001 (record 1)", "00001 (record 3)"]
+    assert count_reasons(load.unreadable.values()) == {"not an image": 2}
+
+
+def test_one_of_several_captions_is_drawn_by_step_and_record(tokenizer_folder: Path) -> None:
+    image, captions = draw_shape("red", "bar"), ("a red bar", "a photo of a bar", "red")
+    load = in_memory_loader([(image, "")] * 30, tokenizer_folder, Views())
+    single = load(3, np.arange(30))
+    load.source = [Record(str(n), image, captions[0], {}, captions) for n in range(30)]
+    batch = load(3, np.arange(30))
+    lengths = batch["token_mask"].sum(1)
+    assert set(lengths) == {1, 3, 5}
+    np.testing.assert_array_equal(lengths[[7]], load(3, np.array([7]))["token_mask"].sum(1))
+    assert (lengths != load(4, np.arange(30))["token_mask"].sum(1)).any()
+    np.testing.assert_array_equal(batch["image"], single["image"])
+
+
+@pytest.mark.parametrize(
+    ("views", "expected"),
+    [
+        (Views(augmentations=("resize_random_crop",)), 2 * 37),
+        (Views(images=2, augmentations=("resize_random_crop", "moco")), 166),
+        (Views(images=2, augmentations=("none", "moco")), None),
+    ],
+)
+def test_images_are_decoded_as_large_as_the_views_need(
+    pairs_folder: Path, tokenizer_folder: Path, views: Views, expected: int | None
+) -> None:
+    assert pair_loader(pairs_folder, tokenizer_folder, views=views).at_least == expected
 
 
 def test_a_source_without_images_ends_clearly(tmp_path: Path, tokenizer_folder: Path) -> None:
@@ -208,7 +244,9 @@ def test_an_image_is_decoded_once_for_all_views(
     tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded, decode = [], images.decode
-    monkeypatch.setattr(images, "decode", lambda data: decoded.append(data) or decode(data))
+    monkeypatch.setattr(
+        images, "decode", lambda data, **how: decoded.append(data) or decode(data, **how)
+    )
     image = draw_shape("pink", "ring")  # in no other test, whose threads may still be running
     in_memory_loader([(image, "a pink ring")], tokenizer_folder, ALL_VIEWS)(0, np.array([0]))
     assert decoded.count(image) == 1

@@ -185,3 +185,63 @@ def test_rematerialisation_changes_no_number(tiny_config: Callable) -> None:
 
 def test_count() -> None:
     assert dual_encoder.count({"a": jnp.ones((2, 3)), "b": {0: jnp.ones(4)}}) == 10
+
+
+def declip_batch() -> dict[str, jax.Array]:
+    """Two views of everything, and masked tokens."""
+    batch, other = batch_of(), batch_of()
+    masked = batch["tokens"].at[:, 1].set(21)
+    return batch | {
+        "image2": batch["image"][::-1],
+        "tokens2": other["tokens"][::-1],
+        "token_mask2": other["token_mask"],
+        "masked_tokens": masked,
+        "masked_positions": jnp.ones((4, 2), jnp.int32),
+        "masked_labels": batch["tokens"][:, 1:3],
+    }
+
+
+def test_views_are_what_the_towers_make_of_each(tiny_config: Callable) -> None:
+    module = encoder.build_module(tiny_config(**{"objective.name": "declip"}))
+    batch = declip_batch()
+    views = module.views(batch)
+    image, text = module(batch)
+    np.testing.assert_allclose(views["image"], image, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(views["image2"], image[::-1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(views["text2"], text[::-1], rtol=1e-5, atol=1e-6)
+    _, masked = module(batch | {"tokens": batch["masked_tokens"]})
+    np.testing.assert_allclose(views["text"], masked, rtol=1e-5, atol=1e-6)
+    predictions, projections = module.simsiam(image, False)
+    np.testing.assert_allclose(views["p1"], predictions, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(views["z1"], projections, rtol=1e-4, atol=1e-5)
+
+
+def test_tokens_are_predicted_where_they_are_masked(tiny_config: Callable) -> None:
+    module = encoder.build_module(tiny_config(**{"objective.name": "declip"}))
+    batch = declip_batch()
+    states = module.text(batch["masked_tokens"], batch["token_mask"]).sequence
+    scores = module.views(batch)["mlm_logits"]
+    assert scores.shape == (4, 2, 32)
+    np.testing.assert_allclose(scores[:, 0], module.tokens(states[:, 1]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_tower_with_a_head_for_tokens_gets_no_other(tiny_config: Callable) -> None:
+    config = tiny_config(**{"objective.name": "declip"})
+    with config.unlocked():
+        config.model.text.overrides.mlm_head = True
+    module = encoder.build_module(config)
+    assert not hasattr(module, "tokens")
+    batch = declip_batch()
+    states = module.text(batch["masked_tokens"], batch["token_mask"]).sequence
+    wanted = module.text.predict_tokens(states[:, 1])
+    np.testing.assert_allclose(module.views(batch)["mlm_logits"][:, 0], wanted, rtol=1e-4)
+
+
+def test_slip_projects_its_further_views_before_the_projection(tiny_config: Callable) -> None:
+    module = encoder.build_module(tiny_config(**{"objective.name": "slip"}))
+    batch = batch_of()
+    views = module.views(batch | {"image2": batch["image"], "image3": batch["image"][::-1]})
+    assert set(views) == {"image", "text", "simclr1", "simclr2"}
+    wanted = module.simclr(module.image_features(batch["image"]), False)
+    np.testing.assert_allclose(views["simclr1"], wanted, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(views["simclr2"], wanted[::-1], rtol=1e-4, atol=1e-4)

@@ -7,7 +7,7 @@ from pathlib import Path
 from otter_jax.data.sources import Source
 from otter_jax.evaluation.benchmarks.labelled import ZeroShotSet, is_image, refuse_no_images
 from otter_jax.evaluation.class_lists import ClassList
-from otter_jax.evaluation.image_collections import from_files, from_source
+from otter_jax.evaluation.image_collections import from_files, from_source, named_records
 
 
 def load_folder(name: str, folder: Path, classes: ClassList | None = None) -> ZeroShotSet:
@@ -79,11 +79,11 @@ def from_pairs(name: str, source: Source, classes: ClassList) -> ZeroShotSet:
     Raises:
       ValueError: naming the first label that the class list lacks.
     """
-    records = [source[number] for number in range(len(source))]
-    labels = [split_labels(record.caption) for record in records]
+    captions = {name: record.caption if record else "" for name, record in named_records(source)}
+    labels = [split_labels(caption) for caption in captions.values()]
     return ZeroShotSet(
         name=name,
-        images=from_source(source, [record.key for record in records]),
+        images=from_source(source, list(captions)),
         labels=classes.numbers(labels, name),
         class_names=classes.names,
         left_out=source.skipped,

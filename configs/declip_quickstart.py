@@ -1,0 +1,38 @@
+"""DeCLIP on the embedded clip-art pairs: minutes on a laptop's CPU, nothing to download.
+
+Paper:    Li et al., Supervision Exists Everywhere: A Data Efficient Contrastive Language-Image
+          Pre-training Paradigm (ICLR 2022), https://arxiv.org/abs/2110.05208
+Command:  python main.py --config=configs/declip_quickstart.py --workdir=runs/declip
+          parts of it: --config.objective.ss=False (self-supervision), mvs (several views),
+          nns (nearest neighbours); with all three off it is CLIP on the same augmentation
+Hardware: two CPU cores, no accelerator.
+Time:     TIME
+Expected: EXPECTED
+"""
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+
+
+def get_config() -> ConfigDict:
+    """The quickstart's pairs and pretrained towers, whose last blocks are trained too."""
+    config = quickstart.get_config()
+    config.batch_size = 128
+    config.total_epochs = 6.0
+
+    config.data.image_size = 64
+    config.data.max_tokens = 20
+    config.data.augmentation = "moco"
+    config.data.view_augmentation = "moco"
+
+    config.model.image.frozen = False
+    config.model.image.trainable = r"blocks\.1[45]\.|head|projection"
+    config.model.image.keep_batch_stats = True
+    config.model.text.frozen = False
+    config.model.text.trainable = r"layers\.5\."
+
+    config.objective.name = "declip"
+    config.objective.queue_size = 4096
+    config.optimizer.learning_rate = 1e-3
+    return config

@@ -1,0 +1,31 @@
+"""DeCLIP with ViT-B/32: self-supervision, multi-view and nearest-neighbour supervision.
+
+Paper:    Li et al., Supervision Exists Everywhere: A Data Efficient Contrastive Language-Image
+          Pre-training Paradigm (ICLR 2022), https://arxiv.org/abs/2110.05208
+Command:  python main.py --config=configs/declip_vitb32.py --workdir=runs/declip_vitb32
+          --config.data.train=webdataset:/data/yfcc15m says where the pairs lie,
+          --config.evaluate.sets='("imagenet1k:/data/imagenet",)' what to rank
+Hardware: the released configs are made for 32 GPUs of 128 pairs each. With fewer,
+          --config.micro_batch=512 keeps the batch of 4,096.
+Time:     not in the paper for this data; one step costs about twice CLIP's (docs/declip.md).
+Expected: the authors' benchmark's ImageNet zero-shot top-1 43.2 on 15,388,848 pairs of YFCC (not
+          yet repeated here).
+
+The released network keeps its patch embedding as it was drawn; here it learns.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.yfcc15m import vit_b32_recipe
+
+
+def get_config() -> ConfigDict:
+    """The preset."""
+    config = vit_b32_recipe()
+    config.objective.name = "declip"
+    config.objective.clip_weight = 0.4
+    config.objective.neighbor_weight = 0.2
+    config.objective.simsiam_weight = 0.2
+    config.objective.mlm_weight = 0.2
+    config.objective.queue_size = 65_536
+    return config
