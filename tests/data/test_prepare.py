@@ -122,7 +122,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, shape_pairs: 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("otter_jax: ")
+    assert line.startswith(f"otter_jax: --to={folder} cannot be written: ")
     assert line.endswith("File too large; finished shards are kept")
     finished = folder / "pairs-train.array_record-00001-of-00003"
     kept = finished.stat().st_mtime_ns

@@ -11,7 +11,9 @@ import pytest
 from conftest import draw_shape, write_shard
 
 from otter_jax import encoder, features, gallery, sharding
-from otter_jax.evaluation import benchmarks, image_collections, labelled_set, sets
+from otter_jax.data.records import Record, RecordError
+from otter_jax.evaluation import benchmarks, image_collections, labelled_set, pair_set, sets
+from otter_jax.evaluation.class_lists import ClassList
 from otter_jax.models import dual_encoder
 
 
@@ -74,6 +76,46 @@ def test_unreadable_images_do_not_shift_the_others(
     write_shard(tmp_path / "bad.tar", [*shape_pairs[:5], (b"broken", "x"), *shape_pairs[5:12]])
     good, bad = (open_one(f"webdataset:{tmp_path / name}.tar") for name in ("good", "bad"))
     assert good.evaluate(*parts) == bad.evaluate(*parts)
+
+
+class Torn:
+    """Four pairs of one key, of which the second turns out unusable, and the third is broken."""
+
+    name, skipped, fingerprint = "torn", {"no image": 1}, "f00d"
+
+    def __len__(self) -> int:
+        """Four."""
+        return 4
+
+    def __getitem__(self, number: int) -> Record:
+        """One of them."""
+        if number == 1:
+            raise RecordError("missing image")
+        image = b"broken" if number == 2 else draw_shape("red", "bar")
+        captions = ("a red bar", "a bar")[: 1 + (number == 3)]
+        return Record("same", image, captions[0], {}, captions)
+
+
+UNREADABLE = {"record 1": "missing image", "same (record 2)": "not an image"}
+
+
+def test_pairs_that_turn_out_unusable_are_left_out(parts: tuple) -> None:
+    opened = pair_set.pairs_of_source("torn", Torn())
+    assert opened.evaluate(*parts)["i2t_recall@5"] == 1.0
+    assert opened.captions == ["a red bar"] * 3 + ["a bar"]
+    contents = opened.contents()
+    assert contents["pairs"] == 2 and contents["skipped"] == {"no image": 1}
+    assert {key: why.split(":")[0] for key, why in contents["unreadable"].items()} == UNREADABLE
+    assert opened.answers(*parts, count=4).images.shape[0] == 2
+
+
+def test_labelled_pairs_that_turn_out_unusable_are_left_out(parts: tuple) -> None:
+    classes = ClassList(("a red bar", "ring"), (("bar",), ("ring",)), "two classes")
+    labelled = benchmarks.own.from_pairs("torn", Torn(), classes)
+    assert labelled.labels.tolist() == [[0], [-1], [0], [0]]
+    opened = labelled_set.LabelledSet(labelled, ("{}",), "joined")
+    opened.evaluate(*parts)
+    assert list(opened.contents()["unreadable"]) == list(UNREADABLE)
 
 
 def test_several_captions_in_a_tar(parts: tuple, tmp_path: Path, shape_pairs: list) -> None:

@@ -1,1 +1,1 @@
-"""Programs that turn published collections into the tar shards `otter_jax.data.sources` reads."""
+"""Published collections as what `otter_jax.data.sources` reads: tar shards, TFDS data sets."""

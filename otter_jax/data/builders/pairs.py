@@ -37,7 +37,8 @@ def to_example(record: Record) -> dict[str, Any]:
     }
 
 
-class Pairs(tfds.core.GeneratorBasedBuilder):
+# Not registered: TFDS has a `wit` of its own, and users may have a `pairs`.
+class Pairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Any SPEC as a data set: `Pairs(spec=SPEC, data_dir=DIR, file_format="array_record")`.
 
     For large sets `python -m otter_jax.data.prepare` writes the same schema by several processes,
@@ -71,19 +72,19 @@ class Pairs(tfds.core.GeneratorBasedBuilder):
                 continue
 
 
-class ConceptualCaptions(Pairs):
+class ConceptualCaptions(Pairs, skip_registration=True):
     """Conceptual Captions, 3M or 12M."""
 
     recipe = "conceptual_captions"
 
 
-class Yfcc15m(Pairs):
+class Yfcc15m(Pairs, skip_registration=True):
     """The 15 million pairs of YFCC100M that CLIP's authors chose."""
 
     recipe = "yfcc15m"
 
 
-class Wit(Pairs):
+class Wit(Pairs, skip_registration=True):
     """Wikipedia Image-Text."""
 
     recipe = "wit"
