@@ -500,29 +500,31 @@ def write_data_note(parts: Parts, data: TrainingData) -> None:
     if path.is_file():  # Of an earlier start: what it could not read stays noted.
         noted = reporting.read_json(path)["train"]["unreadable"]
         data.unreadable |= noted
-    if len(data.unreadable) > len(noted):
-        say(f"images that cannot be read, and are not used: {len(data.unreadable)}; see data.json")
+    unreadable = dict(data.unreadable)  # The loader's threads may find more at any time.
+    if len(unreadable) > len(noted):
+        say(f"images that cannot be read, and are not used: {len(unreadable)}; see data.json")
     reporting.write_json(
         path,
         {
             "train": {
                 "source": parts.config.data.train,
-                "pairs": len(data.source) - len(data.unreadable),
+                "pairs": len(data.source) - len(unreadable),
                 "fingerprint": data.source.fingerprint,
                 "skipped": data.source.skipped,
-                "unreadable_by_reason": count_reasons(data.unreadable.values()),
-                "unreadable": dict(sorted(data.unreadable.items())),
+                "unreadable_by_reason": count_reasons(unreadable.values()),
+                "unreadable": dict(sorted(unreadable.items())),
             },
             "evaluate": {each.name: each.contents() for each in parts.sets},
         },
     )
-    refuse_bad_data(parts.config, data.source, data.unreadable)
+    refuse_bad_data(parts.config, data.source, unreadable)
 
 
 def refuse_bad_data(config: ConfigDict, source: Source, unreadable: dict[str, str]) -> None:
     """Refuses data of which too much is bad, as far as is known by now (ValueError)."""
     total = len(source) + sum(source.skipped.values())
-    bad = Counter(source.skipped) + Counter(count_reasons(unreadable.values()))
+    # A copy, since the loader's threads may find more meanwhile.
+    bad = Counter(source.skipped) + Counter(count_reasons(list(unreadable.values())))
     refuse_too_many_bad(bad, total, config.data.max_bad_share)
 
 

@@ -17,6 +17,7 @@ from otter_jax.data.records import Record, RecordError, Source, name_record
 from otter_jax.data.text_augmentations import augment_caption, wordnet
 from otter_jax.data.texts import Tokenizer
 
+MOST_IN_A_ROW = 1000  # Records that cannot be read, before it is the storage that is gone.
 IMAGE_KEYS = ("image", "image2", "image3")
 
 # Streams of random numbers. New views take new numbers: a number that changes its meaning would
@@ -122,7 +123,8 @@ class PairLoader:
 
     def _pair(self, step: int, record: int) -> tuple[list[np.ndarray], str, int]:
         """Views of the image of a record, or of the next that can be read; caption and number."""
-        for candidate in range(record, record + len(self.source)):
+        tried = min(len(self.source), MOST_IN_A_ROW)
+        for candidate in range(record, record + tried):
             number = candidate % len(self.source)
             name = name_record(number)  # until the record says what it is called
             try:
@@ -133,7 +135,10 @@ class PairLoader:
                 self.unreadable[name] = str(error)
                 continue
             return self._image_views(image, step, record), self._caption(pair, step, record), number
-        raise ValueError(f"{self.source.name}: not one of {len(self.source)} images can be read")
+        raise ValueError(
+            f"{self.source.name}: not one of {tried} images in a row can be read, the last one "
+            f"because: {self.unreadable[name]}"
+        )
 
     def _caption(self, pair: Record, step: int, record: int) -> str:
         """One of the captions that the image has, drawn at random."""

@@ -153,8 +153,10 @@ def begin(job: Job) -> None:
     if before is None and job.folder.is_dir() and any(_others(job.folder)):
         raise ValueError(f"--to={job.folder} is not empty; name a new folder")
     wanted = job.identity()
-    if before and (other := [key for key in wanted if before[key] != wanted[key]]):
-        differences = "; ".join(f"{key}: {before[key]!r}, now {wanted[key]!r}" for key in other)
+    if before is not None and not isinstance(before, dict):
+        raise ValueError(f"--to={job.folder} holds a {MANIFEST} of something else")
+    if before and (other := [key for key in wanted if before.get(key) != wanted[key]]):
+        differences = "; ".join(f"{key}: {before.get(key)!r}, now {wanted[key]!r}" for key in other)
         raise ValueError(f"--to={job.folder} holds another data set ({differences})")
     try:
         job.unfinished.mkdir(parents=True, exist_ok=True)

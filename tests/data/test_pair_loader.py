@@ -132,7 +132,7 @@ def test_images_are_decoded_as_large_as_the_views_need(
 
 def test_a_source_without_images_ends_clearly(tmp_path: Path, tokenizer_folder: Path) -> None:
     write_shard(tmp_path / "shard.tar", [(b"nothing", "a"), (b"at all", "b")])
-    with pytest.raises(ValueError, match="not one of 2 images can be read"):
+    with pytest.raises(ValueError, match="not one of 2 images in a row can be read"):
         pair_loader(tmp_path, tokenizer_folder)(0, np.array([0]))
 
 

@@ -40,6 +40,9 @@ def wit(number: int) -> list[str]:
 
 CASES = {
     "conceptual_captions": (conceptual_captions, (), lambda n: f"picture {n} of a “cat”"),
+    "conceptual_12m": (
+        lambda n: conceptual_captions(n)[::-1], (), lambda n: f"picture {n} of a “cat”",
+    ),
     "yfcc15m": (
         yfcc15m, (), lambda n: f"Café {n}. a bold day & night" if n % 2 else f"Café {n}",
     ),

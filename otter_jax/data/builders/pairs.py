@@ -73,9 +73,15 @@ class Pairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 class ConceptualCaptions(Pairs, skip_registration=True):
-    """Conceptual Captions, 3M or 12M."""
+    """Conceptual Captions 3M."""
 
     recipe = "conceptual_captions"
+
+
+class Conceptual12M(Pairs, skip_registration=True):
+    """Conceptual 12M."""
+
+    recipe = "conceptual_12m"
 
 
 class Yfcc15m(Pairs, skip_registration=True):

@@ -80,6 +80,7 @@ def wit_captions(columns: Mapping[str, str]) -> list[str]:
 
 RECIPES = {
     "conceptual_captions": Recipe(("caption", "url"), "", lambda row: [row.get("caption") or ""]),
+    "conceptual_12m": Recipe(("url", "caption"), "", lambda row: [row.get("caption") or ""]),
     "yfcc15m": Recipe(_YFCC100M_COLUMNS, "photoid", yfcc_captions),
     "wit": Recipe((), "", wit_captions),
 }
