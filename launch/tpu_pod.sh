@@ -18,6 +18,6 @@ esac
 : "${TPU:?set TPU to the name of the slice}" "${ZONE:?set ZONE to its zone}"
 arguments=$(printf '%q ' "$@")
 # shellcheck disable=SC2016  # HOME is the worker's.
-setup='test -e ~/otter_venv/ready || { python3 -m venv ~/otter_venv && ~/otter_venv/bin/pip install -e "$HOME/otter_jax[tpu,quickstart]" && touch ~/otter_venv/ready; }'
+setup='test -e ~/otter_venv/ready || { python3 -m venv ~/otter_venv && ~/otter_venv/bin/pip install -e "$HOME/otter_jax[tpu,quickstart,declip]" && touch ~/otter_venv/ready; }'
 "${run[@]}" gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all \
   --command="$setup && cd ~/otter_jax && ~/otter_venv/bin/python main.py --distributed $arguments"

@@ -39,8 +39,9 @@ class StepCosts:
     """What one step takes.
 
     Attributes:
-      flops: floating-point operations of the model as it is written, on all devices together: what
-        is computed again to spare memory does not count. 0 where unknown.
+      flops: floating-point operations of the model as it is written, on all devices together.
+        Micro-batches do not change them; what `remat` computes again is counted, and of a loop
+        (tiles of a loss) one round only. 0 where unknown.
       peak: what all devices together can do at most in a second. None where unknown.
       state: bytes on one device of parameters, statistics, moments, teacher and memory.
       temporaries: bytes on one device of what lives within the step.

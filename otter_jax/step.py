@@ -109,6 +109,19 @@ def place_state(mesh: Mesh, state: TrainState, *, fsdp: bool) -> TrainState:
     return jax.device_put(state, state_places(mesh, state, fsdp=fsdp))
 
 
+def at_step(opt_state: optax.OptState, step: jax.Array) -> optax.OptState:
+    """The optimizer's state with its schedule at this step of the run.
+
+    It counts its updates itself, but those that were not finite, or that a rollback took back, were
+    not made, and the learning rate should end where the run does.
+    """
+
+    def of_schedule(path: tuple, value: object) -> bool:
+        return getattr(path[-1], "tuple_name", None) == "ScaleByScheduleState"
+
+    return optax.tree.set(opt_state, of_schedule, count=step)
+
+
 def teacher_decay(step: jax.Array, decay: float, warmup: bool) -> jax.Array:
     """The moving average's decay before update `step`, counted from 0 (OTTER's released code)."""
     updates = step.astype(jnp.float32) + 1.0
@@ -187,10 +200,12 @@ def make_train_step(
             num_parts=num_parts,
             mesh=mesh,
         )
-        updates, opt_state = optimizer.update(gradients, state.opt_state, variables.params)
+        opt_state = at_step(state.opt_state, state.step)
+        updates, opt_state = optimizer.update(gradients, opt_state, variables.params)
         params = optax.apply_updates(variables.params, updates)
         if options.uses_views:
-            params["log_scale"] = objectives.clip_log_scale(options, params["log_scale"])
+            for name in ("log_scale", "distillation_log_scale"):
+                params[name] = objectives.clip_log_scale(options, params[name])
         metrics |= {"loss": loss, "learning_rate": schedule(state.step)}
         # One number that is finite where all of them are.
         finite = jnp.isfinite(loss + optax.tree.norm(gradients) + optax.tree.norm(updates))

@@ -1,5 +1,6 @@
 """train(config, workdir): reads from top to bottom in the order in which a run happens."""
 
+import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 from otter_jax import config as config_lib
 from otter_jax import costs, gallery, objectives, processes, reporting, sharding
 from otter_jax.checkpoints import Checkpoints
-from otter_jax.data import batches
+from otter_jax.data import batches, text_augmentations
 from otter_jax.data.mixture import count_by_source
 from otter_jax.data.pair_loader import PairLoader, Views
 from otter_jax.data.records import count_reasons, refuse_too_many_bad
@@ -230,7 +231,7 @@ def run_steps(run: Run, state: TrainState, report: Reporter, watch: DivergenceWa
                     report.start_clock(number)
                 if number == run.total_steps or every(config.log_every_steps, number):
                     report_step(run, number, metrics, report, watch)
-                saves = must_save(run, number)
+                saves = number == run.total_steps or must_save(run, number)
                 if saves:
                     save(run, state, report, watch)
             evaluates = every(config.evaluate.every_steps, number) and number < run.total_steps
@@ -241,9 +242,10 @@ def run_steps(run: Run, state: TrainState, report: Reporter, watch: DivergenceWa
     except Interrupted as interrupted:
         interrupted.step = int(state.step)
         if interrupted.step > start:
-            save(run, state, report, watch)
+            # What has diverged is not saved, is on record, and does not keep the run from ending.
+            with contextlib.suppress(DivergedError):
+                save(run, state, report, watch)
         raise
-    save(run, state, report, watch)
     return state
 
 
@@ -463,6 +465,8 @@ def views_of(config: ConfigDict, options: objectives.Options) -> Views:
             "config.model.text.frozen=True: masked language modelling would teach the text tower "
             "nothing; set config.objective.mlm_weight=0, or train part of it (model.text.trainable)"
         )
+    if options.uses_two_text_views:
+        text_augmentations.wordnet()  # Refuses at the start if it is not installed.
     if number == 1 and not options.uses_masked_language:
         return Views()
     return Views(

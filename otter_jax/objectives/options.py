@@ -188,12 +188,12 @@ class Options:
     @property
     def uses_queue(self) -> bool:
         """Whether the state holds a queue of text embeddings."""
-        return self.name == "declip" and self.nns
+        return self.name == "declip" and self.nns and self.neighbor_weight > 0
 
     @property
     def uses_simclr(self) -> bool:
         """Whether an image has two augmented views beside the one that is contrasted (SLIP)."""
-        return self.name == "slip"
+        return self.name == "slip" and self.simclr_weight > 0
 
 
 @dataclasses.dataclass(frozen=True)
