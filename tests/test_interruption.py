@@ -214,6 +214,7 @@ def test_killed_and_stopped_again_and_again(tiny_config: Callable, tmp_path: Pat
 
     process = start(command, workdir)
     wait_for(lambda: is_saving(workdir), process)
+    process.send_signal(signal.SIGSTOP)  # Else it could have ended before the second one looks.
     second = start(command, workdir)
     output = second.communicate()[0]
     assert second.returncode == 1 and f"is in use by process {process.pid} of" in output, output

@@ -166,9 +166,8 @@ def test_both_end_where_one_is_started_otherwise(
 def test_nobody_to_join_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*processes.COORDINATOR, *processes.LAUNCHERS):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(
-        ValueError, match=r"cannot be found \(coordinator_address .*: nothing; needed"
-    ):
+    # Why JAX cannot join depends on whether an earlier test has made it compute.
+    with pytest.raises(ValueError, match=r"cannot be found \(.*: nothing; needed"):
         processes.join()
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "here:1234")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")

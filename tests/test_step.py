@@ -206,8 +206,7 @@ def test_keys_differ_by_name_and_step() -> None:
     assert len(set(keys)) == 4
 
 
-@pytest.mark.parametrize("devices", [1, 4])
-@pytest.mark.parametrize("name", ["otter", "declip"])
+@pytest.mark.parametrize(("name", "devices"), [("otter", 1), ("declip", 4)])
 def test_micro_batches_equal_the_whole_batch(
     tiny_config: Callable, name: str, devices: int
 ) -> None:
