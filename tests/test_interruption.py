@@ -213,7 +213,8 @@ def test_killed_and_stopped_again_and_again(tiny_config: Callable, tmp_path: Pat
     assert f"resuming after step {step}" in process.communicate()[0]
 
     process = start(command, workdir)
-    wait_for(lambda: is_saving(workdir), process)
+    # The one killed before may have left an unfinished save behind: whose it is, the lock says.
+    wait_for(lambda: holds(workdir, process) and is_saving(workdir), process)
     process.send_signal(signal.SIGSTOP)  # Else it could have ended before the second one looks.
     second = start(command, workdir)
     output = second.communicate()[0]
@@ -226,6 +227,10 @@ def test_killed_and_stopped_again_and_again(tiny_config: Callable, tmp_path: Pat
     assert "was left by process" in output
     other.communicate(timeout=300)
     assert_equal_runs(workdir, tmp_path / "whole")
+
+
+def holds(workdir: Path, process: subprocess.Popen) -> bool:
+    return f'"process": {process.pid},' in (workdir / "run.lock").read_text()
 
 
 def is_saving(workdir: Path) -> bool:

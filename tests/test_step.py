@@ -92,7 +92,16 @@ def assert_close(found, wanted, rtol: float, atol: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "tile"), [*((name, None) for name in objectives.OBJECTIVES), ("otter", 3)]
+    ("name", "tile"),
+    [
+        *((name, None) for name in ("infonce", "otter", "declip", "slip")),
+        *(
+            # Their losses alone are tried on eight devices in tests/objectives.
+            pytest.param(name, None, marks=pytest.mark.slow)
+            for name in ("label_smoothing", "kd", "sigmoid")
+        ),
+        ("otter", 3),
+    ],
 )
 def test_eight_devices_equal_one(tiny_config: Callable, name: str, tile: int | None) -> None:
     changes = {"objective.name": name, "objective.tile": tile, "optimizer.learning_rate": 3e-3}
