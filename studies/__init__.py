@@ -1,0 +1,1 @@
+"""Studies: experiments that are written down before they are run, and can be run again."""
