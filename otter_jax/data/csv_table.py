@@ -1,4 +1,4 @@
-"""Tables whose rows name an image file and its captions: CSV and TSV, read at their byte offsets.
+"""Tables as text whose rows name an image file and its captions, read at their byte offsets.
 
 image,caption
 photos/1.jpg,a cat on a mat
@@ -12,9 +12,9 @@ import json
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from otter_jax.data.columns import choose_columns
 from otter_jax.data.records import (
@@ -27,22 +27,47 @@ from otter_jax.data.records import (
 )
 
 
-class CsvTable:
-    """The rows of a CSV or TSV file, one record a row; eight bytes a row are kept in memory.
+class Row(NamedTuple):
+    """What a row of a table says.
 
-    Image paths count from the table's folder. A caption cell may hold a json list of captions;
-    there may also be several caption columns, of one name, or named by the option `caption`. What
-    cannot be used is left out and counted in `skipped` by reason; after a row that csv cannot make
-    sense of, such as one with a quote that is never closed, reading goes on at the next line.
+    Attributes:
+        key: What to call the record.
+        image: Where its image lies.
+        captions: Its captions, cleaned; at least one.
+        columns: All that is known of it.
     """
 
-    def __init__(self, path: Path, name: str, options: Mapping[str, str]) -> None:
+    key: str
+    image: Path
+    captions: tuple[str, ...]
+    columns: dict[str, str]
+
+
+class TextTable:
+    """The rows of a table, one record a row; sixteen bytes a row are kept in memory.
+
+    What cannot be used is left out and counted in `skipped` by reason; after a row that csv cannot
+    make sense of, such as one with a quote that is never closed, reading goes on at the next line.
+    A kind of table says by `_choose_columns` and `_parse` what its columns mean.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        *,
+        delimiter: str,
+        quoted: bool = True,
+        columns: Sequence[str] = (),
+    ) -> None:
         """Read all rows once, and ask the file system for every image.
 
         Args:
-            path: The table, with a line of column names; tabs separate columns in a `.tsv`.
+            path: The table.
             name: What to call it in logs.
-            options: See `columns.choose_columns`.
+            delimiter: What separates its columns.
+            quoted: Whether fields may stand in quotes; if not, quotes are part of the text.
+            columns: Their names; empty where the first line has them.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -50,34 +75,39 @@ class CsvTable:
         """
         self.name = name
         self._path = path
-        self._delimiter = "\t" if path.suffix.lower() in (".tsv", ".tab") else ","
-        self._offsets = array("Q")
-        skipped: Counter[str] = Counter()
-        digest = hashlib.sha256()
+        self._delimiter = delimiter
+        self._quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
         try:
             file = path.open("rb")
         except FileNotFoundError:
             raise FileNotFoundError(f"{name}: there is no file {path}") from None
         with file:
             self._state = _state(file)
-            self._choose_columns(file, options)
-            for offset, fields in self._rows(file):
-                try:
-                    image, captions = self._image_and_captions(fields)
-                    size = size_of_image(self._path.parent / image)
-                except RecordError as error:
-                    skipped[str(error)] += 1
-                    continue
-                self._offsets.append(offset)
-                digest.update(repr((image, size, captions)).encode("utf-8", "surrogateescape"))
+            self._columns = tuple(columns or self._column_names(file))
+            self._choose_columns()
+            self._find_usable(file)
+        if not self._places:
+            raise ValueError(f"{name}: no usable row in {path}, {self.skipped}")
+
+    def _find_usable(self, file: BinaryIO) -> None:
+        self._places = array("Q")  # Row and offset, in turn.
+        skipped: Counter[str] = Counter()
+        digest = hashlib.sha256()
+        for number, (offset, fields) in enumerate(self._rows(file)):
+            try:
+                row = self._parse(number, fields)
+                size = size_of_image(row.image)
+            except RecordError as error:
+                skipped[str(error)] += 1
+                continue
+            self._places.extend((number, offset))
+            digest.update(repr((row.key, size, row.captions)).encode())
         self.skipped = dict(sorted(skipped.items()))
         self.fingerprint = digest.hexdigest()
-        if not self._offsets:
-            raise ValueError(f"{name}: no usable row in {path}, {self.skipped}")
 
     def __len__(self) -> int:
         """Return the number of usable rows."""
-        return len(self._offsets)
+        return len(self._places) // 2
 
     def __getitem__(self, i: int) -> Record:
         """Read row `i` and its image.
@@ -86,25 +116,29 @@ class CsvTable:
             RecordError: If the image has gone.
             ValueError: If the table has changed.
         """
-        offset = self._offsets[i]
+        place = 2 * range(len(self))[i]
+        number, offset = self._places[place : place + 2]
         with self._path.open("rb") as file:
             if _state(file) != self._state:
                 raise ValueError(f"{self._path} has changed since it was opened; restart the run")
             file.seek(offset)
-            image, captions = self._image_and_captions(self._next_row(file))
-        key = image.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        return Record(key, read_image(self._path.parent / image), captions[0], {}, captions)
+            row = self._parse(number, self._next_row(file))
+        key = row.key.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        return Record(key, read_image(row.image), row.captions[0], row.columns, row.captions)
 
-    def _choose_columns(self, file: BinaryIO, options: Mapping[str, str]) -> None:
+    def _choose_columns(self) -> None:
+        """Find the columns that matter among `_columns`; ValueError if they are not there."""
+
+    def _parse(self, number: int, fields: list[str]) -> Row:
+        """Return what row `number` says; RecordError if it is of no use, as one without fields."""
+        raise NotImplementedError
+
+    def _column_names(self, file: BinaryIO) -> list[str]:
         try:
             names = self._next_row(file)
         except csv.Error as error:
             raise ValueError(f"{self._path}: its first line names no columns ({error})") from None
-        names = [name.removeprefix("\ufeff").strip() for name in names]
-        image, captions = choose_columns(names, options, self.name)
-        self._width = len(names)
-        self._image_column = names.index(image)
-        self._caption_columns = [i for c in captions for i, name in enumerate(names) if name == c]
+        return [name.removeprefix("\ufeff").strip() for name in names]
 
     def _rows(self, file: BinaryIO) -> Iterator[tuple[int, list[str]]]:
         """Yield every row's offset and its fields, none for one that csv can make nothing of."""
@@ -116,7 +150,7 @@ class CsvTable:
                 fields = None
             if file.tell() == offset:
                 return
-            if fields is None or len(fields) not in (0, self._width):
+            if fields is None or len(fields) not in (0, len(self._columns)):
                 file.seek(offset)
                 file.readline()  # A quote that is never closed costs one line, not all after it.
                 yield offset, []
@@ -125,9 +159,38 @@ class CsvTable:
 
     def _next_row(self, file: BinaryIO) -> list[str]:
         lines = (line.decode("utf-8", "surrogateescape") for line in iter(file.readline, b""))
-        return next(csv.reader(lines, delimiter=self._delimiter, strict=True), [])
+        rows = csv.reader(lines, delimiter=self._delimiter, quoting=self._quoting, strict=True)
+        return next(rows, [])
 
-    def _image_and_captions(self, fields: list[str]) -> tuple[str, tuple[str, ...]]:
+
+class CsvTable(TextTable):
+    """A CSV or TSV file with a line of column names.
+
+    Image paths count from the table's folder. A caption cell may hold a json list of captions;
+    there may also be several caption columns, of one name, or named by the option `caption`.
+    """
+
+    def __init__(self, path: Path, name: str, options: Mapping[str, str]) -> None:
+        """Read all rows once, see `TextTable`.
+
+        Args:
+            path: The table; tabs separate columns in a `.tsv`.
+            name: What to call it in logs.
+            options: See `columns.choose_columns`.
+        """
+        self._options = options
+        tabs = path.suffix.lower() in (".tsv", ".tab")
+        super().__init__(path, name, delimiter="\t" if tabs else ",")
+
+    def _choose_columns(self) -> None:
+        image, captions = choose_columns(self._columns, self._options, self.name)
+        self._image_column = self._columns.index(image)
+        self._caption_columns = [
+            i for wanted in captions for i, name in enumerate(self._columns) if name == wanted
+        ]
+
+    def _parse(self, number: int, fields: list[str]) -> Row:
+        del number
         if not fields:
             raise RecordError("broken row")
         image = fields[self._image_column]
@@ -139,7 +202,7 @@ class CsvTable:
             raise RecordError("caption not UTF-8") from None
         if not found:
             raise RecordError("empty caption")
-        return image, tuple(dict.fromkeys(found))
+        return Row(image, self._path.parent / image, tuple(dict.fromkeys(found)), {})
 
 
 def _captions(cell: str) -> tuple[str, ...]:

@@ -2,11 +2,11 @@
 
 import hashlib
 import os
+from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from otter_jax.data.packed import PackedStrings
 from otter_jax.data.records import (
     MAX_CAPTION_BYTES,
     Record,
@@ -17,6 +17,33 @@ from otter_jax.data.records import (
     read_image,
     size_of_image,
 )
+
+
+class PackedStrings:
+    """Many short strings in two arrays, lest ten million names be ten million Python objects.
+
+    A list that only grows; of strings that were no UTF-8, too.
+    """
+
+    def __init__(self, strings: Iterable[str] = ()) -> None:
+        """Start with some strings."""
+        self._blob = bytearray()
+        self._ends = array("Q", [0])
+        for string in strings:
+            self.append(string)
+
+    def append(self, string: str) -> None:
+        """Add a string at the end."""
+        self._blob += string.encode("utf-8", "surrogateescape")
+        self._ends.append(len(self._blob))
+
+    def __len__(self) -> int:
+        """Return the number of strings."""
+        return len(self._ends) - 1
+
+    def __getitem__(self, i: int) -> str:
+        """Return string `i`, counted from 0."""
+        return self._blob[self._ends[i] : self._ends[i + 1]].decode("utf-8", "surrogateescape")
 
 
 class Folder:

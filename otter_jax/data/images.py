@@ -41,6 +41,7 @@ CROP_RATIO = (3 / 4, 4 / 3)  # width / height
 
 _WHITE = 255
 _HALVED_FROM = 2.4  # times the size wanted; never further from bicubic than bilinear would be
+_LINEAR_FROM = 1.6  # times the size wanted; from here on nearer to bicubic, and faster
 _REDUCED = (
     (8, cv2.IMREAD_REDUCED_GRAYSCALE_8),
     (4, cv2.IMREAD_REDUCED_GRAYSCALE_4),
@@ -313,6 +314,7 @@ def _resize_opencv(image: np.ndarray, height: int, width: int) -> np.ndarray:
     where they are close. So an image that is much too large is halved (of an odd length the last
     pixel goes: training crops anyway), and then twice the pixels wanted are interpolated and
     averaged two by two. Halving a little too soon would blur, a little too late would alias.
+    Cubic interpolation is only better than linear where the sizes are close.
     """
     if image.shape[0] <= height and image.shape[1] <= width:
         return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -320,7 +322,9 @@ def _resize_opencv(image: np.ndarray, height: int, width: int) -> np.ndarray:
         rows, columns = image.shape[0] // 2, image.shape[1] // 2
         even = image[: 2 * rows, : 2 * columns]
         image = cv2.resize(even, (columns, rows), interpolation=cv2.INTER_AREA)
-    finer = cv2.resize(image, (2 * width, 2 * height), interpolation=cv2.INTER_CUBIC)
+    is_far = min(image.shape[0] / height, image.shape[1] / width) >= _LINEAR_FROM
+    interpolation = cv2.INTER_LINEAR if is_far else cv2.INTER_CUBIC
+    finer = cv2.resize(image, (2 * width, 2 * height), interpolation=interpolation)
     return cv2.resize(finer, (width, height), interpolation=cv2.INTER_AREA)
 
 

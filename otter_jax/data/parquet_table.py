@@ -1,19 +1,57 @@
 """Parquet files, through pyarrow (the extra `[parquet]`)."""
 
 import hashlib
+import logging
+import threading
 from array import array
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from otter_jax.data import storage
 from otter_jax.data.columns import choose_columns
 from otter_jax.data.records import Record, RecordError, clean_captions, read_image, size_of_image
 
 if TYPE_CHECKING:
-    from pyarrow.parquet import ParquetFile
+    from pyarrow import ChunkedArray
+    from pyarrow.parquet import ColumnChunkMetaData, FileMetaData, ParquetFile
+
+_KEPT_BYTES = 256 << 20  # Of row groups, for all tables of a process.
+_LARGE_GROUP = 16 << 20  # Bytes; reading them takes longer than decoding an image.
+
+_log = logging.getLogger(__name__)
+
+
+class RecentGroups:
+    """Row groups that were read last, as many as fit; those of all tables of a process."""
+
+    def __init__(self, limit: int) -> None:
+        """Keep at most `limit` bytes, but always the last group."""
+        self._limit = limit
+        self._kept: OrderedDict[tuple[Any, ...], ChunkedArray] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[Any, ...], read: Callable[[], "ChunkedArray"]) -> "ChunkedArray":
+        """Return the group of a key, read if it is not here."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        column = read()  # Not under the lock: others may read other groups.
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = column
+                self._bytes += column.nbytes
+            while self._bytes > self._limit and len(self._kept) > 1:
+                self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        return column
+
+
+_recent_groups = RecentGroups(_KEPT_BYTES)
 
 
 class ParquetTable:
@@ -21,9 +59,14 @@ class ParquetTable:
 
     Captions, text or lists of text, stay in memory as Arrow arrays. The image column holds paths,
     which count from the table's folder and stay in memory too, or encoded images: bytes, or a
-    struct with a field `bytes`. Such images are read a row group at a time, for Parquet knows no
-    smaller unit: where groups have 100 rows, 100 images are read for one. What cannot be used is
-    left out and counted in `skipped` by reason; a missing image among bytes shows when it is read.
+    struct with a field `bytes`. Such images are read a row group at a time, the smallest unit that
+    Parquet can be asked for: in groups of 100 rows, 100 images are read for one. Those that were
+    read last are kept, which makes reading in order cheap, and any reading of a file that fits. To
+    train on larger ones, write them with some ten images a group (`row_group_size=10`), or convert
+    them: `python -m otter_jax.data.prepare`.
+
+    What cannot be used is left out and counted in `skipped` by reason; a missing image among bytes
+    shows when it is read.
     """
 
     def __init__(self, path: Path, name: str, options: Mapping[str, str]) -> None:
@@ -44,19 +87,41 @@ class ParquetTable:
             raise FileNotFoundError(f"{name}: there is no file {path}")
         self.name = name
         self._path = path
+        self._state = storage.state_of(str(path))
         file = self._open()
-        groups = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+        self._metadata = file.metadata
+        groups = [self._metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
         self._first_rows = np.cumsum([0, *groups])
         self._image, self._caption_columns = choose_columns(file.schema_arrow.names, options, name)
         self._bytes_column = _bytes_column(file.schema_arrow.field(self._image), path)
         named = [] if self._bytes_column else [self._image]
         self._texts = file.read(columns=[*self._caption_columns, *named])
-        self._check_rows()
+        self._check_rows(hashlib.sha256(self._sample_images()))
 
-    def _check_rows(self) -> None:
+    def _sample_images(self) -> bytes:
+        """Return some bytes of the images in every row group; says where groups are too large."""
+        chunks = _column_chunks(self._metadata, self._bytes_column)
+        sizes = [chunk.total_uncompressed_size for chunk in chunks]
+        if sum(sizes) > _KEPT_BYTES and max(sizes) > _LARGE_GROUP:
+            _log.warning(
+                "%s: up to %d MiB are read for one image, as row groups are that large; write them "
+                "with row_group_size=10, or convert the pairs: python -m otter_jax.data.prepare",
+                self._path,
+                max(sizes) >> 20,
+            )
+        with storage.open_reader(str(self._path), self._state) as file:
+            return b"".join(
+                storage.sample(
+                    file,
+                    chunk.dictionary_page_offset or chunk.data_page_offset,
+                    chunk.total_compressed_size,
+                )
+                for chunk in chunks
+            )
+
+    def _check_rows(self, digest: Any) -> None:
         self._rows = array("Q")
         skipped: Counter[str] = Counter()
-        digest = hashlib.sha256(str(self._path.stat().st_size).encode())
         for row in range(self._first_rows[-1]):
             try:
                 captions = self._captions(row)
@@ -83,7 +148,7 @@ class ParquetTable:
         key = str(row) if self._bytes_column else self._texts[self._image][row].as_py()
         return Record(key, image, captions[0], {}, captions)
 
-    def _open(self) -> "ParquetFile":
+    def _open(self, metadata: "FileMetaData | None" = None) -> "ParquetFile":
         try:
             import pyarrow
             from pyarrow.parquet import ParquetFile
@@ -92,7 +157,7 @@ class ParquetTable:
                 f"{self.name}: Parquet needs pyarrow: pip install 'otter_jax[parquet]'"
             ) from None
         try:
-            return ParquetFile(self._path, memory_map=True)
+            return ParquetFile(self._path, metadata=metadata, memory_map=True)
         except pyarrow.ArrowInvalid as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{self._path}: not a Parquet file ({reason})") from None
@@ -117,12 +182,27 @@ class ParquetTable:
 
     def _stored_image(self, row: int) -> bytes:
         group = int(np.searchsorted(self._first_rows, row, side="right")) - 1
-        column = self._open().read_row_group(group, columns=[self._bytes_column]).column(0)
+        column = _recent_groups.get(
+            (self._path, self._state, self._bytes_column, group), lambda: self._read_group(group)
+        )
         cell = column[row - int(self._first_rows[group])].as_py()
         image = cell["bytes"] if isinstance(cell, dict) else cell
         if not image:
             raise RecordError("empty image")
         return image
+
+    def _read_group(self, group: int) -> "ChunkedArray":
+        if storage.state_of(str(self._path)) != self._state:
+            raise ValueError(f"{self._path} has changed since it was opened; restart the run")
+        file = self._open(self._metadata)  # The footer of many groups takes longer than a group.
+        return file.read_row_group(group, columns=[self._bytes_column]).column(0)
+
+
+def _column_chunks(metadata: "FileMetaData", column: str) -> list["ColumnChunkMetaData"]:
+    """Return what the file says of a column in each row group; nothing of a column called ""."""
+    groups = (metadata.row_group(g) for g in range(metadata.num_row_groups))
+    chunks = (group.column(c) for group in groups for c in range(group.num_columns))
+    return [chunk for chunk in chunks if chunk.path_in_schema == column]
 
 
 def _bytes_column(field: Any, path: Path) -> str:

@@ -5,7 +5,7 @@ import json
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -30,6 +30,10 @@ class Record(NamedTuple):
     caption: str
     metadata: dict[str, Any]
     captions: tuple[str, ...] = ()
+
+
+# (text member, cleaned; metadata) -> captions, cleaned; none where the record has none.
+CaptionRule = Callable[[str, Mapping[str, Any]], tuple[str, ...]]
 
 
 class RecordError(ValueError):
@@ -96,6 +100,18 @@ def clean_captions(texts: object) -> tuple[str, ...]:
         clean_caption(text.encode("utf-8", "replace")) for text in listed if isinstance(text, str)
     )
     return tuple(dict.fromkeys(caption for caption in cleaned if caption))
+
+
+def choose_captions(text: str, metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the text member's caption and those that the metadata list, each once.
+
+    A lone `caption` of the metadata is what the text was made from; it only stands in for it.
+    """
+    lone = metadata.get("caption")
+    listed = clean_captions(metadata.get("captions"))
+    if isinstance(lone, list) or not text:
+        listed = clean_captions(lone) + listed
+    return tuple(dict.fromkeys((text, *listed) if text else listed))
 
 
 def parse_metadata(data: bytes) -> dict[str, Any]:

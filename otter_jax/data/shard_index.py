@@ -13,7 +13,6 @@ import bisect
 import contextlib
 import hashlib
 import io
-import itertools
 import json
 import logging
 import mmap
@@ -32,16 +31,13 @@ from otter_jax.data import storage
 
 ROW = np.dtype([("offset", "<i8", 3), ("size", "<i8", 3)])  # In bytes; size 0: no such member.
 
-_MAGIC = b"otterix1"
+_MAGIC = b"otterix2"
 _END = struct.Struct("<QI")  # Length of the table, crc32 of all before.
 _CHUNK = 1 << 20
-_KEYS_AT_A_TIME = 10_000
 _FOLDER = ".otter_jax"  # Beside the shards.
 _WORTH_KEEPING = 64 << 20  # Bytes of shards; fewer are scanned within about a second.
 
 _log = logging.getLogger(__name__)
-
-State = tuple[int, str]  # A file's size and version, as `storage.state_of` gives them.
 
 
 class Scan(NamedTuple):
@@ -51,11 +47,13 @@ class Scan(NamedTuple):
         rows: `ROW` [n], its records.
         keys: Their names, n of them.
         skipped: What was left out, by reason.
+        digest: Hexadecimal, of what the records hold.
     """
 
     rows: np.ndarray
     keys: list[bytes]
     skipped: dict[str, int]
+    digest: str
 
 
 class Entry(NamedTuple):
@@ -63,27 +61,29 @@ class Entry(NamedTuple):
 
     shard: int
     key: bytes
-    spans: list[tuple[int, int]]
+    spans: list[storage.Span]
 
 
 class _Packed(NamedTuple):
     """A segment on its way into a file."""
 
     data: bytes
-    state: State
+    state: storage.State
     records: int
     skipped: dict[str, int]
+    digest: str
 
 
 class _Segment(NamedTuple):
     """A line of the table, as json keeps it."""
 
     path: str
-    state: State  # What the shard was when it was scanned.
+    state: storage.State  # What the shard was when it was scanned.
     start: int  # In the file, in bytes.
     length: int
     records: int
     skipped: dict[str, int]
+    digest: str
 
 
 class ShardIndex:
@@ -137,12 +137,12 @@ class ShardIndex:
         spans = list(zip(row["offset"].tolist(), row["size"].tolist(), strict=True))
         return Entry(shard, bytes(self._data[keys + int(first) : keys + int(last)]), spans)
 
-    def covers(self, paths: Sequence[str], states: Sequence[State]) -> bool:
+    def covers(self, paths: Sequence[str], states: Sequence[storage.State]) -> bool:
         """Whether this is the index of exactly these shards, as they are now."""
         known = [(segment.path, segment.state) for segment in self.segments]
         return known == list(zip(paths, states, strict=True))
 
-    def places(self) -> dict[tuple[str, State], int]:
+    def places(self) -> dict[tuple[str, storage.State], int]:
         """Return where in the table a shard is, by path and state."""
         return {(segment.path, segment.state): i for i, segment in enumerate(self.segments)}
 
@@ -228,7 +228,7 @@ def load_index(
 
 def _scan_changed(
     paths: Sequence[str],
-    states: Sequence[State],
+    states: Sequence[storage.State],
     previous: ShardIndex | None,
     scan: Callable[[list[str]], Iterator[Scan]],
 ) -> Iterator[_Packed]:
@@ -241,48 +241,29 @@ def _scan_changed(
             yield _pack(next(fresh), state)
         else:
             segment = previous.segments[place]
-            yield _Packed(previous.segment_bytes(place), state, segment.records, segment.skipped)
+            data = previous.segment_bytes(place)
+            yield _Packed(data, state, segment.records, segment.skipped, segment.digest)
 
 
-def _pack(scan: Scan, state: State) -> _Packed:
+def _pack(scan: Scan, state: storage.State) -> _Packed:
     ends = np.cumsum([len(key) for key in scan.keys], dtype="<u4")
     data = scan.rows.tobytes() + ends.tobytes() + b"".join(scan.keys)
-    return _Packed(data, state, len(scan.rows), scan.skipped)
+    return _Packed(data, state, len(scan.rows), scan.skipped, scan.digest)
 
 
 def _write(file: BinaryIO, paths: Sequence[str], packed: Iterable[_Packed]) -> None:
     """Write a whole index, one segment in memory at a time."""
     segments, checksum = [], zlib.crc32(_MAGIC)
     file.write(_MAGIC)
-    for path, (data, state, records, skipped) in zip(paths, packed, strict=True):
-        segments.append(_Segment(path, state, file.tell(), len(data), records, skipped))
+    for path, (data, state, *known) in zip(paths, packed, strict=True):
+        segments.append(_Segment(path, state, file.tell(), len(data), *known))
         checksum = zlib.crc32(data, checksum)
         file.write(data)
-    fingerprint = _fingerprint(file, segments)
-    file.seek(0, os.SEEK_END)
+    digests = [segment.digest for segment in segments if segment.records]
+    fingerprint = hashlib.sha256(repr(digests).encode()).hexdigest()
     table = json.dumps({"fingerprint": fingerprint, "segments": segments}).encode()
     tail = table + struct.pack("<Q", len(table))
     file.write(tail + struct.pack("<I", zlib.crc32(tail, checksum)))
-
-
-def _fingerprint(file: BinaryIO, segments: Sequence[_Segment]) -> str:
-    """Return the sha256 of all sizes, int64 [n, 3], then all keys, as wide as the longest."""
-    digest, width = hashlib.sha256(), 1
-    for segment in segments:
-        file.seek(segment.start)
-        rows = np.frombuffer(file.read(segment.records * ROW.itemsize), ROW)
-        digest.update(rows["size"].tobytes())
-        ends = np.frombuffer(file.read(4 * segment.records), "<u4")
-        width = max(width, int(np.diff(ends, prepend=0).max(initial=1)))
-    for segment in segments:
-        file.seek(segment.start + segment.records * ROW.itemsize)
-        ends = np.frombuffer(file.read(4 * segment.records), "<u4").tolist()
-        keys = file.read(ends[-1] if ends else 0)
-        spans = list(itertools.pairwise([0, *ends]))
-        for first in range(0, len(spans), _KEYS_AT_A_TIME):
-            some = spans[first : first + _KEYS_AT_A_TIME]
-            digest.update(b"".join(keys[a:b].ljust(width, b"\0") for a, b in some))
-    return digest.hexdigest()
 
 
 def choose_file(paths: Sequence[str], name: str, folder: Path | None = None) -> Path | None:

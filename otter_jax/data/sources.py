@@ -4,21 +4,28 @@ A source is a fixed, numbered list of pairs: `source[i]` is the same record in e
 every run, which is what makes a batch a pure function of the seed and the step.
 """
 
+import bisect
+import hashlib
 import importlib.resources
+import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from otter_jax.data import storage
 from otter_jax.data.csv_table import CsvTable
 from otter_jax.data.folders import Folder
-from otter_jax.data.mixture import Mixture
 from otter_jax.data.parquet_table import ParquetTable
 from otter_jax.data.records import (
+    CaptionRule,
     Progress,
     Record,
     RecordError,
     Source,
+    choose_captions,
     no_progress,
     refuse_too_many_bad,
 )
@@ -27,7 +34,15 @@ from otter_jax.data.specs import Spec
 from otter_jax.data.tar_shards import TarShards
 from otter_jax.data.tfds_source import TfdsSource
 
-__all__ = ["Record", "RecordError", "Source", "open_source", "refuse_too_many_bad"]
+__all__ = [
+    "Mixture",
+    "Record",
+    "RecordError",
+    "Source",
+    "count_by_source",
+    "open_source",
+    "refuse_too_many_bad",
+]
 
 SPEC_FORMS = (
     "open_clipart",
@@ -44,6 +59,7 @@ class _Wish(NamedTuple):
 
     split: str
     cache_dir: Path | None
+    captions: CaptionRule
     progress: Progress
 
 
@@ -52,6 +68,7 @@ def open_source(
     split: str = "train",
     *,
     cache_dir: Path | None = None,
+    captions: CaptionRule = choose_captions,
     progress: Progress = no_progress,
 ) -> Source:
     """Open the data set that a SPEC names, or several as a `Mixture`.
@@ -70,6 +87,8 @@ def open_source(
         split: "train" or "heldout". Only built-in collections are divided; a path is read whole,
             and of `tfds:NAME` without a split "train" is meant.
         cache_dir: Where the index of shards is kept if it cannot lie beside them.
+        captions: How captions are made of the text and metadata in tar shards; a function of a
+            module. Nothing else has metadata to make them of.
         progress: Shows how far indexing is.
 
     Raises:
@@ -77,7 +96,7 @@ def open_source(
         FileNotFoundError: For a path at which there is nothing.
         ModuleNotFoundError: If a package is missing; says which, and how to install it.
     """
-    wish = _Wish(split, cache_dir, progress)
+    wish = _Wish(split, cache_dir, captions, progress)
     if isinstance(spec, str):
         return _open_one(Spec.parse(spec), wish)
     if not spec:
@@ -87,18 +106,29 @@ def open_source(
 
 def _open_one(spec: Spec, wish: _Wish) -> Source:
     if spec.name == "open_clipart":
-        return TarShards(_embedded_shards(spec.name, wish.split), f"{spec.name}/{wish.split}")
+        paths = _embedded_shards(spec.name, wish.split)
+        return TarShards(paths, f"{spec.name}/{wish.split}", captions=wish.captions)
     if spec.kind not in _OPENERS or not spec.path:
         forms = ", ".join(SPEC_FORMS)
         raise ValueError(f"unknown data source {spec.name!r}; valid forms: {forms}")
+    if wish.captions is not choose_captions and spec.kind != "webdataset":
+        raise ValueError(f"{spec.name}: only tar shards have metadata to make captions of")
     return _OPENERS[spec.kind](spec, wish)
 
 
 def _open_tar_shards(spec: Spec, wish: _Wish) -> Source:
     spec.refuse_options_but()
     paths = storage.find_files(spec.path, ".tar")
-    index_file = choose_file(paths, spec.name, wish.cache_dir)
-    return TarShards(paths, spec.name, index_file=index_file, progress=wish.progress)
+    index_name = spec.name
+    if wish.captions is not choose_captions:  # Other pairs are usable.
+        index_name += f" {wish.captions.__module__}.{wish.captions.__qualname__}"
+    return TarShards(
+        paths,
+        spec.name,
+        index_file=choose_file(paths, index_name, wish.cache_dir),
+        captions=wish.captions,
+        progress=wish.progress,
+    )
 
 
 def _open_tables(spec: Spec, wish: _Wish) -> Source:
@@ -147,3 +177,49 @@ def _embedded_shards(name: str, split: str) -> list[str]:
         raise ValueError(f"{name} has no split {split!r}; valid splits: {', '.join(_SPLITS)}")
     folder = importlib.resources.files("otter_jax.data").joinpath(name)
     return storage.find_files(f"{folder}/{split}-*.tar", ".tar")
+
+
+class Mixture:
+    """The records of several sources under one numbering: those of the first come first.
+
+    The numbering alone does not mix: `batches.record_order` draws from the parts, given their
+    lengths and weights. Keys get the number of their source in front, as sources may share keys.
+
+    Attributes:
+        sources: The parts.
+        lengths: How many records each has.
+    """
+
+    def __init__(self, sources: Sequence[Source], name: str) -> None:
+        """Join the sources, one at least."""
+        self.name = name
+        self.sources = tuple(sources)
+        self.lengths = tuple(map(len, self.sources))
+        self._starts = [0, *itertools.accumulate(self.lengths)]
+        skipped: Counter[str] = Counter()
+        for source in self.sources:
+            skipped.update(source.skipped)
+        self.skipped = dict(sorted(skipped.items()))
+        parts = [(source.fingerprint, len(source)) for source in self.sources]
+        self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        """Return the number of records of all sources."""
+        return self._starts[-1]
+
+    def __getitem__(self, i: int) -> Record:
+        """Return record `i`; errors are those of its source."""
+        number = range(len(self))[i]
+        part = bisect.bisect_right(self._starts, number) - 1
+        record = self.sources[part][number - self._starts[part]]
+        return record._replace(key=f"{part}:{record.key}")
+
+
+def count_by_source(source: Source, records: np.ndarray) -> tuple[int, ...]:
+    """Return how many of some records, by their numbers in ascending order, each part holds.
+
+    A source that is no mixture is its own only part.
+    """
+    lengths = source.lengths if isinstance(source, Mixture) else (len(source),)
+    ends = np.searchsorted(records, np.cumsum(lengths))
+    return tuple(np.diff(ends, prepend=0).tolist())

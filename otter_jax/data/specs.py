@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+from typing import Self
 
 _OPTIONS = re.compile(r"\?(\w+=[^?&]+(?:&\w+=[^?&]+)*)$")
 
@@ -24,7 +25,7 @@ class Spec:
     options: dict[str, str]
 
     @classmethod
-    def parse(cls, text: str) -> "Spec":
+    def parse(cls, text: str) -> Self:
         """Take a SPEC apart. Paths may hold question marks, as globs do, but no `?name=value`."""
         found = _OPTIONS.search(text)
         plain = text[: found.start()] if found else text

@@ -1,6 +1,7 @@
 """Files by path, on a disk or, through fsspec, in a store such as gs:// or s3://.
 
-Stores are read by range requests: one for a member of a record, none for the rest of a shard.
+Stores are read by range requests: one for a member of a record, none for the rest of a shard. The
+members of a record are asked for together; for more records at a time, load by more threads.
 """
 
 import contextlib
@@ -9,8 +10,13 @@ import itertools
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
+
+State = tuple[int, str]  # A file's size in bytes and version, as `state_of` gives them.
+Span = tuple[int, int]  # (offset, size) in bytes.
+
+_SAMPLE = 256
 
 
 class Reader(Protocol):
@@ -20,6 +26,10 @@ class Reader(Protocol):
         """Return exactly `size` bytes from `offset` on; ValueError if the file is shorter."""
         ...
 
+    def read_all(self, spans: Sequence[Span]) -> list[bytes]:
+        """Return the bytes of some spans; a store is asked for all of them at the same time."""
+        ...
+
 
 def is_remote(path: str) -> bool:
     """Whether a path names an object in a store instead of a file on a disk."""
@@ -27,16 +37,37 @@ def is_remote(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def open_reader(path: str) -> Iterator[Reader]:
-    """Open a file for the length of a few reads."""
+def open_reader(path: str, state: State | None = None) -> Iterator[Reader]:
+    """Open a file for the length of a few reads.
+
+    Args:
+        path: The file.
+        state: What `state_of` said when the file was indexed. A store is not asked again, which
+            would take as long as the read; there only a file that has become shorter is noticed.
+
+    Raises:
+        ValueError: If the file is in another state than that.
+    """
     if is_remote(path):
         yield _RemoteReader(path)
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
+        if state is not None and _local_state(os.fstat(descriptor)) != state:
+            raise ValueError(f"{path}: has changed since it was indexed; restart the run")
         yield _LocalReader(path, descriptor)
     finally:
         os.close(descriptor)
+
+
+def sample(file: Reader, offset: int, size: int) -> bytes:
+    """Return some bytes from the middle and the end of a span, to tell its contents by.
+
+    Two images that are compressed to the same size hardly ever agree there.
+    """
+    length = min(_SAMPLE, size)
+    middle = offset + (size - length) // 2
+    return file.read(middle, length) + file.read(offset + size - length, length)
 
 
 class _LocalReader:
@@ -48,6 +79,9 @@ class _LocalReader:
         data = os.pread(self._descriptor, size, offset) if size else b""
         return _of_full_size(data, size, self._path)
 
+    def read_all(self, spans: Sequence[Span]) -> list[bytes]:
+        return [self.read(*span) for span in spans]
+
 
 class _RemoteReader:
     def __init__(self, path: str) -> None:
@@ -55,8 +89,14 @@ class _RemoteReader:
         self._system, self._name = _file_system(path)
 
     def read(self, offset: int, size: int) -> bytes:
-        data = self._system.cat_file(self._name, offset, offset + size) if size else b""
-        return _of_full_size(data, size, self._path)
+        return self.read_all([(offset, size)])[0]
+
+    def read_all(self, spans: Sequence[Span]) -> list[bytes]:
+        wanted = [(offset, offset + size) for offset, size in spans if size]
+        starts, ends = map(list, zip(*wanted, strict=True)) if wanted else ([], [])
+        names = [self._name] * len(wanted)
+        found = iter(self._system.cat_ranges(names, starts, ends, on_error="raise"))
+        return [_of_full_size(next(found) if size else b"", size, self._path) for _, size in spans]
 
 
 def _of_full_size(data: bytes, size: int, path: str) -> bytes:
@@ -65,19 +105,22 @@ def _of_full_size(data: bytes, size: int, path: str) -> bytes:
     return data
 
 
-def state_of(path: str) -> tuple[int, str]:
+def state_of(path: str) -> State:
     """Return a file's size in bytes and a text that changes when its contents do.
 
     Raises:
         FileNotFoundError: If there is no such file.
     """
     if not is_remote(path):
-        status = os.stat(path)
-        return status.st_size, str(status.st_mtime_ns)
+        return _local_state(os.stat(path))
     system, name = _file_system(path)
     info = system.info(name)
     names = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
     return int(info["size"]), next((str(info[key]) for key in names if info.get(key)), "")
+
+
+def _local_state(status: os.stat_result) -> State:
+    return status.st_size, str(status.st_mtime_ns)
 
 
 @contextlib.contextmanager

@@ -4,21 +4,25 @@ Uncompressed tar shards, in which `KEY.jpg`, `KEY.txt` and `KEY.json` belong tog
 (https://github.com/rom1504/img2dataset).
 """
 
+import functools
+import hashlib
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from otter_jax.data import storage
 from otter_jax.data.records import (
+    IMAGE_SUFFIXES,
     MAX_CAPTION_BYTES,
+    CaptionRule,
     Progress,
     Record,
+    RecordError,
+    choose_captions,
     clean_caption,
-    clean_captions,
     is_unsafe,
     no_progress,
     parse_metadata,
@@ -28,26 +32,26 @@ from otter_jax.data.shard_index import ROW, Scan, load_index
 
 _IMAGE, _CAPTION, _METADATA = range(3)
 _SLOT_OF_EXTENSION = {
-    "jpg": _IMAGE,
-    "jpeg": _IMAGE,
-    "png": _IMAGE,
-    "webp": _IMAGE,
+    **{suffix.removeprefix("."): _IMAGE for suffix in IMAGE_SUFFIXES},
     "txt": _CAPTION,
     "json": _METADATA,
 }
 # What tarfile raises on damaged headers; a file that cannot be opened has been noticed before.
 _DAMAGE = (tarfile.TarError, ValueError, OverflowError, RecursionError, MemoryError, OSError)
-_Spans = list[tuple[int, int]]  # (offset, size) in bytes, by slot; size 0: no such member.
+_Spans = list[storage.Span]  # By slot; size 0: no such member.
 
 
 class TarShards:
     """The pairs of some tar shards, indexed once, then read at their byte offsets.
 
-    Building the index reads every header and every caption, but no image; shard_index.py says how
-    it is kept. A shard is opened for the length of one read, so an instance can be pickled, forked
-    and used from any number of threads, and there may be more shards than open files are allowed.
+    Building the index reads every header, text and json, and of each image a few bytes;
+    shard_index.py says how it is kept. A shard is opened for the length of one read, so an instance
+    can be pickled, forked and used from any number of threads, and there may be more shards than
+    open files are allowed. The fingerprint is that of keys, texts, metadata and the bytes seen of
+    the images: a copy of the shards has the same, a rewritten caption or image another.
 
     Pairs are numbered in the order of `paths`, then in the order in which their keys first appear.
+    A key ends at the first dot of the file's name, as in webdataset: `a.b.jpg` is no image of `a`.
     Left out, and counted in `skipped` by reason, are pairs without an image, with an empty
     caption, with a caption that is not UTF-8, with an absolute or ".." name, every further image,
     text or json under one key, and whatever follows the cut in a truncated tar. A link stands for
@@ -60,6 +64,7 @@ class TarShards:
         name: str = "webdataset",
         *,
         index_file: Path | None = None,
+        captions: CaptionRule = choose_captions,
         progress: Progress = no_progress,
     ) -> None:
         """Index the shards.
@@ -69,6 +74,7 @@ class TarShards:
                 in stores that fsspec can reach.
             name: What to call them in logs.
             index_file: Where the index is kept from run to run; None: it is built every time.
+            captions: How captions are made of a text member and metadata; a function of a module.
             progress: Shows how many shards are indexed.
 
         Raises:
@@ -76,9 +82,10 @@ class TarShards:
             ValueError: If a shard is no uncompressed tar, or if there is not one usable pair.
         """
         self.name = name
+        self._captions = captions
 
         def scan(shards: list[str]) -> Iterator[Scan]:
-            found = scan_in_order(scan_shard, shards)
+            found = scan_in_order(functools.partial(scan_shard, captions=captions), shards)
             return (
                 iter(progress(found, len(shards), f"{name}: shards indexed")) if shards else found
             )
@@ -105,22 +112,28 @@ class TarShards:
     def __getitem__(self, i: int) -> Record:
         """Read pair `i`; IndexError where there is none, ValueError if its shard has changed."""
         entry = self._index[i]
-        with storage.open_reader(self.paths[entry.shard]) as shard:
-            members = [shard.read(*span) for span in entry.spans]
+        segment = self._index.segments[entry.shard]
+        with storage.open_reader(segment.path, segment.state) as shard:
+            members = shard.read_all(entry.spans)
         metadata = parse_metadata(members[_METADATA])
-        captions = _choose_captions(members[_CAPTION], metadata)
+        captions = self._captions(clean_caption(members[_CAPTION]), metadata)
         key = entry.key.decode("utf-8", "surrogateescape")
         return Record(key, members[_IMAGE], captions[0], metadata, captions)
 
 
-def scan_shard(path: str) -> Scan:
+def scan_shard(path: str, captions: CaptionRule = choose_captions) -> Scan:
     """Find the usable pairs of one shard.
+
+    Args:
+        path: The shard.
+        captions: How captions are made; where it makes none, the pair is of no use.
 
     Raises:
         FileNotFoundError: If it does not exist.
         ValueError: If it is no uncompressed tar.
     """
     skipped: Counter[str] = Counter()
+    digest = hashlib.sha256()
     with storage.local_copy(path) as copy, storage.open_reader(copy) as file:
         groups, complete = _group_members(copy, path, skipped)
         if not complete:
@@ -128,13 +141,16 @@ def scan_shard(path: str) -> Scan:
         last = next(reversed(groups), None)
         keys, rows = [], []
         for key, spans in groups.items():
-            reason = _why_unusable(key, spans, file)
-            if reason is None:
-                keys.append(key.encode("utf-8", "surrogateescape"))
-                rows.append(tuple(zip(*spans, strict=True)))
-            elif complete or key != last:  # A pair the cut goes through is counted as the cut.
-                skipped[reason] += 1
-    return Scan(np.array(rows, dtype=ROW), keys, dict(skipped))
+            try:
+                contents = _read_usable(key, spans, file, captions)
+            except RecordError as error:
+                if complete or key != last:  # A pair the cut goes through is counted as the cut.
+                    skipped[str(error)] += 1
+                continue
+            keys.append(key.encode("utf-8", "surrogateescape"))
+            rows.append(tuple(zip(*spans, strict=True)))
+            digest.update(repr((keys[-1], spans[_IMAGE][1], contents)).encode())
+    return Scan(np.array(rows, dtype=ROW), keys, dict(skipped), digest.hexdigest())
 
 
 def _group_members(copy: str, path: str, skipped: Counter[str]) -> tuple[dict[str, _Spans], bool]:
@@ -145,10 +161,10 @@ def _group_members(copy: str, path: str, skipped: Counter[str]) -> tuple[dict[st
             file_size = Path(copy).stat().st_size
             for member in _headers(archive):
                 key, slot = _key_and_slot(member)
-                if slot is None or member.offset_data + member.size > file_size:
+                if not key or member.offset_data + member.size > file_size:
                     continue
                 spans = groups.setdefault(key, [(0, 0)] * 3)
-                if not member.isreg():
+                if slot is None or not member.isreg():
                     continue
                 if spans[slot] == (0, 0):  # Of two images under one key the first counts.
                     spans[slot] = (member.offset_data, member.size)
@@ -174,38 +190,33 @@ def _headers(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def _key_and_slot(member: tarfile.TarInfo) -> tuple[str, int | None]:
-    """Split a member's name as webdataset does, at the first dot of its last component."""
+    """Split a member's name as webdataset does, at the first dot of its last component.
+
+    The key is "" for what belongs to no pair; the slot is None for what we have no use for.
+    """
     folder, _, file_name = member.name.removeprefix("./").rpartition("/")
-    stem, _, extension = file_name.partition(".")
-    if not stem or not (member.isreg() or member.islnk() or member.issym()) or member.issparse():
+    stem, dot, extension = file_name.partition(".")
+    is_file = member.isreg() or member.islnk() or member.issym()
+    if not (stem and dot and is_file) or member.issparse():
         return "", None
     key = f"{folder}/{stem}" if folder or member.name.startswith("/") else stem
     return key, _SLOT_OF_EXTENSION.get(extension.lower())
 
 
-def _why_unusable(key: str, spans: _Spans, file: storage.Reader) -> str | None:
-    """Return why a pair is to be skipped, None if it is usable."""
+def _read_usable(
+    key: str, spans: _Spans, file: storage.Reader, choose: CaptionRule
+) -> tuple[bytes, ...]:
+    """Return texts, and a sample of the image, of a usable pair; RecordError for any other."""
     if is_unsafe(key):
-        return "unsafe name"
+        raise RecordError("unsafe name")
     if not spans[_IMAGE][1]:
-        return "no image"
+        raise RecordError("no image")
     offset, size = spans[_CAPTION]
+    text, metadata = file.read_all([(offset, min(size, MAX_CAPTION_BYTES)), spans[_METADATA]])
     try:
-        if clean_caption(file.read(offset, min(size, MAX_CAPTION_BYTES))):
-            return None
+        caption = clean_caption(text)
     except UnicodeDecodeError:
-        return "caption not UTF-8"
-    metadata = parse_metadata(file.read(*spans[_METADATA]))
-    return None if _choose_captions(b"", metadata) else "empty caption"
-
-
-def _choose_captions(text: bytes, metadata: dict[str, Any]) -> tuple[str, ...]:
-    """Return the txt member's caption and those that the metadata list, each once.
-
-    A lone `caption` of the metadata is what the txt member was made from; it only stands in for it.
-    """
-    own, lone = clean_caption(text), metadata.get("caption")
-    listed = clean_captions(metadata.get("captions"))
-    if isinstance(lone, list) or not own:
-        listed = clean_captions(lone) + listed
-    return tuple(dict.fromkeys((own, *listed) if own else listed))
+        raise RecordError("caption not UTF-8") from None
+    if not choose(caption, parse_metadata(metadata)):
+        raise RecordError("empty caption")
+    return text, metadata, storage.sample(file, *spans[_IMAGE])

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from otter_jax.data import storage
 from otter_jax.data.columns import CAPTION_NAMES, IMAGE_NAMES, choose_column
 from otter_jax.data.records import Record, RecordError, clean_caption
 
@@ -49,7 +50,7 @@ class TfdsSource:
         features = builder.info.features
         self._image = _choose_image(features, options.get("image", ""), name)
         self._caption = _choose_caption(features, options.get("caption", ""), name).split("/")
-        self._class_names = getattr(features[self._caption[0]], "int2str", None)
+        self._class_names = getattr(features[self._caption[0]], "names", None)
         self._data = _open_split(builder, split, name)
         self.skipped: dict[str, int] = {}
         self.fingerprint = _fingerprint(builder, split, len(self._data))
@@ -69,8 +70,8 @@ class TfdsSource:
         value: Any = stored
         for part in self._caption:
             value = value[part]
-        if self._class_names:
-            return (self._class_names(int(value)).replace("_", " "),)
+        if self._class_names is not None:
+            return (self._class_name(int(value)),)
         try:
             texts = [
                 clean_caption(text) for text in ([value] if isinstance(value, bytes) else value)
@@ -81,6 +82,11 @@ class TfdsSource:
         if not captions:
             raise RecordError("empty caption")
         return captions
+
+    def _class_name(self, label: int) -> str:
+        if not 0 <= label < len(self._class_names):  # -1 stands for a record without a label.
+            raise RecordError("no label")
+        return self._class_names[label].replace("_", " ")
 
 
 def _open_builder(path: str, name: str, data_dir: str | None) -> Any:
@@ -170,6 +176,12 @@ def _texts(name: str, feature: Any) -> list[str]:
 
 
 def _fingerprint(builder: Any, split: str, count: int) -> str:
-    """Return a sha256 of what the split is called and of the sizes of the data set's files."""
-    files = sorted((file.name, file.stat().length) for file in builder.data_path.iterdir())
-    return hashlib.sha256(repr((builder.info.full_name, split, count, files)).encode()).hexdigest()
+    """Return a sha256 of what the split is called and of the files it lies in."""
+    digest = hashlib.sha256(repr((builder.info.full_name, split, count)).encode())
+    for instruction in builder.info.splits[split].file_instructions:
+        path = builder.data_path / instruction.filename
+        size = path.stat().length
+        digest.update(repr((path.name, size)).encode())
+        with storage.open_reader(str(path)) as file:
+            digest.update(storage.sample(file, 0, size))
+    return digest.hexdigest()

@@ -147,3 +147,13 @@ def test_weights_are_taken_as_they_are_written(weights: tuple, expected: list[in
 def test_weights_that_are_refused(lengths: list[int], weights: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         batches.record_order(lengths, 8, 0, weights)
+
+
+def test_values_are_those_of_the_records_that_were_used() -> None:
+    def load(step: int, records: np.ndarray) -> batches.Batch:
+        return {"index": (records + step) % 5}  # As where a record cannot be read.
+
+    values = np.array([0.0, 0.1, 0.2, 0.3, 0.4], np.float32)
+    batch = batches.with_values(load, "trust", values)(1, np.array([4, 0, 2]))
+    assert batch["index"].tolist() == [0, 1, 3]
+    np.testing.assert_array_equal(batch["trust"], values[[0, 1, 3]])

@@ -4,7 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from otter_jax.data.folders import PackedStrings
 from otter_jax.data.sources import RecordError, Source, open_source
 
 
@@ -77,3 +80,13 @@ def test_a_file_that_goes_and_the_fingerprint(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="missing image"):
         source[0]
     assert source.fingerprint != open_source(f"folder:{tmp_path}").fingerprint
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]))))
+def test_packed_strings(strings: list[str]) -> None:
+    packed = PackedStrings(strings)
+    assert len(packed) == len(strings) and [packed[i] for i in range(len(packed))] == strings
+
+
+def test_packed_strings_keep_names_that_are_no_utf8() -> None:
+    assert PackedStrings(["a", "caf\udce9"])[1] == "caf\udce9"

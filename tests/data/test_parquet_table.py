@@ -2,10 +2,13 @@
 
 import pickle
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from otter_jax.data import parquet_table
 from otter_jax.data.sources import RecordError, Source, open_source
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -41,6 +44,69 @@ def test_images_inside(tmp_path: Path, layout: str) -> None:
     assert pickle.loads(pickle.dumps(source))[2] == source[2]
 
 
+def test_groups_are_read_once_in_order_and_whole_files_that_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [bytes([number]) * 1000 for number in range(40)]
+    captions = ["a cat"] * 40
+    sources = []
+    for name, rows in (("small", 4), ("large", 40)):
+        (tmp_path / name).mkdir()
+        columns = {"image": images, "caption": captions}
+        sources.append(table(tmp_path / name, columns, rows_a_group=rows))
+    read, read_group = [], parquet_table.ParquetTable._read_group
+
+    def counted(self: parquet_table.ParquetTable, group: int) -> object:
+        read.append(group)
+        return read_group(self, group)
+
+    monkeypatch.setattr(parquet_table.ParquetTable, "_read_group", counted)
+    order = np.random.default_rng(0).permutation(40)
+    for limit, numbers, expected in (
+        (10_000, range(40), [10, 1]),  # Two small groups fit, and the last one always does.
+        (100_000, order, [10, 1]),
+        (0, order, None),
+    ):
+        recent = parquet_table.RecentGroups(limit)
+        monkeypatch.setattr(parquet_table, "_recent_groups", recent)
+        for source, times in zip(sources, expected or [None, 1], strict=True):
+            read.clear()
+            assert [source[int(i)].image for i in numbers] == [images[i] for i in numbers]
+            assert len(read) == times or (times is None and len(read) > 20)
+        assert len(recent._kept) == 1 or recent._bytes <= limit
+        assert recent._bytes == sum(column.nbytes for column in recent._kept.values())
+
+
+def test_threads_read_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet_table, "_recent_groups", parquet_table.RecentGroups(4000))
+    images = [bytes([number]) * 1000 for number in range(40)]
+    source = table(tmp_path, {"image": images, "caption": ["a cat"] * 40})
+    with ThreadPoolExecutor(8) as threads:
+        records = list(threads.map(source.__getitem__, [*range(40), *range(39, -1, -1)] * 5))
+    assert [record.image for record in records] == (images + images[::-1]) * 5
+
+
+def test_large_groups_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    columns = {"image": [bytes([n]) * 3000 for n in range(10)], "caption": ["x"] * 10}
+    monkeypatch.setattr(parquet_table, "_LARGE_GROUP", 20_000)
+    table(tmp_path, columns, rows_a_group=10)
+    assert not caplog.text  # The whole file is kept in memory.
+    monkeypatch.setattr(parquet_table, "_KEPT_BYTES", 10_000)
+    table(tmp_path, columns, rows_a_group=2)
+    assert not caplog.text
+    table(tmp_path, columns, rows_a_group=10)
+    assert "row groups are that large; write them with row_group_size=10" in caplog.text
+
+
+def test_a_table_that_changed_is_noticed(tmp_path: Path) -> None:
+    source = table(tmp_path, {"image": [b"x", b"y"], "caption": ["cat", "dog"]})
+    table(tmp_path, {"image": [b"xx", b"yy"], "caption": ["cat", "dog"]})
+    with pytest.raises(ValueError, match=r"pairs\.parquet has changed since it was opened"):
+        source[0]
+
+
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"column 'image' holds int64; an image is a path"):
         table(tmp_path, {"image": [1], "caption": ["x"]})
@@ -58,7 +124,11 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         open_source(f"csv:{tmp_path}/broken.parquet")
 
 
-def test_fingerprint_follows_the_captions(tmp_path: Path) -> None:
-    reference = table(tmp_path, {"image": [b"x"], "caption": ["cat"]}).fingerprint
-    assert reference == table(tmp_path, {"image": [b"x"], "caption": ["cat"]}).fingerprint
-    assert reference != table(tmp_path, {"image": [b"x"], "caption": ["cot"]}).fingerprint
+def test_fingerprint_follows_captions_and_images(tmp_path: Path) -> None:
+    def fingerprint(image: bytes, caption: str) -> str:
+        columns = {"image": [b"first", b"second", image], "caption": ["a", "b", caption]}
+        return table(tmp_path, columns).fingerprint
+
+    reference = fingerprint(b"x", "cat")
+    assert reference == fingerprint(b"x", "cat")
+    assert len({reference, fingerprint(b"x", "cot"), fingerprint(b"y", "cat")}) == 3

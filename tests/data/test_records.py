@@ -7,8 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otter_jax.data import records
-from otter_jax.data.packed import PackedStrings
-from otter_jax.data.specs import Spec
 
 
 @given(st.binary())
@@ -32,16 +30,6 @@ def test_what_is_no_caption(value: object) -> None:
     assert records.clean_captions(value) == ()
 
 
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]))))
-def test_packed_strings(strings: list[str]) -> None:
-    packed = PackedStrings(strings)
-    assert len(packed) == len(strings) and [packed[i] for i in range(len(packed))] == strings
-
-
-def test_packed_strings_keep_names_that_are_no_utf8() -> None:
-    assert PackedStrings(["a", "caf\udce9"])[1] == "caf\udce9"
-
-
 def test_how_many_bad_records_are_too_many() -> None:
     counts = {"no image": 2, "empty caption": 3}
     records.refuse_too_many_bad(counts, 100, 0.05)
@@ -58,20 +46,3 @@ def test_images_are_read_whole_or_not_at_all(tmp_path: Path) -> None:
     for name in ("gone", "", "a/b", "\0", "x" * 5000):
         with pytest.raises(records.RecordError, match="missing image"):
             records.read_image(tmp_path / name)
-
-
-@pytest.mark.parametrize(
-    ("text", "kind", "path", "options"),
-    [
-        ("open_clipart", "open_clipart", "", {}),
-        ("csv:/a/b.csv", "csv", "/a/b.csv", {}),
-        ("csv:/a/b.csv?image=x", "csv", "/a/b.csv", {"image": "x"}),
-        ("csv:b?image=x y&caption=a,b", "csv", "b", {"image": "x y", "caption": "a,b"}),
-        ("webdataset:/a/0?.tar", "webdataset", "/a/0?.tar", {}),
-        ("tfds:coco:train[:10%]?caption=captions/text", "tfds", "coco:train[:10%]",
-         {"caption": "captions/text"}),
-        ("webdataset:gs://bucket/a.tar", "webdataset", "gs://bucket/a.tar", {}),
-    ],
-)  # fmt: skip
-def test_specs_are_taken_apart(text: str, kind: str, path: str, options: dict) -> None:
-    assert Spec.parse(text) == Spec(text, kind, path, options)

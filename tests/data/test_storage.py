@@ -79,6 +79,42 @@ def test_reads_beyond_the_end_are_refused(store: fsspec.AbstractFileSystem, tmp_
                 file.read(4, 3)
 
 
+def test_a_store_is_asked_once_for_the_members_of_a_record(
+    store: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, asked = open_source("webdataset:memory://bucket"), []
+    together = store.cat_ranges
+
+    def cat_ranges(names: list[str], *ranges: list[int], **options: str) -> list[bytes]:
+        asked.append(names)
+        return together(names, *ranges, **options)
+
+    monkeypatch.setattr(type(store), "cat_ranges", staticmethod(cat_ranges))
+    assert source[5].image == b"pixels of b2"
+    assert asked == [["/bucket/00002.tar"] * 3]
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_spans_come_back_in_order(
+    store: fsspec.AbstractFileSystem, tmp_path: Path, remote: bool
+) -> None:
+    (tmp_path / "a").write_bytes(b"abcdef")
+    store.pipe_file("/bucket/a", b"abcdef")
+    with storage.open_reader("memory://bucket/a" if remote else str(tmp_path / "a")) as file:
+        assert file.read_all([(4, 2), (0, 0), (1, 1)]) == [b"ef", b"", b"b"]
+        assert file.read_all([]) == []
+        with pytest.raises(ValueError, match="shorter than when it was indexed"):
+            file.read_all([(0, 1), (5, 2)])
+
+
+def test_a_sample_tells_contents_by_their_middle_and_end(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes(range(256)) * 40)
+    with storage.open_reader(str(tmp_path / "a")) as file:
+        assert storage.sample(file, 10, 3) == bytes([10, 11, 12]) * 2
+        whole = file.read(0, 10_240)
+        assert storage.sample(file, 100, 4000) == whole[1972:2228] + whole[3844:4100]
+
+
 def test_state_follows_size_and_time(tmp_path: Path) -> None:
     file = tmp_path / "a"
     file.write_bytes(b"abc")

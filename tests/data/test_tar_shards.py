@@ -2,14 +2,17 @@
 
 import io
 import json
+import os
 import pickle
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from shard_files import Members, keys, pair, tar_bytes, write
 
 from otter_jax.data.tar_shards import TarShards
@@ -143,27 +146,64 @@ def test_no_pair_at_all_is_refused(tmp_path: Path) -> None:
         TarShards([])
 
 
-def test_a_shard_that_shrank_after_indexing_is_noticed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("caption", [b"a cat", b"a dog", b"a cat on a mat"])
+def test_a_shard_that_changed_after_indexing_is_noticed(tmp_path: Path, caption: bytes) -> None:
     path = write(tmp_path / "a.tar", pair("x"))
+    os.utime(path, (1, 1))
     source = TarShards([path])
-    path.write_bytes(path.read_bytes()[:600])
-    with pytest.raises(ValueError, match=r"a\.tar: shorter than when it was indexed"):
+    source[0]
+    write(tmp_path / "a.tar", pair("x", caption))
+    with pytest.raises(ValueError, match=r"a\.tar: has changed since it was indexed; restart"):
         source[0]
 
 
-def test_fingerprint_follows_keys_and_sizes(tmp_path: Path) -> None:
-    def fingerprint(*pairs: Members) -> str:
-        return TarShards([write(tmp_path / "a.tar", *pairs)]).fingerprint
+def test_fingerprint_follows_contents(tmp_path: Path) -> None:
+    def fingerprint(*pairs: Members, folder: str = "one") -> str:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        path = write(tmp_path / folder / "a.tar", *pairs)
+        os.utime(path, (1, 1))
+        return TarShards([path]).fingerprint
 
+    image, metadata, text = pair("y")
     reference = fingerprint(pair("x"), pair("y"))
-    assert reference == fingerprint(pair("x"), pair("y"))
+    assert reference == fingerprint(pair("x"), pair("y"), folder="another")
     others = [
         fingerprint(pair("x"), pair("z")),
         fingerprint(pair("y"), pair("x")),
         fingerprint(pair("x")),
         fingerprint(pair("x"), pair("y", b"another caption")),
+        fingerprint(pair("x"), pair("y", b"a dog")),
+        fingerprint(pair("x"), [image, (metadata[0], metadata[1].replace(b"key", b"yek")), text]),
+        fingerprint(pair("x"), [(image[0], image[1][::-1]), metadata, text]),
+        fingerprint(pair("x"), [("y.png", image[1] + b"!"), metadata, text]),
     ]
-    assert len({reference, *others}) == 5
+    assert len({reference, *others}) == 9
+
+
+def test_fingerprint_follows_images_of_the_same_size(tmp_path: Path) -> None:
+    sizes, fingerprints = set(), set()
+    for number in range(4):
+        pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+        pixels[number, 0] ^= 128
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")  # Of noise, which cannot be compressed.
+        sizes.add(len(buffer.getvalue()))
+        path = write(tmp_path / "a.tar", [("x.png", buffer.getvalue()), ("x.txt", b"a cat")])
+        fingerprints.add(TarShards([path]).fingerprint)
+    assert len(sizes) == 1 and len(fingerprints) == 4
+
+
+def test_what_lies_behind_the_first_dot_is_no_part_of_the_key(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.tar",
+        pair("x"),
+        [("x.seg.png", b"mask"), ("y.2.jpg", b"pixels"), ("y.2.txt", b"a cat")],
+        [("z.jpg", b"pixels"), ("z.en.txt", b"a cat")],
+        [("u.cls", b"1"), ("v.gif", b"pixels"), ("v.txt", b"moving")],
+    )
+    source = TarShards([path])
+    assert keys(source) == ["x", "v"]
+    assert source.skipped == {"no image": 2, "empty caption": 1}
 
 
 def test_pickles_and_threads_read_the_same(tmp_path: Path) -> None:

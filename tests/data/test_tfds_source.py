@@ -1,5 +1,6 @@
 """A small data set of TensorFlow Datasets, prepared here, read without TensorFlow."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,7 @@ class Pairs(tfds.core.GeneratorBasedBuilder):
                     "title": f"title {number}",
                     "words": texts,
                     "captions": [{"text": text, "id": number} for text in texts],
-                    "label": number % 2,
+                    "label": -1 if number == 4 else number % 2,
                 },
             )
 
@@ -56,13 +57,8 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def by_number(source: Any) -> dict[int, tuple[str, ...]]:
     """Captions by the number at the end of the image: the data are shuffled when written."""
-    found = {}
-    for i in range(len(source)):
-        try:
-            found[source[i].image[-1]] = source[i].captions
-        except RecordError as error:
-            assert str(error) == "empty caption"
-    return found
+    records = (_record(source, i) for i in range(len(source)))
+    return {record.image[-1]: record.captions for record in records if record}
 
 
 def test_captions_are_found_and_encoded_images_come_back(data_dir: Path) -> None:
@@ -94,6 +90,19 @@ def test_features_by_name(data_dir: Path, caption: str, expected: tuple[str, ...
     assert by_number(source)[1] == expected
 
 
+def test_a_record_without_a_label_has_no_caption(data_dir: Path) -> None:
+    source = open_source(f"tfds:{data_dir}/pairs/1.0.0?caption=label")
+    found = by_number(source)
+    assert found == {n: (("red panda", "cat")[n % 2],) for n in (0, 1, 2, 3, 5)}
+    reasons = []
+    for number in range(len(source)):
+        try:
+            source[number]
+        except RecordError as error:
+            reasons.append(str(error))
+    assert reasons == ["no label"]
+
+
 def test_splits(data_dir: Path) -> None:
     spec = f"tfds:{data_dir}/pairs/1.0.0"
     lengths = [len(open_source(f"{spec}{s}")) for s in ("", ":train", ":test", ":train[:4]")]
@@ -108,6 +117,24 @@ def test_fingerprint_tells_splits_apart(data_dir: Path) -> None:
     splits = ("train", "train", "test", "train[:4]")
     prints = [open_source(f"tfds:{data_dir}/pairs/1.0.0:{s}").fingerprint for s in splits]
     assert prints[0] == prints[1] and len(set(prints)) == 3
+
+
+def test_fingerprint_follows_the_files_of_the_split_alone(data_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pairs" / "1.0.0"
+    shutil.copytree(data_dir / "pairs" / "1.0.0", folder)
+
+    def fingerprint(split: str) -> str:
+        return open_source(f"tfds:{folder}:{split}").fingerprint
+
+    train, test = fingerprint("train"), fingerprint("test")
+    assert train == open_source(f"tfds:{data_dir}/pairs/1.0.0:train").fingerprint
+    (folder / "notes.txt").write_text("a stray file")
+    assert (fingerprint("train"), fingerprint("test")) == (train, test)
+    (file,) = folder.glob("*test*")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    assert fingerprint("train") == train and fingerprint("test") != test
 
 
 def test_what_is_refused(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

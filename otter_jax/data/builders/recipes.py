@@ -7,27 +7,27 @@ columns as metadata. `official:FILE?images=FOLDER` reads the table itself:
 | recipe | table | image |
 |---|---|---|
 | conceptual_captions | caption, url, without a line of names | ROW.jpg, the first row being 0 |
+| conceptual_12m | url, caption, without a line of names | ROW.jpg |
 | yfcc15m | the 25 columns of YFCC100M, without a line of names | PHOTOID.jpg |
-| wit | as its first line names them | ROW.jpg |
+| wit | as its first line names them; fields may stand in quotes | ROW.jpg |
 """
 
-import hashlib
 import re
 import urllib.parse
-from array import array
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from otter_jax.data.csv_table import Row, TextTable
 from otter_jax.data.records import (
     IMAGE_SUFFIXES,
-    Record,
+    CaptionRule,
+    Progress,
     RecordError,
     Source,
+    choose_captions,
     clean_captions,
-    read_image,
-    size_of_image,
+    no_progress,
 )
 from otter_jax.data.sources import open_source
 from otter_jax.data.specs import Spec
@@ -52,12 +52,14 @@ class Recipe(NamedTuple):
     Attributes:
         columns: Of its table; empty where the first line names them.
         image: The column that the image files are called by; "": they are numbered by row.
-        captions: Captions from the columns, or from metadata of the same names; may hold "".
+        captions: Captions from the columns, or from metadata of the same names.
+        quoted: Whether fields may stand in quotes, as csv has them.
     """
 
     columns: tuple[str, ...]
     image: str
-    captions: Callable[[Mapping[str, str]], list[str]]
+    captions: CaptionRule
+    quoted: bool = False
 
 
 def clean_yfcc(text: str) -> str:
@@ -66,28 +68,47 @@ def clean_yfcc(text: str) -> str:
     return " ".join(_TAG.sub("", decoded).split())
 
 
-def yfcc_captions(columns: Mapping[str, str]) -> list[str]:
+def conceptual_captions(text: str, columns: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the column `caption`, else the text, which img2dataset makes of it."""
+    return clean_captions(_text(columns, "caption")) or clean_captions(text)
+
+
+def yfcc_captions(text: str, columns: Mapping[str, Any]) -> tuple[str, ...]:
     """Return title and description in one caption, with a full stop between them."""
-    parts = [clean_yfcc(columns.get(name) or "") for name in ("title", "description")]
-    return [". ".join(part for part in parts if part)]
+    del text
+    parts = [clean_yfcc(_text(columns, name)) for name in ("title", "description")]
+    return clean_captions(". ".join(part for part in parts if part))
 
 
-def wit_captions(columns: Mapping[str, str]) -> list[str]:
+def wit_captions(text: str, columns: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the caption below the image, else its alternative text, else its attribution."""
-    found = (columns.get(name) or "" for name in _WIT_CAPTIONS)
-    return [next((text for text in found if text.strip()), "")]
+    del text
+    return clean_captions([_text(columns, name) for name in _WIT_CAPTIONS])[:1]
+
+
+def _text(columns: Mapping[str, Any], name: str) -> str:
+    value = columns.get(name)
+    return value if isinstance(value, str) else ""
 
 
 RECIPES = {
-    "conceptual_captions": Recipe(("caption", "url"), "", lambda row: [row.get("caption") or ""]),
-    "conceptual_12m": Recipe(("url", "caption"), "", lambda row: [row.get("caption") or ""]),
+    "conceptual_captions": Recipe(("caption", "url"), "", conceptual_captions),
+    "conceptual_12m": Recipe(("url", "caption"), "", conceptual_captions),
     "yfcc15m": Recipe(_YFCC100M_COLUMNS, "photoid", yfcc_captions),
-    "wit": Recipe((), "", wit_captions),
+    "wit": Recipe((), "", wit_captions, quoted=True),
 }
 
 
-def open_pairs(spec: str, recipe: str = "") -> Source:
+def open_pairs(
+    spec: str,
+    recipe: str = "",
+    *,
+    cache_dir: Path | None = None,
+    progress: Progress = no_progress,
+) -> Source:
     """Open a SPEC, or `official:FILE?images=FOLDER`, with the captions of a recipe.
+
+    `cache_dir` and `progress` are those of `open_source`.
 
     Raises:
         ValueError: If there is no such recipe, or if an official table is not named with its own.
@@ -98,105 +119,41 @@ def open_pairs(spec: str, recipe: str = "") -> Source:
         raise ValueError(f"there is no recipe {recipe!r}; choose from {known}")
     parsed = Spec.parse(spec)
     if parsed.kind != "official":
-        source = open_source(spec)
-        return Recaptioned(source, RECIPES[recipe]) if recipe else source
+        captions = RECIPES[recipe].captions if recipe else choose_captions
+        return open_source(spec, captions=captions, cache_dir=cache_dir, progress=progress)
     parsed.refuse_options_but("images")
     if not recipe or "images" not in parsed.options:
         raise ValueError(f"{spec}: write official:FILE?images=FOLDER, and a recipe: {known}")
     return OfficialTable(Path(parsed.path), Path(parsed.options["images"]), RECIPES[recipe], spec)
 
 
-class Recaptioned:
-    """A source whose captions are made from each record's metadata."""
-
-    def __init__(self, source: Source, recipe: Recipe) -> None:
-        """Wrap a source; records whose metadata give no caption turn out unusable when read."""
-        self._source = source
-        self._recipe = recipe
-        self.name = source.name
-        self.skipped = source.skipped
-        self.fingerprint = source.fingerprint
-
-    def __len__(self) -> int:
-        """Return the number of records."""
-        return len(self._source)
-
-    def __getitem__(self, i: int) -> Record:
-        """Read record `i`; RecordError if it has no caption by the recipe."""
-        record = self._source[i]
-        texts = {key: text for key, text in record.metadata.items() if isinstance(text, str)}
-        captions = _captions(self._recipe, texts)
-        return record._replace(caption=captions[0], captions=captions)
-
-
-class OfficialTable:
+class OfficialTable(TextTable):
     """The rows of a table of tab-separated values that have an image in a folder.
 
-    Eight bytes a row are kept in memory. What cannot be used, such as an address from which nothing
-    could be downloaded, is left out and counted in `skipped` by reason.
+    What cannot be used, such as an address from which nothing could be downloaded, is left out and
+    counted in `skipped` by reason.
     """
 
     def __init__(self, path: Path, images: Path, recipe: Recipe, name: str) -> None:
-        """Read all rows once, and ask the file system for every image.
+        """Read all rows once, see `TextTable`; FileNotFoundError if there is no such folder."""
+        if not images.is_dir():
+            raise FileNotFoundError(f"{name}: there is no folder {images}")
+        self._images, self._recipe = images, recipe
+        super().__init__(path, name, delimiter="\t", quoted=recipe.quoted, columns=recipe.columns)
 
-        Raises:
-            FileNotFoundError: If there is no such table or folder.
-            ValueError: If not one row is usable.
-        """
-        for place, there in ((path, path.is_file()), (images, images.is_dir())):
-            if not there:
-                raise FileNotFoundError(f"{name}: there is no {place}")
-        self.name = name
-        self._path, self._images, self._recipe = path, images, recipe
-        self._columns = recipe.columns
-        self._places = array("Q")  # Row and offset, in turn.
-        skipped: Counter[str] = Counter()
-        digest = hashlib.sha256()
-        for row, offset, line in self._lines():
-            try:
-                image, captions, _ = self._parse(row, line)
-                size = size_of_image(image)
-            except RecordError as error:
-                skipped[str(error)] += 1
-                continue
-            self._places.extend((row, offset))
-            digest.update(repr((image.name, size, captions)).encode("utf-8", "replace"))
-        self.skipped = dict(sorted(skipped.items()))
-        self.fingerprint = digest.hexdigest()
-        if not len(self):
-            raise ValueError(f"{name}: no usable row in {path}, {self.skipped}")
-
-    def __len__(self) -> int:
-        """Return the number of usable rows."""
-        return len(self._places) // 2
-
-    def __getitem__(self, i: int) -> Record:
-        """Read row `i` and its image; RecordError if the image has gone."""
-        number = range(len(self))[i]
-        row, offset = self._places[2 * number : 2 * number + 2]
-        with self._path.open("rb") as file:
-            file.seek(offset)
-            image, captions, columns = self._parse(row, file.readline())
-        return Record(image.stem, read_image(image), captions[0], columns, captions)
-
-    def _lines(self) -> Iterator[tuple[int, int, bytes]]:
-        """Yield the number, the offset and the text of every row; sets the names of columns."""
-        with self._path.open("rb") as file:
-            if not self._columns:
-                self._columns = tuple(_split(file.readline()))
-            row, offset = 0, file.tell()
-            for line in iter(file.readline, b""):
-                yield row, offset, line
-                row, offset = row + 1, offset + len(line)
-
-    def _parse(self, row: int, line: bytes) -> tuple[Path, tuple[str, ...], dict[str, str]]:
-        fields = _split(line)
-        if len(fields) != len(self._columns):
+    def _parse(self, number: int, fields: list[str]) -> Row:
+        if not fields:
             raise RecordError("broken row")
         columns = dict(zip(self._columns, fields, strict=True))
-        captions = _captions(self._recipe, columns)
-        stem = columns[self._recipe.image] if self._recipe.image else str(row)
-        return self._find_image(stem), captions, columns
+        try:
+            "".join(fields).encode()
+        except UnicodeEncodeError:
+            raise RecordError("row not UTF-8") from None
+        captions = self._recipe.captions("", columns)
+        if not captions:
+            raise RecordError("empty caption")
+        stem = columns[self._recipe.image] if self._recipe.image else str(number)
+        return Row(stem, self._find_image(stem), captions, columns)
 
     def _find_image(self, stem: str) -> Path:
         if not stem or "/" in stem or stem.startswith("."):
@@ -206,17 +163,3 @@ class OfficialTable:
         if found is None:
             raise RecordError("missing image")
         return found
-
-
-def _split(line: bytes) -> list[str]:
-    try:
-        return line.decode().rstrip("\r\n").split("\t")
-    except UnicodeDecodeError:
-        raise RecordError("row not UTF-8") from None
-
-
-def _captions(recipe: Recipe, columns: Mapping[str, str]) -> tuple[str, ...]:
-    captions = clean_captions(recipe.captions(columns))
-    if not captions:
-        raise RecordError("empty caption")
-    return captions

@@ -1,0 +1,22 @@
+"""SPECs taken apart."""
+
+import pytest
+
+from otter_jax.data.specs import Spec
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "path", "options"),
+    [
+        ("open_clipart", "open_clipart", "", {}),
+        ("csv:/a/b.csv", "csv", "/a/b.csv", {}),
+        ("csv:/a/b.csv?image=x", "csv", "/a/b.csv", {"image": "x"}),
+        ("csv:b?image=x y&caption=a,b", "csv", "b", {"image": "x y", "caption": "a,b"}),
+        ("webdataset:/a/0?.tar", "webdataset", "/a/0?.tar", {}),
+        ("tfds:coco:train[:10%]?caption=captions/text", "tfds", "coco:train[:10%]",
+         {"caption": "captions/text"}),
+        ("webdataset:gs://bucket/a.tar", "webdataset", "gs://bucket/a.tar", {}),
+    ],
+)  # fmt: skip
+def test_specs_are_taken_apart(text: str, kind: str, path: str, options: dict) -> None:
+    assert Spec.parse(text) == Spec(text, kind, path, options)
