@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     """The quickstart's pairs and pretrained towers, whose last blocks are trained too."""
     config = quickstart.get_config()
     config.batch_size = 128
-    config.total_epochs = 6.0
+    config.total_epochs = 3.0
 
     config.data.image_size = 64
     config.data.max_tokens = 20

@@ -8,8 +8,7 @@ Command:  python main.py --config=configs/declip_rn50.py --workdir=runs/declip_r
           ablations: --config.objective.ss=False, mvs=False, nns=False;
           OTTER's targets in place of the given pairs: --config.objective.targets=otter
 Hardware: the released configs are made for 32 GPUs of 128 pairs each. With fewer,
-          --config.micro_batch=512 keeps the batch of 4,096 (batch norm then sees 512 images;
-          the scores of masked tokens still need 14 GiB over all devices).
+          --config.micro_batch=512 keeps the batch of 4,096 (batch norm then sees 512 images).
 Time:     not in the paper for this data; what a step costs: docs/declip.md.
 Expected: the authors' ImageNet zero-shot top-1 41.9 in the paper, 44.4 in their benchmark, on
           15,388,848 pairs of YFCC (not yet repeated here).

@@ -6,8 +6,7 @@ Command:  python main.py --config=configs/declip_vitb32.py --workdir=runs/declip
           --config.data.train=webdataset:/data/yfcc15m says where the pairs lie,
           --config.evaluate.sets='("imagenet1k:/data/imagenet",)' what to rank
 Hardware: the released configs are made for 32 GPUs of 128 pairs each. With fewer,
-          --config.micro_batch=512 keeps the batch of 4,096 (the scores of masked tokens still
-          need 14 GiB over all devices).
+          --config.micro_batch=512 keeps the batch of 4,096.
 Time:     not in the paper for this data; what a step costs: docs/declip.md.
 Expected: the authors' benchmark's ImageNet zero-shot top-1 43.2 on 15,388,848 pairs of YFCC (not
           yet repeated here).

@@ -145,6 +145,7 @@ class Encoder:
     image_size: int
     fit: str = "crop"
     batch_size: int = 64
+    scale_bounds: tuple[float | None, float | None] = (1.0, objectives.MAX_SCALE)
 
     def __repr__(self) -> str:
         """One line: what notebooks show."""
@@ -177,6 +178,7 @@ class Encoder:
             "image_size": self.image_size,
             "fit": self.fit,
             "max_tokens": self.tokenizer.max_tokens,
+            "scale_bounds": self.scale_bounds,
         }
         export.export_dual_encoder(self.model.bind(self.variables), folder, data)
         copy_tokenizer(self.tokenizer_folder, folder / TOKENIZER_FOLDER)
@@ -214,14 +216,19 @@ class Encoder:
         labels: Sequence[str],
         template: str = "a photo of {}.",
     ) -> np.ndarray:
-        """Probability of every label for every image, float32 [N, len(labels)]; rows sum to 1."""
+        """Probability of every label for every image, float32 [N, len(labels)]; rows sum to 1.
+
+        A softmax over the labels with the learned scale, also where training compared pairs with a
+        sigmoid: its bias is the same for all labels.
+        """
         from otter_jax.evaluation.zero_shot import class_bank
 
         if isinstance(labels, str):
             raise ValueError(f"labels should be a list of strings, found the string {labels!r}")
         bank = class_bank(self.encode_text, labels, [template])
-        scale = np.exp(np.asarray(self.variables.params["log_scale"]))
-        logits = np.clip(scale, 1.0, 100.0) * self.encode_image(images) @ bank.T
+        log_scale = np.asarray(self.variables.params["log_scale"])
+        scale = objectives.scale_from_log(log_scale, *self.scale_bounds)
+        logits = np.asarray(scale) * self.encode_image(images) @ bank.T
         return np.asarray(jax.nn.softmax(logits, axis=1))
 
     def transform(self, image: np.ndarray) -> np.ndarray:
@@ -304,6 +311,7 @@ def make_encoder(
         image_size=config.data.image_size,
         fit=config.data.fit,
         batch_size=config.evaluate.batch_size,
+        scale_bounds=objectives.make_options(**config.objective).scale_bounds,
     )
 
 
@@ -386,4 +394,6 @@ def _load_exported(folder: Path) -> Encoder:
         mesh=mesh,
         image_size=data["image_size"],
         fit=data["fit"],
+        # Folders of an earlier version do not say.
+        scale_bounds=tuple(data.get("scale_bounds", Encoder.scale_bounds)),
     )

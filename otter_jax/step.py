@@ -4,6 +4,8 @@ One jitted function from (state, batch) to (state, metrics), over plain pytrees.
 in it is drawn from the run's seed, a name and the step, so a resumed run draws the same.
 """
 
+import dataclasses
+import functools
 import zlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -146,79 +148,126 @@ def make_train_step(
     The metric `finite` says whether loss, gradients and updates are finite. Where they are not, the
     state stays as it was, but for its step: nothing that is not finite ever enters it.
     """
+    parts = _TrainStep(model, options, optimizer, schedule, config, mesh)
+    return jax.jit(parts.train_step, donate_argnums=0)
 
-    num_parts = 1 if config.micro_batch is None else config.batch_size // config.micro_batch
 
-    def embed_teacher(teacher: Arrays, state: TrainState, batch: Batch) -> objectives.Embeddings:
-        key = named_key(config.seed, "teacher dropout", state.step)
-        variables = state.variables._replace(params=teacher)
+@dataclasses.dataclass(frozen=True, eq=False)
+class _TrainStep:
+    """What does not change from step to step."""
 
-        def embed(rows: Batch) -> tuple[jax.Array, jax.Array]:
-            train, keys = config.teacher.train_mode, rows["dropout_keys"]
-            return model.embed(variables, rows, train=train, dropout_key=keys)[0]
+    model: FunctionalModel
+    options: objectives.Options
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    config: ConfigDict
+    mesh: Mesh
 
-        rows = batch | {"dropout_keys": row_keys(key, batch)}
-        if num_parts == 1:
-            return objectives.Embeddings(*embed(rows))
-        parts = micro_batches.split_parts(rows, num_parts, mesh)
-        return objectives.Embeddings(*micro_batches.join_parts(jax.lax.map(embed, parts)))
-
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        variables, teacher, teacher_embeddings = state.variables, state.teacher, None
-        if options.uses_teacher:
-            decay = teacher_decay(state.step, config.teacher.decay, config.teacher.warmup)
-            teacher = move_average(teacher, variables.params, decay)
-            teacher_embeddings = embed_teacher(teacher, state, batch)
-
-        def forward(params: Arrays, stats: Arrays, rows: Batch) -> tuple[Metrics, Arrays]:
-            student = variables._replace(params=params, batch_stats=stats)
-            return model.views(student, rows, train=True, dropout_key=rows["dropout_keys"])
-
-        def loss_of(outputs: Metrics, params: Arrays) -> tuple[jax.Array, tuple]:
-            scales = objectives.LogScales(
-                params["log_scale"], params["distillation_log_scale"], params.get("logit_bias", 0.0)
-            )
-            if not options.uses_views:
-                student = objectives.Embeddings(**outputs)
-                loss, metrics = objectives.total_loss(
-                    options, student, teacher_embeddings, scales, mesh
-                )
-                return loss, (metrics, state.memory)
-            views = objectives.Views(**outputs, mlm_labels=batch.get("masked_labels"))
-            loss, metrics, memory = objectives.declip_loss(
-                options, views, state.memory, scales, mesh, teacher_embeddings
-            )
-            return loss, (metrics, memory)
-
-        key = named_key(config.seed, "dropout", state.step)
+    def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Teacher, loss and gradients, update; see `make_train_step`."""
+        teacher, teacher_embeddings = state.teacher, None
+        if self.options.uses_teacher:
+            teacher = self.move_teacher(state)
+            teacher_embeddings = self.embed_teacher(teacher, state, batch)
+        key = named_key(self.config.seed, "dropout", state.step)
         loss, (metrics, memory), batch_stats, gradients = micro_batches.value_and_gradients(
-            forward,
-            loss_of,
-            variables.params,
-            variables.batch_stats,
+            functools.partial(self.embed_student, state.variables),
+            functools.partial(self.loss, state, batch, teacher_embeddings),
+            state.variables.params,
+            state.variables.batch_stats,
             batch | {"dropout_keys": row_keys(key, batch)},
-            num_parts=num_parts,
-            mesh=mesh,
+            num_parts=self.num_parts,
+            mesh=self.mesh,
         )
-        opt_state = at_step(state.opt_state, state.step)
-        updates, opt_state = optimizer.update(gradients, opt_state, variables.params)
-        params = optax.apply_updates(variables.params, updates)
-        if options.uses_views:
-            for name in ("log_scale", "distillation_log_scale"):
-                params[name] = objectives.clip_log_scale(options, params[name])
-        metrics |= {"loss": loss, "learning_rate": schedule(state.step)}
+        params, opt_state, updates = self.update(state, gradients)
+        metrics |= {"loss": loss, "learning_rate": self.schedule(state.step)}
         # One number that is finite where all of them are.
         finite = jnp.isfinite(loss + optax.tree.norm(gradients) + optax.tree.norm(updates))
         metrics["finite"] = finite
-        variables = variables._replace(params=params, batch_stats=batch_stats)
+        variables = state.variables._replace(params=params, batch_stats=batch_stats)
         updated = TrainState(state.step + 1, variables, opt_state, teacher, memory)
         unchanged = state._replace(step=state.step + 1)
         state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, unchanged)
         # Where the arrays are is said here, so that it stays so.
-        places = state_places(mesh, state, fsdp=config.fsdp), sharding.replicated(mesh)
-        return jax.lax.with_sharding_constraint((state, metrics), places)
+        places = state_places(self.mesh, state, fsdp=self.config.fsdp)
+        return jax.lax.with_sharding_constraint(
+            (state, metrics), (places, sharding.replicated(self.mesh))
+        )
 
-    return jax.jit(train_step, donate_argnums=0)
+    @property
+    def num_parts(self) -> int:
+        """In how many parts the rows of a batch go through the towers."""
+        rows = self.config.micro_batch
+        return 1 if rows is None else self.config.batch_size // rows
+
+    def move_teacher(self, state: TrainState) -> Arrays:
+        """The moving average of the student's parameters, with those of this step."""
+        decay = teacher_decay(state.step, self.config.teacher.decay, self.config.teacher.warmup)
+        return move_average(state.teacher, state.variables.params, decay)
+
+    def embed_teacher(
+        self, teacher: Arrays, state: TrainState, batch: Batch
+    ) -> objectives.Embeddings:
+        """The whole batch as the teacher sees it, [N, d] each."""
+        key = named_key(self.config.seed, "teacher dropout", state.step)
+        variables = state.variables._replace(params=teacher)
+
+        def embed(rows: Batch) -> tuple[jax.Array, jax.Array]:
+            train, keys = self.config.teacher.train_mode, rows["dropout_keys"]
+            return self.model.embed(variables, rows, train=train, dropout_key=keys)[0]
+
+        rows = batch | {"dropout_keys": row_keys(key, batch)}
+        if self.num_parts == 1:
+            return objectives.Embeddings(*embed(rows))
+        parts = micro_batches.split_parts(rows, self.num_parts, self.mesh)
+        return objectives.Embeddings(*micro_batches.join_parts(jax.lax.map(embed, parts)))
+
+    def embed_student(
+        self, variables: Variables, params: Arrays, batch_stats: Arrays, rows: Batch
+    ) -> tuple[Metrics, Arrays]:
+        """What the loss needs to know of some rows, and the batch statistics after them."""
+        student = variables._replace(params=params, batch_stats=batch_stats)
+        outputs, batch_stats = self.model.views(
+            student, rows, train=True, dropout_key=rows["dropout_keys"]
+        )
+        if (logits := outputs.pop("mlm_logits", None)) is not None:
+            # Of all that is kept for the whole batch, scores of a vocabulary would be the most.
+            outputs["mlm_losses"] = objectives.token_losses(logits, rows["masked_labels"])
+        return outputs, batch_stats
+
+    def loss(
+        self,
+        state: TrainState,
+        batch: Batch,
+        teacher: objectives.Embeddings | None,
+        outputs: dict[str, jax.Array],
+        params: Arrays,
+    ) -> tuple[jax.Array, tuple[Metrics, objectives.Queue | None]]:
+        """The loss of the whole batch, metrics, and the memory afterwards."""
+        scales = objectives.LogScales(
+            params["log_scale"], params["distillation_log_scale"], params.get("logit_bias", 0.0)
+        )
+        if not self.options.uses_views:
+            student = objectives.Embeddings(**outputs)
+            loss, metrics = objectives.total_loss(
+                self.options, student, teacher, scales, self.mesh, batch.get("trust")
+            )
+            return loss, (metrics, state.memory)
+        views = objectives.Views(**outputs, mlm_labels=batch.get("masked_labels"))
+        loss, metrics, memory = objectives.declip_loss(
+            self.options, views, state.memory, scales, self.mesh, teacher, batch.get("trust")
+        )
+        return loss, (metrics, memory)
+
+    def update(self, state: TrainState, gradients: Arrays) -> tuple[Arrays, optax.OptState, Arrays]:
+        """New parameters and optimizer's state, and what was added to the old parameters."""
+        opt_state = at_step(state.opt_state, state.step)
+        updates, opt_state = self.optimizer.update(gradients, opt_state, state.variables.params)
+        params = optax.apply_updates(state.variables.params, updates)
+        if self.options.uses_views:
+            for name in ("log_scale", "distillation_log_scale"):
+                params[name] = objectives.clip_log_scale(params[name], *self.options.scale_bounds)
+        return params, opt_state, updates
 
 
 def make_target_step(

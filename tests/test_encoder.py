@@ -102,6 +102,30 @@ def test_probabilities_follow_the_similarities(model: encoder.Encoder) -> None:
     np.testing.assert_allclose(found, wanted / wanted.sum(1, keepdims=True), rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "highest"), [("slip", np.inf), ("sigmoid", np.inf), ("declip", 30.0), ("otter", 100.0)]
+)
+def test_probabilities_have_the_scale_of_the_objective(
+    tiny_config: Callable, tmp_path: Path, name: str, highest: float
+) -> None:
+    config = tiny_config(**{"objective.name": name, "data.image_size": 32})
+    if name == "declip":
+        config.objective.max_scale = highest
+    model, variables = dual_encoder.split(encoder.build_module(config))
+    params = variables.params | {"log_scale": np.log(np.float32(250.0))}
+    found = encoder.make_encoder(
+        config, model, variables._replace(params=params), sharding.make_mesh()
+    )
+    images, labels = photos(1), ["circle", "square"]
+    texts = found.encode_text([f"a photo of {label}." for label in labels])
+    cosines = found.encode_image(images) @ texts.T
+    odds = np.log(found.classify(images, labels))
+    wanted = min(250.0, highest) * (cosines[0, 0] - cosines[0, 1])
+    np.testing.assert_allclose(odds[0, 0] - odds[0, 1], wanted, rtol=1e-3)
+    found.save(tmp_path / "saved")
+    assert otter_jax.load(tmp_path / "saved").scale_bounds == found.scale_bounds
+
+
 def test_loaded_model_is_the_trained_one(tiny_config: Callable, tmp_path: Path) -> None:
     config = tiny_config(**{"total_steps": 2, "model.image.frozen": True})
     results = train.train(config, tmp_path)

@@ -34,10 +34,12 @@ def build(config, mesh: Mesh):
 def batch_of(rows: int = 16, config=None) -> dict[str, np.ndarray]:
     """Random pairs, in as many views as the objective of a config asks for."""
     rng = np.random.default_rng(0)
-    views = pair_loader.Views()
+    views, batch = pair_loader.Views(), {}
     if config is not None:
-        views = train.views_of(config, objectives.make_options(**config.objective))
-    batch = {}
+        options = objectives.make_options(**config.objective)
+        views = train.views_of(config, options)
+        if options.uses_trust:
+            batch["trust"] = np.full(rows, 0.25, np.float32)
     for key in pair_loader.IMAGE_KEYS[: views.images]:
         batch[key] = rng.integers(0, 255, size=(rows, 32, 32, 3), dtype=np.uint8)
     for number in ("", "2") if views.second_text else ("",):
@@ -226,6 +228,27 @@ def test_micro_batches_equal_the_whole_batch(
     part_metrics, part_state = trained(in_parts, devices)
     np.testing.assert_allclose(part_metrics["loss"], metrics["loss"], rtol=1e-5)
     assert_close(part_state.variables, state.variables, rtol=1e-4, atol=1e-5)
+
+
+def test_trust_goes_to_the_loss_in_micro_batches_and_on_devices(tiny_config: Callable) -> None:
+    number = vit_config(tiny_config, **{"objective.alpha": 0.25})
+    estimated = vit_config(tiny_config, **{"objective.alpha": "estimated", "micro_batch": 8})
+    metrics, state = trained(number, 1, steps=1)
+    own_metrics, own_state = trained(estimated, 8, steps=1)
+    np.testing.assert_allclose(own_metrics["loss"], metrics["loss"], rtol=1e-5)
+    assert_close(own_state.variables, state.variables, rtol=1e-3, atol=1e-5)
+
+
+def test_scores_of_the_vocabulary_are_not_kept_for_the_whole_batch(tiny_config: Callable) -> None:
+    words, rows = 20_000, 64
+    changes = {"objective.name": "declip", "objective.simsiam_weight": 0.0, "objective.nns": False}
+    config = vit_config(tiny_config, **changes, batch_size=rows, micro_batch=4)
+    config.model.text.overrides.vocab_size = words
+    train_step, state = build(config, mesh_of(1))
+    batch = sharding.put_batch(mesh_of(1), batch_of(rows, config))
+    used = train_step.lower(state, batch).compile().memory_analysis().temp_size_in_bytes
+    slots = batch["masked_labels"].size
+    assert used < 4 * words * slots  # float32 scores of all slots.
 
 
 def test_dropout_of_a_row_does_not_depend_on_the_rows_beside_it() -> None:

@@ -4,13 +4,22 @@
 several (`Options.uses_views`).
 """
 
-from otter_jax.objectives.contrastive import Directions, Embeddings, normalize
-from otter_jax.objectives.declip import Views, check_queue, clip_log_scale, declip_loss
+from otter_jax.objectives.contrastive import (
+    MAX_SCALE,
+    Directions,
+    Embeddings,
+    clip_log_scale,
+    normalize,
+    scale_from_log,
+)
+from otter_jax.objectives.declip import Views, check_queue, declip_loss
 from otter_jax.objectives.losses import LogScales, soft_targets, total_loss
 from otter_jax.objectives.nearest_neighbor import Queue, make_queue
 from otter_jax.objectives.options import OBJECTIVES, Options, make_options
+from otter_jax.objectives.self_supervision import token_losses
 
 __all__ = [
+    "MAX_SCALE",
     "OBJECTIVES",
     "Directions",
     "Embeddings",
@@ -24,6 +33,8 @@ __all__ = [
     "make_options",
     "make_queue",
     "normalize",
+    "scale_from_log",
     "soft_targets",
+    "token_losses",
     "total_loss",
 ]

@@ -17,18 +17,21 @@ class Embeddings(NamedTuple):
 
 
 class Term(NamedTuple):
-    """One cross-entropy of a loss: to `given` I + (1 - `given`) P, P the soft target."""
+    """One cross-entropy of a loss: to `given` I + (1 - `given`) P, P the soft target.
 
-    weight: float
-    given: float  # Mass on the given pair, in [0, 1].
+    Both are numbers or [N], one for each pair: row i of both directions has the i-th.
+    """
+
+    weight: jax.Array | float
+    given: jax.Array | float  # Mass on the given pair, in [0, 1].
 
 
 class Statistics(NamedTuple):
-    """What a loss consists of, means over the batch, sums over both directions."""
+    """What a loss consists of, for each pair: sums over its rows in both directions."""
 
-    cross_entropy: jax.Array  # [terms], not weighted.
-    entropy: jax.Array  # Scalar: of the soft target, nats.
-    diagonal: jax.Array  # Scalar: mass that the soft target leaves on the given pairs.
+    cross_entropy: jax.Array  # [terms, N], not weighted.
+    entropy: jax.Array  # [N] of the soft target, nats.
+    diagonal: jax.Array  # [N] mass that the soft target leaves on the given pair.
 
 
 class Directions(NamedTuple):
@@ -49,26 +52,34 @@ def similarity(rows: jax.Array, columns: jax.Array) -> jax.Array:
     return jnp.matmul(rows, columns.T, precision="highest")
 
 
-def scale_from_log(log_scale: jax.Array) -> jax.Array:
-    """exp(log_scale) clamped to [1, 100]; beyond it no gradient, at its rims the full one."""
+def clip_log_scale(
+    log_scale: jax.Array, lowest: float | None = 1.0, highest: float | None = MAX_SCALE
+) -> jax.Array:
+    """The logarithm of a scale, brought into bounds of the scale; None for no bound."""
+    bounds = (None if bound is None else math.log(bound) for bound in (lowest, highest))
+    return jnp.clip(log_scale, *bounds)
+
+
+def scale_from_log(
+    log_scale: jax.Array, lowest: float | None = 1.0, highest: float | None = MAX_SCALE
+) -> jax.Array:
+    """exp(log_scale) within its bounds; beyond them no gradient, at their rims the full one."""
     log_scale = jnp.asarray(log_scale)
     log_scale = log_scale.astype(jnp.promote_types(log_scale.dtype, jnp.float32))
     # Compared as logarithms: float32's exp(log 100) is a little more than 100.
-    highest = jnp.asarray(math.log(MAX_SCALE), log_scale.dtype)
-    inside = (log_scale >= 0.0) & (log_scale <= highest)
-    scale = jnp.exp(log_scale)
-    return jnp.where(inside, scale, jax.lax.stop_gradient(jnp.clip(scale, 1.0, MAX_SCALE)))
+    bounded = jax.lax.stop_gradient(clip_log_scale(log_scale, lowest, highest))
+    return jnp.exp(jnp.where(log_scale == bounded, log_scale, bounded))
 
 
 def cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
-    """Mean over rows of - sum_j target_ij log softmax_j(logits_ij), a scalar; targets sum to 1."""
+    """- sum_j target_ij log softmax_j(logits_ij) of each row, [N]; targets sum to 1."""
     matched = jnp.sum(target * logits, axis=1)
-    return jnp.mean(jax.scipy.special.logsumexp(logits, axis=1) - matched)
+    return jax.scipy.special.logsumexp(logits, axis=1) - matched
 
 
 def entropy(target: jax.Array) -> jax.Array:
-    """Mean entropy of the rows in nats, a scalar in [0, log N]."""
-    return -jnp.mean(jnp.sum(jax.scipy.special.xlogy(target, target), axis=1))
+    """Entropy of each row in nats, [N] in [0, log N]."""
+    return -jnp.sum(jax.scipy.special.xlogy(target, target), axis=1)
 
 
 def sigmoid_losses(logits: jax.Array, given: jax.Array) -> jax.Array:
@@ -101,7 +112,7 @@ def both_directions(student: Embeddings, *, stop_gradient_keys: bool = False) ->
 def symmetric_cross_entropy(
     cosines: Directions, scale: jax.Array, targets: Directions
 ) -> jax.Array:
-    """The loss of both directions, summed as in the released code (not averaged).
+    """[N] losses of the pairs, both directions summed as in the released code (not averaged).
 
     Args:
       cosines: of `both_directions`.
@@ -109,3 +120,13 @@ def symmetric_cross_entropy(
       targets: what each direction should predict.
     """
     return sum(cross_entropy(scale * each, to) for each, to in zip(cosines, targets, strict=True))
+
+
+def weighted_means(terms: tuple[Term, ...], cross_entropy: jax.Array) -> list[jax.Array]:
+    """Each term's mean over the pairs, times what it or each pair weighs in it.
+
+    Args:
+      terms: of the loss.
+      cross_entropy: [terms, N] of `Statistics`.
+    """
+    return [jnp.mean(term.weight * rows) for term, rows in zip(terms, cross_entropy, strict=True)]

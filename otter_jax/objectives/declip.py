@@ -11,7 +11,6 @@ A contrast is the mean of its two directions here, where OTTER has their sum.
 
 import functools
 import itertools
-import math
 from typing import NamedTuple
 
 import jax
@@ -20,15 +19,21 @@ from jax.scipy.special import logsumexp
 from jax.sharding import Mesh, PartitionSpec
 
 from otter_jax.objectives import self_supervision, tiles
-from otter_jax.objectives.contrastive import Embeddings, normalize, similarity
+from otter_jax.objectives.contrastive import (
+    Embeddings,
+    normalize,
+    scale_from_log,
+    similarity,
+)
 from otter_jax.objectives.losses import (
     LogScales,
     check_embeddings,
+    checked_trust,
     cross_entropy_loss,
     tile_rows,
 )
 from otter_jax.objectives.nearest_neighbor import Queue, enqueue, nearest
-from otter_jax.objectives.options import Options, make_terms
+from otter_jax.objectives.options import Options, pair_weights
 from otter_jax.objectives.tiled import AXIS
 
 Metrics = dict[str, jax.Array]
@@ -48,29 +53,10 @@ class Views(NamedTuple):
     p2: jax.Array | None = None  # and from the second one.
     z1: jax.Array | None = None  # [N, k] projections, which the predictions should match.
     z2: jax.Array | None = None
-    mlm_logits: jax.Array | None = None  # [N, ..., V], with ss.
+    mlm_losses: jax.Array | None = None  # [N, ...] of `token_losses`, with ss.
     mlm_labels: jax.Array | None = None  # [N, ...] integers, `IGNORED` where nothing is masked.
     simclr1: jax.Array | None = None  # [N, k] SLIP's projections of two further image views.
     simclr2: jax.Array | None = None
-
-
-def clip_log_scale(options: Options, log_scale: jax.Array) -> jax.Array:
-    """The logarithm of a scale, brought into the bounds of the options.
-
-    For the parameter too, after each update, as in the released code: one that an update has moved
-    past a bound gets no gradient and would stay there.
-    """
-    lowest, highest = (
-        None if bound is None else jnp.asarray(math.log(bound), log_scale.dtype)
-        for bound in (options.min_scale, options.max_scale)
-    )
-    return jnp.clip(log_scale, lowest, highest)
-
-
-def bounded_scale(options: Options, log_scale: jax.Array) -> jax.Array:
-    """exp(log_scale) within the bounds; beyond them no gradient, at their rims the full one."""
-    bounded = jax.lax.stop_gradient(clip_log_scale(options, log_scale))
-    return jnp.exp(jnp.where(log_scale == bounded, log_scale, bounded))
 
 
 def check_queue(options: Options, batch_size: int, devices: int = 1) -> None:
@@ -95,17 +81,19 @@ def declip_loss(
     log_scales: LogScales,
     mesh: Mesh | None = None,
     teacher: Embeddings | None = None,
+    trust: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics, Queue | None]:
     """The weighted sum of the parts that are on.
 
     Args:
       options: of `declip` or `slip`.
-      views: embeddings, projections and logits of one batch.
+      views: embeddings, projections and losses of one batch.
       queue: texts of the batches before; None where the options use none.
       log_scales: learnable log-scales; the second one serves otter's targets alone.
       mesh: over whose axis `data` the rows of the batch and of the queue are split.
       teacher: [N, d] embeddings with `targets="otter"`, constants: of one view of each image and
         text, for the targets of all pairs of views. None else.
+      trust: as in `total_loss`; for the parts where images meet texts, the first two.
 
     Returns:
       The loss; metrics without gradient: `loss_<part>` (weighted, they add up to the loss),
@@ -118,18 +106,20 @@ def declip_loss(
     """
     _check(options, views, queue, teacher, mesh)
     images, texts, teacher = _unit_rows(options, views, teacher)
-    scales = [bounded_scale(options, jnp.asarray(x, images[0].dtype)) for x in log_scales[:2]]
-    part, metrics = _contrast(options, images, texts, teacher, scales, mesh)
+    trust = checked_trust(options, trust, len(views.image), images[0].dtype)
+    log_scales = [jnp.asarray(x, images[0].dtype) for x in log_scales[:2]]
+    scales = [scale_from_log(x, *options.scale_bounds) for x in log_scales]
+    part, metrics = _contrast(options, images, texts, teacher, scales, mesh, trust)
     parts = {"loss_clip": part}
     if options.uses_queue:
-        part = _neighbor_contrast(options, images, texts, queue, scales[0], mesh)
+        part = _neighbor_contrast(options, images, texts, queue, scales[0], mesh, trust)
         parts["loss_neighbor"] = options.neighbor_weight * part
         queue = functools.reduce(enqueue, reversed(texts), queue)
     if options.uses_simsiam:
         part = self_supervision.simsiam_loss(views.p1, views.p2, views.z1, views.z2)
         parts["loss_simsiam"] = options.simsiam_weight * part
     if options.uses_masked_language:
-        part = self_supervision.masked_language_loss(views.mlm_logits, views.mlm_labels)
+        part = self_supervision.masked_language_loss(views.mlm_losses, views.mlm_labels)
         parts["loss_mlm"] = options.mlm_weight * part
     if options.uses_simclr:
         part = self_supervision.ntxent_loss(views.simclr1, views.simclr2)
@@ -150,7 +140,7 @@ def _check(
     needed = {
         ("image2", "text2"): options.uses_two_text_views,
         ("p1", "p2", "z1", "z2"): options.uses_simsiam,
-        ("mlm_logits", "mlm_labels"): options.uses_masked_language,
+        ("mlm_losses", "mlm_labels"): options.uses_masked_language,
         ("simclr1", "simclr2"): options.uses_simclr,
     }
     for name in itertools.chain.from_iterable(names for names, used in needed.items() if used):
@@ -185,12 +175,14 @@ def _contrast(
     teacher: Embeddings | None,
     scales: list[jax.Array],
     mesh: Mesh | None,
+    trust: jax.Array | None,
 ) -> tuple[jax.Array, Metrics]:
     """Every view of the images against every view of the texts, weighted."""
-    scales = jnp.stack(scales[: len(make_terms(options))])
+    scales = jnp.stack(scales)
     pairs = [Embeddings(*pair) for pair in itertools.product(images, texts)]
     sums, metrics = zip(
-        *(cross_entropy_loss(options, pair, teacher, scales, mesh) for pair in pairs), strict=True
+        *(cross_entropy_loss(options, pair, teacher, scales, mesh, trust) for pair in pairs),
+        strict=True,
     )
     first, *others = (each / 2 for each in sums)  # The mean of the two directions.
     if options.multi_view_weight is None:
@@ -207,24 +199,31 @@ def _neighbor_contrast(
     queue: Queue,
     scale: jax.Array,
     mesh: Mesh | None,
+    trust: jax.Array | None,
 ) -> jax.Array:
     """Every view of the images against the neighbours of every view of the texts, the mean.
 
     0 without gradient while the queue is empty.
     """
     tile = tile_rows(options, len(texts[0]), mesh)
+    weights = pair_weights(options, trust)
     losses = []
     for text in texts:
         neighbors = nearest(queue, text, mesh)[0].astype(text.dtype)
         for image in images:
-            losses.append(row_cross_entropy(tile, mesh, image, neighbors, scale))
+            losses.append(row_cross_entropy(tile, mesh, image, neighbors, scale, weights))
             if options.symmetric_neighbors:
-                losses.append(row_cross_entropy(tile, mesh, neighbors, image, scale))
+                losses.append(row_cross_entropy(tile, mesh, neighbors, image, scale, weights))
     return jnp.where(queue.filled > 0, sum(losses) / len(losses), 0.0)
 
 
 def row_cross_entropy(
-    tile: int | None, mesh: Mesh | None, queries: jax.Array, keys: jax.Array, scale: jax.Array
+    tile: int | None,
+    mesh: Mesh | None,
+    queries: jax.Array,
+    keys: jax.Array,
+    scale: jax.Array,
+    weights: jax.Array | float = 1.0,
 ) -> jax.Array:
     """InfoNCE in one direction: row i of `queries` should find row i of `keys`; mean over rows.
 
@@ -236,12 +235,13 @@ def row_cross_entropy(
       queries: [N, d] unit rows.
       keys: [N, d] unit rows.
       scale: scalar factor of the cosines.
+      weights: of the rows, [N] or one for all.
     """
     normalisers = _normalisers
     if tile is not None:
         normalisers = functools.partial(_tiled_normalisers, tile, mesh)
     matched = scale * jnp.sum(queries * keys, axis=1)
-    return jnp.mean(normalisers(queries, keys, scale) - matched)
+    return jnp.mean(weights * (normalisers(queries, keys, scale) - matched))
 
 
 def _normalisers(queries: jax.Array, keys: jax.Array, scale: jax.Array) -> jax.Array:

@@ -19,8 +19,9 @@ from otter_jax.objectives.contrastive import (
     scale_from_log,
     sigmoid_losses,
     symmetric_cross_entropy,
+    weighted_means,
 )
-from otter_jax.objectives.options import OBJECTIVES, Options, make_terms
+from otter_jax.objectives.options import OBJECTIVES, Options, make_terms, pair_weights
 
 DEFAULT_TILE = 1024
 LARGEST_DENSE = 1024**2  # Elements of a matrix that one device has.
@@ -63,11 +64,14 @@ def total_loss(
     teacher: Embeddings | None,
     log_scales: LogScales,
     mesh: Mesh | None = None,
+    trust: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of one batch: alpha * InfoNCE + (1 - alpha) * KL(soft target || student).
 
     Without a teacher it is the cross-entropy to the objective's own target. Both directions are
-    summed. See otter_jax/config.py for where paper and released code differ.
+    summed. Pair i's own alpha or weight, where they are estimated, is that of image i over all
+    texts and of text i over all images. See otter_jax/config.py for where paper and released code
+    differ.
 
     Args:
       options: the objective and its parameters.
@@ -75,6 +79,8 @@ def total_loss(
       teacher: the same from the teacher, constants; None where none is used.
       log_scales: learnable log-scales; the second one serves the distillation term alone.
       mesh: over whose axis `data` the rows are split; None for one device.
+      trust: [N] in [0, 1], a constant: the probability that a pair's caption is right; with
+        `options.uses_trust`, else None.
 
     Returns:
       The loss, and metrics without gradient: `loss_contrastive` and `loss_distillation` (weighted,
@@ -83,8 +89,8 @@ def total_loss(
 
     Raises:
       ValueError: an objective of several views, fewer than two pairs, shapes that do not agree or
-        do not divide over the mesh, or values that are not finite where they are known before
-        compilation.
+        do not divide over the mesh, a teacher or trust that is missing or not used; and values that
+        are not finite, or trust outside [0, 1], where they are known before compilation.
     """
     if options.uses_views:
         raise ValueError(f"objective {options.name!r} is computed by declip_loss, not total_loss")
@@ -97,11 +103,12 @@ def total_loss(
         constants = map(jax.lax.stop_gradient, teacher)
         teacher = Embeddings(*(normalize(x.astype(dtype)) for x in constants))
     log_scales = LogScales(*(jnp.asarray(x, dtype) for x in log_scales))
+    trust = checked_trust(options, trust, len(student.image), dtype)
     if options.name == "sigmoid":
-        loss, metrics = _sigmoid_loss(options, student, log_scales, mesh)
+        loss, metrics = _sigmoid_loss(options, student, log_scales, mesh, trust)
     else:
-        scales = [scale_from_log(each) for each in log_scales[: len(make_terms(options))]]
-        loss, metrics = cross_entropy_loss(options, student, teacher, jnp.stack(scales), mesh)
+        scales = jnp.stack([scale_from_log(x, *options.scale_bounds) for x in log_scales[:2]])
+        loss, metrics = cross_entropy_loss(options, student, teacher, scales, mesh, trust)
     return loss, jax.lax.stop_gradient(metrics)
 
 
@@ -111,6 +118,7 @@ def cross_entropy_loss(
     teacher: Embeddings | None,
     scales: jax.Array,
     mesh: Mesh | None,
+    trust: jax.Array | None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The terms of `make_terms`, less the entropy of the soft target where it has its own.
 
@@ -118,23 +126,26 @@ def cross_entropy_loss(
       options: as in `total_loss`.
       student: [N, d] unit rows.
       teacher: the same, constants; None where none is used.
-      scales: [terms] factor of the cosines in each term, of the embeddings' type.
+      scales: [2] factor of the cosines in each term, of the embeddings' type; a single term has
+        the first one.
       mesh: as in `total_loss`.
+      trust: of `checked_trust`.
     """
-    terms = make_terms(options)
+    terms = make_terms(options, trust)
     compute = _tiled if tile_rows(options, len(student.image), mesh) else _dense
-    loss, statistics = compute(options, terms, student, teacher, scales, mesh)
+    loss, statistics = compute(options, terms, student, teacher, scales[: len(terms)], mesh)
     metrics = {
         "temperature": 1.0 / scales[0],
-        "target_entropy": statistics.entropy / 2,
-        "target_diagonal": statistics.diagonal / 2,
+        "target_entropy": jnp.mean(statistics.entropy) / 2,
+        "target_diagonal": jnp.mean(statistics.diagonal) / 2,
     }
     if len(terms) == 2:
-        loss -= terms[1].weight * statistics.entropy
-        distillation = terms[1].weight * (statistics.cross_entropy[1] - statistics.entropy)
+        entropy = jnp.mean(terms[1].weight * statistics.entropy)
+        hard, soft = weighted_means(terms, statistics.cross_entropy)
+        loss -= entropy
         metrics |= {
-            "loss_contrastive": terms[0].weight * statistics.cross_entropy[0],
-            "loss_distillation": distillation,
+            "loss_contrastive": hard,
+            "loss_distillation": soft - entropy,
             "distillation_temperature": 1.0 / scales[1],
         }
     return loss, metrics
@@ -168,10 +179,10 @@ def _dense(
     for scale, term in zip(scales, terms, strict=True):
         target = Directions(*(targets.mixed(each, term.given) for each in soft))
         cross_entropies.append(symmetric_cross_entropy(cosines, scale, target))
-    loss = sum(term.weight * each for term, each in zip(terms, cross_entropies, strict=True))
     soft_entropy = entropy(soft.image) + entropy(soft.text)
-    diagonal = jnp.diagonal(soft.image).mean() + jnp.diagonal(soft.text).mean()
-    return loss, Statistics(jnp.stack(cross_entropies), soft_entropy, diagonal)
+    diagonal = jnp.diagonal(soft.image) + jnp.diagonal(soft.text)
+    statistics = Statistics(jnp.stack(cross_entropies), soft_entropy, diagonal)
+    return sum(weighted_means(terms, statistics.cross_entropy)), statistics
 
 
 def _tiled(
@@ -189,12 +200,13 @@ def _tiled(
         features = tiled.Teacher(*targets.teacher_features(*teacher, **weights))
     loss = tiled.Loss(
         target=OBJECTIVES[options.name].target(options),
-        terms=terms,
         remove_diagonal=options.remove_diagonal,
         stop_gradient_keys=options.stop_gradient_keys,
     )
-    rows = tile_rows(options, len(student.image), mesh)
-    return tiled.cross_entropies(loss, rows, mesh, student, features, scales)
+    num_pairs = len(student.image)
+    terms = jax.tree.map(lambda x: jnp.broadcast_to(x, num_pairs).astype(scales.dtype), terms)
+    rows = tile_rows(options, num_pairs, mesh)
+    return tiled.cross_entropies(loss, rows, mesh, student, features, terms, scales)
 
 
 def _sigmoid_loss(
@@ -202,17 +214,21 @@ def _sigmoid_loss(
     student: Embeddings,
     log_scales: LogScales,
     mesh: Mesh | None,
+    trust: jax.Array | None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The sum over all pairs divided by the number of images; one matrix is both directions.
 
-    Its scale is not clamped, as in its paper.
+    Where pairs have weights, image i with text j has the mean of w_i and w_j.
     """
-    num_pairs, scale = len(student.image), jnp.exp(log_scales.contrastive)
+    num_pairs = len(student.image)
+    scale = scale_from_log(log_scales.contrastive, *options.scale_bounds)
+    weights = jnp.broadcast_to(pair_weights(options, trust), num_pairs).astype(scale.dtype)
     if rows := tile_rows(options, num_pairs, mesh):
-        loss = tiled.sigmoid_cross_entropy(rows, mesh, student, scale, log_scales.bias)
+        loss = tiled.sigmoid_cross_entropy(rows, mesh, student, weights, scale, log_scales.bias)
     else:
         logits = scale * contrastive.similarity(*student) + log_scales.bias
-        loss = jnp.sum(sigmoid_losses(logits, jnp.eye(num_pairs, dtype=bool))) / num_pairs
+        losses = sigmoid_losses(logits, jnp.eye(num_pairs, dtype=bool))
+        loss = jnp.mean(weights * (losses.sum(axis=0) + losses.sum(axis=1))) / 2
     return loss, {"temperature": 1.0 / scale, "bias": log_scales.bias}
 
 
@@ -240,16 +256,47 @@ def check_embeddings(
             _check_rows(f"{owner}.{name}", rows, (num_pairs, embeddings.image.shape[-1]))
 
 
+def checked_trust(
+    options: Options, trust: jax.Array | None, num_pairs: int, dtype: jnp.dtype
+) -> jax.Array | None:
+    """Trust as the losses take it, of their type and without gradient; None where none is used.
+
+    Raises:
+      ValueError: see `total_loss`.
+    """
+    if options.uses_trust == (trust is None):
+        needs = "needs" if trust is None else "does not use"
+        choice = f"alpha={options.alpha!r} and pair_weight={options.pair_weight!r}"
+        raise ValueError(f"objective {options.name!r} with {choice} {needs} the pairs' trust")
+    if trust is None:
+        return None
+    if trust.shape != (num_pairs,):
+        raise ValueError(f"trust has shape {trust.shape}; it must be {(num_pairs,)}")
+    values = _known_values(trust)
+    if values is not None:
+        _refuse_rows("trust", (values >= 0.0) & (values <= 1.0), "outside [0, 1]")
+    return jax.lax.stop_gradient(jnp.asarray(trust, dtype))
+
+
 def _check_rows(name: str, rows: jax.Array, shape: tuple[int, int]) -> None:
     if rows.shape != shape:
         raise ValueError(f"{name} has shape {rows.shape}; it must be {shape}")
-    while isinstance(rows, jax.core.Tracer) and hasattr(rows, "primal"):
-        rows = rows.primal  # Differentiated outside of jit: the values are there.
-    if isinstance(rows, jax.core.Tracer):
-        return
-    finite = np.isfinite(np.asarray(rows, np.float32)).all(axis=1)
-    if not finite.all():
+    values = _known_values(rows)
+    if values is not None:
+        _refuse_rows(name, np.isfinite(values).all(axis=1), "that are not finite")
+
+
+def _known_values(array: jax.Array) -> np.ndarray | None:
+    """The values of an array, None while a function is being compiled."""
+    while isinstance(array, jax.core.Tracer) and hasattr(array, "primal"):
+        array = array.primal  # Differentiated outside of jit: the values are there.
+    return None if isinstance(array, jax.core.Tracer) else np.asarray(array, np.float32)
+
+
+def _refuse_rows(name: str, good: np.ndarray, found: str) -> None:
+    """Refuses an array unless all of its rows are good, [N] bool."""
+    if not good.all():
         raise ValueError(
-            f"{name} has values that are not finite in {int((~finite).sum())} of {len(rows)} rows, "
-            f"first in row {int(finite.argmin())}"
+            f"{name} has values {found} in {int((~good).sum())} of {len(good)} rows, "
+            f"first in row {int(good.argmin())}"
         )

@@ -5,12 +5,17 @@ A new method is one line in `OBJECTIVES`: which target, and where its customary 
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
 
 from otter_jax.objectives import targets
 from otter_jax.objectives.contrastive import MAX_SCALE, Term
 
 LARGEST_EPSILON = 1.9  # exp(-targets.DIAGONAL_PENALTY / 1.9) is 0 in float32.
+ESTIMATED = "estimated"  # Instead of one number for all: from each pair's trust.
 VIEW_TARGETS = {"identity": "infonce", "otter": "otter"}  # And the objective that has that target.
 WEIGHTS = (
     "clip_weight",
@@ -28,7 +33,10 @@ class Options:
 
     Attributes:
       name: a key of `OBJECTIVES`.
-      alpha: weight of the given pairs against the soft target, in [0, 1].
+      alpha: weight of the given pairs against the soft target, in [0, 1]; or "estimated", and it is
+        each pair's trust.
+      pair_weight: what a pair's row weighs in both directions; None for 1, "estimated" for its
+        trust divided by the mean trust of the batch.
       epsilon: entropic regulariser of the transport, in cosine units, > 0.
       iterations: Sinkhorn iterations, >= 1.
       image_weight: weight of image-image similarity in the teacher's matrix (gamma_v).
@@ -40,8 +48,7 @@ class Options:
       stop_gradient_keys: a direction's gradient flows through its queries alone.
       tile: most rows of a tile, >= 1 (fewer where a tile would exceed 16 MiB); N and more for
         whole matrices; None lets the size decide.
-      initial_scale: of both learnable scales, 1 / temperature, in [1, 100]; for sigmoid >= 1; for
-        declip and slip >= 1 and within their bounds.
+      initial_scale: of both learnable scales, 1 / temperature, >= 1 and within their bounds.
       initial_bias: of the learnable number that the sigmoid loss adds to logits; None for none.
       targets: declip and slip: what each pair of views should match, one of `VIEW_TARGETS`: the
         given pairs alone, or otter's mixture with transported targets (alpha and so on as there).
@@ -61,14 +68,14 @@ class Options:
         the released code has images to neighbours only.
       queue_size: declip: texts that the queue holds, >= 1.
       simclr_weight: slip: of the NT-Xent loss.
-      min_scale: declip and slip: least scale, > 0, below which it has no gradient; None (slip's
-        default) for no bound. Released configs of declip have exp(3). All other objectives' scales
-        are clamped to [1, 100].
-      max_scale: declip and slip: the same at the upper end.
+      min_scale: least scale, > 0, below which it has no gradient; None (the default of slip and
+        sigmoid) for no bound. Released configs of declip have exp(3).
+      max_scale: the same at the upper end.
     """
 
     name: str
-    alpha: float = 0.5
+    alpha: float | str = 0.5
+    pair_weight: str | None = None
     epsilon: float = 0.15
     iterations: int = 5
     image_weight: float = 1.0
@@ -102,7 +109,6 @@ class Options:
             value = getattr(self, field.name)
             if isinstance(value, float) and not math.isfinite(value):
                 self._require(field.name, False, "be a finite number")
-        self._require("alpha", 0.0 <= self.alpha <= 1.0, "lie in [0, 1]")
         self._require("epsilon", self.epsilon > 0.0, "be positive")
         # Above it, the penalty that takes given pairs out would leave them a share.
         possible = self.epsilon <= LARGEST_EPSILON or not self.remove_diagonal
@@ -119,24 +125,31 @@ class Options:
             self._require(name, value is None or value >= 0.0, "be at least 0")
         known = self.targets in VIEW_TARGETS
         self._require("targets", known, f"be one of {', '.join(VIEW_TARGETS)}")
+        self._check_trust()
         self._check_scales()
+
+    def _check_trust(self) -> None:
+        """Trust needs a soft target to decide for, or weights."""
+        if self.alpha == ESTIMATED:
+            requirement = (
+                'be a number: only kd, otter, and declip and slip with targets="otter" have a soft '
+                f"target; for {self.name} there is pair_weight={ESTIMATED!r}"
+            )
+            self._require("alpha", self.uses_teacher, requirement)
+        else:
+            within = isinstance(self.alpha, numbers.Real) and 0.0 <= self.alpha <= 1.0
+            self._require("alpha", within, f"lie in [0, 1], or be {ESTIMATED!r}")
+        known = self.pair_weight in (None, ESTIMATED)
+        self._require("pair_weight", known, f"be unset, or {ESTIMATED!r}")
 
     def _check_scales(self) -> None:
         """A scale must start where it has a gradient."""
         self._require("initial_scale", self.initial_scale >= 1.0, "be at least 1")
-        if self.uses_views:
-            self._check_scale_bounds()
-        elif self.name == "sigmoid":
+        if self.name == "sigmoid":
             free = not self.stop_gradient_keys
             self._require("stop_gradient_keys", free, "be False: the sigmoid loss has no keys")
         else:
-            within = self.initial_scale <= MAX_SCALE
-            self._require("initial_scale", within, f"be at most {MAX_SCALE:g}")
-        if self.name != "sigmoid":
             self._require("initial_bias", self.initial_bias is None, "be unset but for sigmoid")
-
-    def _check_scale_bounds(self) -> None:
-        """The same where the bounds are a choice."""
         lowest = 0.0 if self.min_scale is None else self.min_scale
         highest = math.inf if self.max_scale is None else self.max_scale
         self._require("min_scale", self.min_scale is None or lowest > 0.0, "be positive")
@@ -156,9 +169,19 @@ class Options:
         return abs(self.image_weight) + abs(self.text_weight) + 1.0
 
     @property
+    def scale_bounds(self) -> tuple[float | None, float | None]:
+        """What `contrastive.scale_from_log` keeps the learnable scales in."""
+        return self.min_scale, self.max_scale
+
+    @property
     def uses_teacher(self) -> bool:
         """Whether the targets come from a teacher."""
         return isinstance(OBJECTIVES[self.name].target(self), targets.Transported)
+
+    @property
+    def uses_trust(self) -> bool:
+        """Whether each pair comes with a number, the probability that its caption is right."""
+        return ESTIMATED in (self.alpha, self.pair_weight)
 
     @property
     def uses_views(self) -> bool:
@@ -218,9 +241,15 @@ OBJECTIVES: dict[str, Objective] = {
         lambda options: targets.Transported(1.0 / options.teacher_scale, 0, options.bound),
         defaults={"image_weight": 0.0, "text_weight": 0.0, "remove_diagonal": False},
     ),
+    # Neither its paper nor the released code of SLIP clamps the scale.
     "sigmoid": Objective(
         lambda options: targets.Smoothed(0.0),
-        defaults={"initial_scale": 10.0, "initial_bias": -10.0},
+        defaults={
+            "initial_scale": 10.0,
+            "initial_bias": -10.0,
+            "min_scale": None,
+            "max_scale": None,
+        },
     ),
     "otter": Objective(
         lambda options: targets.Transported(options.epsilon, options.iterations, options.bound),
@@ -229,7 +258,6 @@ OBJECTIVES: dict[str, Objective] = {
         _view_target,
         defaults={"ss": True, "mvs": True, "nns": True, "initial_scale": 1.0 / 0.07},
     ),
-    # The released code does not clamp its scale.
     "slip": Objective(
         _view_target,
         defaults={
@@ -254,10 +282,24 @@ def make_options(name: str, **options: object) -> Options:
     return Options(name=name, **(OBJECTIVES[name].defaults | given))
 
 
-def make_terms(options: Options) -> tuple[Term, ...]:
-    """The cross-entropies of an objective; a second one has a scale of its own."""
+def pair_weights(options: Options, trust: jax.Array | None) -> jax.Array | float:
+    """What each pair weighs: 1, or [N] with mean 1; 0 for all where no pair is trusted at all."""
+    if options.pair_weight is None:
+        return 1.0
+    return trust / jnp.maximum(jnp.mean(trust), jnp.finfo(trust.dtype).tiny)
+
+
+def make_terms(options: Options, trust: jax.Array | None = None) -> tuple[Term, ...]:
+    """The cross-entropies of an objective; a second one has a scale of its own.
+
+    Args:
+      options: of any objective but `sigmoid`.
+      trust: [N] in [0, 1], with `options.uses_trust`.
+    """
+    alpha = trust if options.alpha == ESTIMATED else options.alpha
+    weight = pair_weights(options, trust)
     if not options.uses_teacher:
-        return (Term(1.0, given=0.0),)
+        return (Term(weight, given=0.0),)
     if options.mixed_target:
-        return (Term(1.0, given=options.alpha),)
-    return Term(options.alpha, given=1.0), Term(1.0 - options.alpha, given=0.0)
+        return (Term(weight, given=alpha),)
+    return Term(weight * alpha, given=1.0), Term(weight * (1.0 - alpha), given=0.0)

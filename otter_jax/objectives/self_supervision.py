@@ -36,22 +36,31 @@ def simsiam_loss(p1: jax.Array, p2: jax.Array, z1: jax.Array, z2: jax.Array) -> 
     return (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2
 
 
-def masked_language_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean cross-entropy in nats over the masked tokens of the whole batch (BERT, sec. 3.1).
+def token_losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Cross-entropy in nats of each masked token (BERT, sec. 3.1).
 
     Args:
       logits: [..., V] over the vocabulary; of all tokens, or of some that include the masked ones.
       labels: [...] integers, what stood there before masking; `IGNORED` for all other tokens.
 
     Returns:
-      A scalar, float32 or wider; 0 without gradient where nothing is masked.
+      [...], float32 or wider; 0 without gradient for tokens that are not masked.
     """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     masked = labels != IGNORED
     tokens = jnp.where(masked, labels, 0)[..., None]
     wanted = jnp.take_along_axis(logits, tokens, axis=-1)[..., 0]
-    losses = jnp.where(masked, logsumexp(logits, axis=-1) - wanted, 0.0)
-    return jnp.sum(losses) / jnp.maximum(jnp.sum(masked), 1)
+    return jnp.where(masked, logsumexp(logits, axis=-1) - wanted, 0.0)
+
+
+def masked_language_loss(losses: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean over the masked tokens of the whole batch, a scalar; 0 where nothing is masked.
+
+    Args:
+      losses: [...] of `token_losses`.
+      labels: [...] as there.
+    """
+    return jnp.sum(losses) / jnp.maximum(jnp.sum(labels != IGNORED), 1)
 
 
 def ntxent_loss(z1: jax.Array, z2: jax.Array, temperature: float = 0.1) -> jax.Array:

@@ -84,12 +84,15 @@ def dense(
     return transported(similarity, *target)
 
 
-def mixed(target: jax.Array, given: float) -> jax.Array:
-    """[N, N] `given` I + (1 - `given`) target."""
-    if given == 0.0:
+def mixed(target: jax.Array, given: jax.Array | float) -> jax.Array:
+    """[N, N] `given` I + (1 - `given`) target; where `given` is [N], row i with the i-th."""
+    if isinstance(given, jax.Array):
+        given = given[:, None]
+    elif given == 0.0:
         return target
-    hard = given * identity(len(target))
-    return hard if given == 1.0 else hard + (1.0 - given) * target
+    elif given == 1.0:
+        return identity(len(target))
+    return given * identity(len(target)) + (1.0 - given) * target
 
 
 def teacher_features(

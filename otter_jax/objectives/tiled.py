@@ -8,7 +8,8 @@ Three facts make one block of rows at a time enough:
   in one sweep over the tiles an iteration, for both directions at once (`plan_potentials`).
 * With the student's S = V T^T and a scale s, the gradient of both cross-entropies with respect to
   S_ij is s (softmax over row i + softmax over column j - P_ij - P'_ji) / N. So backward needs no
-  more than what a first sweep leaves, the log-sum-exps of rows and columns.
+  more than what a first sweep leaves, the log-sum-exps of rows and columns. What pair i weighs is a
+  factor of row i and of column i, one for each direction.
 
 The gradient is computed along with the value, by a second sweep that forms every tile again.
 Differentiating the sweeps instead takes about one and a half times as long (docs/targets.md).
@@ -30,6 +31,7 @@ from otter_jax.objectives.contrastive import (
     Term,
     sigmoid_losses,
     similarity,
+    weighted_means,
 )
 from otter_jax.objectives.tiles import ColumnSum, Rows, Tiling
 
@@ -47,6 +49,13 @@ class Potentials(NamedTuple):
     columns: jax.Array  # [N, 2]
 
 
+class Terms(NamedTuple):
+    """What each pair weighs, and how much of the given pair is in its target."""
+
+    rows: tuple[Term, ...]  # [rows of this device] each
+    columns: tuple[Term, ...]  # [N] each
+
+
 class Teacher(NamedTuple):
     """What the teacher's matrix is made of; its rows here, its columns on every device."""
 
@@ -60,13 +69,11 @@ class Loss:
 
     Attributes:
       target: the soft target of both directions.
-      terms: cross-entropies to mixtures of the given pairs and the soft target.
       remove_diagonal: take the given pairs out of the teacher's matrix.
       stop_gradient_keys: a direction's gradient flows through its queries alone.
     """
 
     target: targets.Smoothed | targets.Transported
-    terms: tuple[Term, ...]
     remove_diagonal: bool = True
     stop_gradient_keys: bool = False
 
@@ -198,7 +205,8 @@ class _Tile(NamedTuple):
     given: jax.Array  # bool: the given pairs.
     image: jax.Array  # P, images over texts.
     text: jax.Array  # P', texts over images.
-    entropy: jax.Array  # Scalar: of both targets, summed over the tile.
+    image_entropy: jax.Array  # -P log P, each element.
+    text_entropy: jax.Array
 
 
 def _transported_tile(
@@ -212,49 +220,60 @@ def _transported_tile(
     """The tile with the teacher's targets."""
     epsilon = loss.target.epsilon
     logits = _teacher_logits(rows, features, columns, epsilon, loss.remove_diagonal)
-    entropy, plans = 0.0, []
+    plans, entropies = [], []
     for k in range(2):
         log_plan = logits + potentials.rows[:, k, None] + potentials.columns[None, :, k]
         plan = jnp.where(rows.valid[:, None], jnp.exp(log_plan), 0.0)
-        entropy -= jnp.sum(plan * log_plan)
         plans.append(plan)
-    return _Tile(cosines, _is_given(rows, cosines), *plans, entropy)
+        entropies.append(-plan * log_plan)
+    return _Tile(cosines, _is_given(rows, cosines), *plans, *entropies)
 
 
 def _smoothed_tile(loss: Loss, rows: Rows, cosines: jax.Array) -> _Tile:
     """The tile with a target that needs no teacher."""
-    num_pairs = cosines.shape[1]
+    on, off = loss.target.on_diagonal, loss.target.off_diagonal(cosines.shape[1])
     given = _is_given(rows, cosines) & rows.valid[:, None]
-    on, off = loss.target.on_diagonal, loss.target.off_diagonal(num_pairs)
-    target = jnp.where(given, on, jnp.where(rows.valid[:, None], off, 0.0)).astype(cosines.dtype)
-    row_entropy = -(xlogy(on, on) + (num_pairs - 1) * xlogy(off, off))
-    entropy = (2 * row_entropy * rows.valid.sum()).astype(cosines.dtype)
-    return _Tile(cosines, given, target, target, entropy)
+
+    def spread(on: jax.Array | float, off: jax.Array | float) -> jax.Array:
+        tile = jnp.where(given, on, jnp.where(rows.valid[:, None], off, 0.0))
+        return tile.astype(cosines.dtype)
+
+    target, entropy = spread(on, off), spread(-xlogy(on, on), -xlogy(off, off))
+    return _Tile(cosines, given, target, target, entropy, entropy)
+
+
+class _Slopes(NamedTuple):
+    """Derivatives of N times the loss that a tile holds, and its terms' targets times S."""
+
+    by_image: jax.Array  # [tile, N] by S as the image direction sees it.
+    by_text: jax.Array  # [tile, N] by S as the text direction sees it.
+    by_scale: jax.Array  # [terms]
+    matched_image: jax.Array  # [tile, terms]
+    matched_text: jax.Array  # [N, terms]
 
 
 def _slopes(
-    loss: Loss, tile: _Tile, scales: jax.Array, over_rows: jax.Array, over_columns: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Derivatives of N times the loss that a tile holds.
-
-    Returns:
-      By S as the image direction and as the text direction see it, [tile, N] each; by the scales,
-      [terms]; and each term's sum of target times S, [terms].
-    """
+    tile: _Tile, terms: Terms, scales: jax.Array, over_rows: jax.Array, over_columns: jax.Array
+) -> _Slopes:
+    """What a tile has to say about the gradient; terms and log-sum-exps are those of its rows."""
     by_image = by_text = jnp.zeros_like(tile.cosines)
-    by_scale, matched = [], []
-    for k, term in enumerate(loss.terms):
-        logits = scales[k] * tile.cosines
-        hard = term.given * tile.given
-        image_target = hard + (1.0 - term.given) * tile.image
-        text_target = hard + (1.0 - term.given) * tile.text
-        image_error = jnp.exp(logits - over_rows[:, k, None]) - image_target
-        text_error = jnp.exp(logits - over_columns[None, :, k]) - text_target
-        by_image += term.weight * scales[k] * image_error
-        by_text += term.weight * scales[k] * text_error
-        by_scale.append(term.weight * jnp.sum((image_error + text_error) * tile.cosines))
-        matched.append(jnp.sum((image_target + text_target) * tile.cosines))
-    return by_image, by_text, jnp.stack(by_scale), jnp.stack(matched)
+    by_scale, matched_image, matched_text = [], [], []
+    for k, (row, column) in enumerate(zip(*terms, strict=True)):
+        logits, given = scales[k] * tile.cosines, row.given[:, None]
+        image_target = given * tile.given + (1.0 - given) * tile.image
+        text_target = column.given * tile.given + (1.0 - column.given) * tile.text
+        image_error = row.weight[:, None] * (jnp.exp(logits - over_rows[:, k, None]) - image_target)
+        text_error = column.weight * (jnp.exp(logits - over_columns[:, k]) - text_target)
+        by_image += scales[k] * image_error
+        by_text += scales[k] * text_error
+        by_scale.append(jnp.sum((image_error + text_error) * tile.cosines))
+        matched_image.append(jnp.sum(image_target * tile.cosines, axis=1))
+        matched_text.append(jnp.sum(text_target * tile.cosines, axis=0))
+    matched = (jnp.stack(x, axis=1) for x in (matched_image, matched_text))
+    return _Slopes(by_image, by_text, jnp.stack(by_scale), *matched)
+
+
+Constants = tuple[Teacher | None, tuple[Term, ...]]  # What a loss has no gradient by.
 
 
 class Gradients(NamedTuple):
@@ -266,65 +285,105 @@ class Gradients(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """What the tiles add up to, over both directions."""
+    """What the tiles of this device add up to."""
 
-    matched: jax.Array  # [terms] target times S.
-    by_scale: jax.Array  # [terms]
-    entropy: jax.Array
-    diagonal: jax.Array
     by_text: jax.Array  # [N, d]
+    by_scale: jax.Array  # [terms]
+    matched: jax.Array  # [N, terms] target times S of the text direction.
+    entropy: jax.Array  # [N] of the text direction's target.
+
+
+class _Rows(NamedTuple):
+    """What a tile says about its own rows."""
+
+    by_image: jax.Array  # [tile, d]
+    matched: jax.Array  # [tile, terms] target times S of the image direction.
+    entropy: jax.Array  # [tile] of the image direction's target.
+    diagonal: jax.Array  # [tile] mass of both targets on the given pairs.
 
 
 def value_and_gradients(
-    loss: Loss, tiling: Tiling, student: Embeddings, teacher: Teacher | None, scales: jax.Array
+    loss: Loss,
+    tiling: Tiling,
+    student: Embeddings,
+    teacher: Teacher | None,
+    terms: tuple[Term, ...],
+    scales: jax.Array,
 ) -> tuple[Statistics, Gradients]:
-    """Means over the batch, and the gradient of their weighted sum; works inside `shard_map`.
+    """Statistics of all pairs, and the gradient of the loss; works inside `shard_map`.
 
     Args:
       loss: what to compute.
       tiling: how this device goes through its rows.
       student: [rows, d] unit rows of this device.
       teacher: this device's rows and columns, [rows, k] each; None for a `Smoothed` target.
+      terms: cross-entropies to mixtures of the given pairs and the soft target, [rows] each.
       scales: [terms] factor of the similarities in each term.
     """
     axis = tiling.axis
-    texts = tiles.gather(student.text, axis)
+    texts, columns = jax.tree.map(lambda x: tiles.gather(x, axis), (student.text, terms))
     over_rows, over_columns = _normalisers(tiling, student.image, texts, scales)
     potentials = None
     if teacher is not None:
         teacher = teacher._replace(columns=tiles.gather(teacher.columns, axis))
         potentials = plan_potentials(tiling, teacher, loss.target, loss.remove_diagonal)
 
-    def step(sums: _Sums, rows: Rows, inputs: tuple) -> tuple[_Sums, jax.Array]:
-        image, over_rows, features, row_potentials = inputs
+    def step(sums: _Sums, rows: Rows, inputs: tuple) -> tuple[_Sums, _Rows]:
+        image, terms, over_rows, features, row_potentials = inputs
         cosines = similarity(image, texts)
         if teacher is None:
             tile = _smoothed_tile(loss, rows, cosines)
         else:
             here = potentials._replace(rows=row_potentials)
             tile = _transported_tile(loss, rows, cosines, features, teacher.columns, here)
-        by_image, by_text, by_scale, matched = _slopes(loss, tile, scales, over_rows, over_columns)
+        slopes = _slopes(tile, Terms(terms, columns), scales, over_rows, over_columns)
+        by_image, by_text = slopes.by_image, slopes.by_text
         if not loss.stop_gradient_keys:
             by_image = by_text = by_image + by_text
-        diagonal = jnp.sum((tile.image + tile.text) * tile.given)
-        added = _Sums(matched, by_scale, tile.entropy, diagonal, _product(by_text.T, image))
-        return jax.tree.map(jnp.add, sums, added), _product(by_image, texts)
+        added = _Sums(
+            by_text=_product(by_text.T, image),
+            by_scale=slopes.by_scale,
+            matched=slopes.matched_text,
+            entropy=tile.text_entropy.sum(axis=0),
+        )
+        return jax.tree.map(jnp.add, sums, added), _Rows(
+            by_image=_product(by_image, texts),
+            matched=slopes.matched_image,
+            entropy=tile.image_entropy.sum(axis=1),
+            diagonal=jnp.sum((tile.image + tile.text) * tile.given, axis=1),
+        )
 
-    inputs = (student.image, over_rows, teacher and teacher.rows, potentials and potentials.rows)
-    zero = jnp.zeros((), texts.dtype)
-    none = jnp.zeros_like(scales)
-    sums, by_image = tiles.scan(
-        tiling, step, _Sums(none, none, zero, zero, jnp.zeros_like(texts)), inputs
+    features = (teacher and teacher.rows, potentials and potentials.rows)
+    none = _Sums(
+        jnp.zeros_like(texts),
+        jnp.zeros_like(scales),
+        jnp.zeros_like(over_columns),
+        jnp.zeros_like(texts[:, 0]),
     )
-    num_pairs = len(texts)
-    totals = tiles.total(tuple(sums[:4]), axis)
-    logs = tiles.total(over_rows.sum(axis=0), axis) + over_columns.sum(axis=0)
-    matched, by_scale, entropy, diagonal = (x / num_pairs for x in totals)
-    statistics = Statistics(logs / num_pairs - scales * matched, entropy, diagonal)
+    sums, ours = tiles.scan(tiling, step, none, (student.image, terms, over_rows, *features))
+    return _over_all_devices(axis, sums, ours, over_rows, over_columns, scales)
+
+
+def _over_all_devices(
+    axis: str | None,
+    sums: _Sums,
+    ours: _Rows,
+    over_rows: jax.Array,
+    over_columns: jax.Array,
+    scales: jax.Array,
+) -> tuple[Statistics, Gradients]:
+    """Both directions of all pairs together, and this device's rows of the gradients."""
+    num_pairs = len(over_columns)
+    by_scale, matched, entropy = tiles.total(tuple(sums[1:]), axis)
+    image_losses, image_entropy, diagonal = tiles.gather(
+        (over_rows - scales * ours.matched, ours.entropy, ours.diagonal), axis
+    )
+    losses = image_losses + over_columns - scales * matched
     by_text = sums.by_text
     if axis is not None:
         by_text = jax.lax.psum_scatter(by_text, axis, tiled=True)
-    return statistics, Gradients(by_image / num_pairs, by_text / num_pairs, by_scale)
+    gradients = Gradients(ours.by_image / num_pairs, by_text / num_pairs, by_scale / num_pairs)
+    return Statistics(losses.T, image_entropy + entropy, diagonal), gradients
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -338,6 +397,7 @@ def cross_entropies(
     mesh: Mesh | None,
     student: Embeddings,
     teacher: Teacher | None,
+    terms: tuple[Term, ...],
     scales: jax.Array,
 ) -> tuple[jax.Array, Statistics]:
     """The weighted sum of the loss's terms, and statistics that carry no gradient.
@@ -348,13 +408,20 @@ def cross_entropies(
       mesh: its axis `data` splits the rows; None or a mesh of one device for one device.
       student: [N, d] unit rows.
       teacher: features whose inner products are the similarities, constants.
+      terms: cross-entropies to mixtures of the given pairs and the soft target; [N] each,
+        constants.
       scales: [terms] factor of the similarities in each term.
     """
-    return _forward(loss, tile, mesh, student, teacher, scales)[0]
+    return _forward(loss, tile, mesh, student, teacher, terms, scales)[0]
 
 
 def sigmoid_cross_entropy(
-    tile: int, mesh: Mesh | None, student: Embeddings, scale: jax.Array, bias: jax.Array
+    tile: int,
+    mesh: Mesh | None,
+    student: Embeddings,
+    weights: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
 ) -> jax.Array:
     """Mean over images of the sigmoid loss (SigLIP, eq. 1); it has no normaliser to wait for.
 
@@ -364,36 +431,40 @@ def sigmoid_cross_entropy(
       tile: most rows in a tile.
       mesh: as in `cross_entropies`.
       student: [N, d] unit rows.
+      weights: [N] of the pairs; image i with text j has the mean of w_i and w_j.
       scale: scalar factor of the similarities.
       bias: scalar added to them.
     """
     num_pairs = len(student.image)
 
     def rows_of_device(
-        tiling: Tiling, student: Embeddings, scale: jax.Array, bias: jax.Array
+        tiling: Tiling, student: Embeddings, weights: jax.Array, scale: jax.Array, bias: jax.Array
     ) -> jax.Array:
-        texts = tiles.gather(student.text, tiling.axis)
+        texts, columns = (tiles.gather(x, tiling.axis) for x in (student.text, weights))
 
         @jax.checkpoint
-        def step(total: jax.Array, rows: Rows, image: jax.Array) -> tuple[jax.Array, None]:
+        def step(total: jax.Array, rows: Rows, inputs: tuple) -> tuple[jax.Array, None]:
+            image, weights = inputs
             logits = scale * similarity(image, texts) + bias
             losses = sigmoid_losses(logits, _is_given(rows, logits))
+            losses *= (weights[:, None] + columns) / 2
             return total + jnp.sum(jnp.where(rows.valid[:, None], losses, 0.0)), None
 
-        return tiles.scan(tiling, step, jnp.zeros((1,), scale.dtype), student.image)[0]
+        inputs = student.image, weights
+        return tiles.scan(tiling, step, jnp.zeros((1,), scale.dtype), inputs)[0]
 
     if not _is_split(mesh):
         tiling = tiles.make_tiling(num_pairs, tile)
-        return rows_of_device(tiling, student, scale, bias)[0] / num_pairs
+        return rows_of_device(tiling, student, weights, scale, bias)[0] / num_pairs
     tiling = tiles.make_tiling(num_pairs, tile, AXIS, mesh.shape[AXIS])
     split, whole = PartitionSpec(AXIS), PartitionSpec()
     sums = jax.shard_map(
         functools.partial(rows_of_device, tiling),
         mesh=mesh,
-        in_specs=(split, whole, whole),
+        in_specs=(split, split, whole, whole),
         out_specs=split,
         check_vma=False,
-    )(student, scale, bias)
+    )(student, weights, scale, bias)
     return jnp.sum(sums) / num_pairs
 
 
@@ -407,8 +478,9 @@ def _forward(
     mesh: Mesh | None,
     student: Embeddings,
     teacher: Teacher | None,
+    terms: tuple[Term, ...],
     scales: jax.Array,
-) -> tuple[tuple[jax.Array, Statistics], tuple[Gradients, Teacher | None]]:
+) -> tuple[tuple[jax.Array, Statistics], tuple[Gradients, Constants]]:
     num_pairs = len(student.image)
     if not _is_split(mesh):
         run = functools.partial(value_and_gradients, loss, tiles.make_tiling(num_pairs, tile))
@@ -418,26 +490,25 @@ def _forward(
         run = jax.shard_map(
             functools.partial(value_and_gradients, loss, tiling),
             mesh=mesh,
-            in_specs=(split, split, whole),
+            in_specs=(split, split, split, whole),
             out_specs=(whole, Gradients(split, split, whole)),
             check_vma=False,  # It cannot see that sums over all devices are the same on each.
         )
-    statistics, gradients = run(student, teacher, scales)
-    weights = jnp.array([term.weight for term in loss.terms], scales.dtype)
-    value = jnp.sum(weights * statistics.cross_entropy)
-    return (value, statistics), (gradients, teacher)
+    statistics, gradients = run(student, teacher, terms, scales)
+    value = sum(weighted_means(terms, statistics.cross_entropy))
+    return (value, statistics), (gradients, (teacher, terms))
 
 
 def _backward(
     loss: Loss,
     tile: int,
     mesh: Mesh | None,
-    saved: tuple[Gradients, Teacher | None],
+    saved: tuple[Gradients, Constants],
     cotangents: tuple[jax.Array, Statistics],
-) -> tuple[Embeddings, Teacher | None, jax.Array]:
-    gradients, teacher = saved
+) -> tuple[Embeddings, Teacher | None, tuple[Term, ...], jax.Array]:
+    gradients, constants = saved
     image, text, scales = jax.tree.map(lambda x: x * cotangents[0], gradients)
-    return Embeddings(image, text), jax.tree.map(jnp.zeros_like, teacher), scales
+    return Embeddings(image, text), *jax.tree.map(jnp.zeros_like, constants), scales
 
 
 cross_entropies.defvjp(_forward, _backward)

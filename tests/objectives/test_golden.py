@@ -78,7 +78,8 @@ def compute_declip(
 
     def loss(arrays: dict[str, jax.Array], log_scale: jax.Array) -> tuple[jax.Array, dict]:
         renamed = {DECLIP_VIEWS[name]: array for name, array in arrays.items()}
-        views = objectives.Views(**renamed, mlm_labels=labels)
+        losses = objectives.token_losses(renamed.pop("mlm_logits"), labels)
+        views = objectives.Views(**renamed, mlm_losses=losses, mlm_labels=labels)
         scales = objectives.LogScales(log_scale, log_scale)
         return objectives.declip_loss(options, views, queue, scales)[:2]
 

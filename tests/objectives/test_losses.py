@@ -17,9 +17,11 @@ def embeddings(num_pairs: int = 6, seed: int = 0) -> objectives.Embeddings:
     return objectives.Embeddings(*map(jnp.asarray, rows))
 
 
-def loss(options: objectives.Options, student=None, teacher=None, log_scale: float = 3.0):
+def loss(
+    options: objectives.Options, student=None, teacher=None, log_scale: float = 3.0, trust=None
+):
     scales = objectives.LogScales(jnp.float32(log_scale), jnp.float32(log_scale))
-    return objectives.total_loss(options, student or embeddings(), teacher, scales)
+    return objectives.total_loss(options, student or embeddings(), teacher, scales, trust=trust)
 
 
 def test_perfect_pairs_cost_nothing() -> None:
@@ -57,7 +59,7 @@ def test_stopped_keys_leave_each_encoder_its_own_direction() -> None:
 
     def image_to_text(image: jax.Array) -> jax.Array:
         rows = contrastive.normalize(image) @ contrastive.normalize(student.text).T
-        return contrastive.cross_entropy(jnp.exp(3.0) * rows, jnp.eye(len(rows)))
+        return contrastive.cross_entropy(jnp.exp(3.0) * rows, jnp.eye(len(rows))).mean()
 
     np.testing.assert_allclose(found.image, jax.grad(image_to_text)(student.image), atol=1e-6)
 
@@ -206,3 +208,131 @@ def test_alpha_one_has_the_gradient_of_infonce(seed: int, epsilon: float) -> Non
     found = jax.grad(lambda s: loss(options, s, teacher)[0])(student)
     wanted = jax.grad(lambda s: loss(objectives.make_options("infonce"), s)[0])(student)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, wanted)
+
+
+TRUST = jnp.array([0.9, 0.0, 1.0, 0.35, 0.5, 0.2])
+ESTIMATED = {"alpha": "estimated"}
+WEIGHTED = {"pair_weight": "estimated"}
+
+
+def log_softmax(cosines: np.ndarray) -> np.ndarray:
+    logits = np.exp(np.float64(np.float32(3.0))) * cosines
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
+def cosines_of(student: objectives.Embeddings) -> np.ndarray:
+    rows = [np.asarray(x, np.float64) for x in student]
+    image, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in rows)
+    return image @ text.T
+
+
+@pytest.mark.parametrize("tile", [None, 4])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("name", ["kd", "otter"])
+def test_every_pair_has_an_alpha_of_its_own(name, mixed, weighted, tile) -> None:
+    """Row by row in float64, from the same targets."""
+    options = objectives.make_options(
+        name, tile=tile, mixed_target=mixed, **ESTIMATED, **(WEIGHTED if weighted else {})
+    )
+    student, teacher = embeddings(), embeddings(seed=1)
+    unit = objectives.Embeddings(*map(objectives.normalize, teacher))
+    trust, cosines = np.asarray(TRUST, np.float64), cosines_of(student)
+    hard = soft = 0.0
+    for matrix, targets in zip(
+        (cosines, cosines.T), objectives.soft_targets(options, unit, 6), strict=True
+    ):
+        logs, targets = log_softmax(matrix), np.asarray(targets, np.float64)
+        for i, alpha in enumerate(trust):
+            weight = alpha / trust.mean() / 6 if weighted else 1 / 6
+            there = targets[i] > 0
+            entropy = 0 if mixed else -(targets[i, there] * np.log(targets[i, there])).sum()
+            hard -= weight * alpha * logs[i, i]
+            soft -= weight * (1 - alpha) * (targets[i] @ logs[i] + entropy)
+    value, metrics = loss(options, student, teacher, trust=TRUST)
+    np.testing.assert_allclose(value, hard + soft, rtol=1e-5)
+    if not mixed:
+        np.testing.assert_allclose(metrics["loss_contrastive"], hard, rtol=1e-5)
+        np.testing.assert_allclose(metrics["loss_distillation"], soft, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tile", [None, 4])
+@pytest.mark.parametrize("name", ["infonce", "label_smoothing"])
+def test_rows_weigh_in_proportion_to_trust(name: str, tile: int | None) -> None:
+    options = objectives.make_options(name, tile=tile, **WEIGHTED)
+    smoothing = options.smoothing if name == "label_smoothing" else 0.0
+    target = np.where(np.eye(6, dtype=bool), 1 - smoothing, smoothing / 5)
+    cosines = cosines_of(embeddings())
+    rows = sum(-(target * log_softmax(x)).sum(axis=1) for x in (cosines, cosines.T))
+    wanted = np.average(rows, weights=TRUST)
+    np.testing.assert_allclose(loss(options, trust=TRUST)[0], wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tile", [None, 4])
+def test_sigmoid_losses_weigh_what_row_and_column_do(tile: int | None) -> None:
+    cosines = np.exp(np.float64(np.float32(3.0))) * cosines_of(embeddings())
+    losses = np.log1p(np.exp(-(2 * np.eye(6) - 1) * cosines))
+    wanted = np.average(losses.sum(axis=0) + losses.sum(axis=1), weights=TRUST) / 2
+    found, _ = loss(objectives.make_options("sigmoid", tile=tile, **WEIGHTED), trust=TRUST)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tile", [None, 4])
+@pytest.mark.parametrize(
+    ("name", "choice", "number"),
+    [
+        ("kd", ESTIMATED, {"alpha": 0.3}),
+        ("otter", ESTIMATED, {"alpha": 0.3}),
+        ("otter", ESTIMATED | {"mixed_target": True}, {"alpha": 0.3, "mixed_target": True}),
+        ("otter", WEIGHTED, {}),
+        ("infonce", WEIGHTED, {}),
+        ("sigmoid", WEIGHTED, {}),
+    ],
+)
+def test_the_same_trust_in_all_pairs_is_one_number(name, choice, number, tile) -> None:
+    teacher = embeddings(seed=1) if name in ("kd", "otter") else None
+
+    def outcome(options: dict, trust: jax.Array | None) -> tuple:
+        objective = objectives.make_options(name, tile=tile, **options)
+        value = jax.value_and_grad(
+            lambda student: loss(objective, student, teacher, trust=trust), has_aux=True
+        )
+        return value(embeddings())
+
+    found, wanted = outcome(choice, jnp.full(6, 0.3)), outcome(number, None)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), found, wanted)
+
+
+@pytest.mark.parametrize("tile", [None, 4])
+@pytest.mark.parametrize("name", ["infonce", "sigmoid", "otter"])
+def test_where_no_pair_is_trusted_nothing_is_learnt(name: str, tile: int | None) -> None:
+    options = objectives.make_options(name, tile=tile, **WEIGHTED)
+    teacher = embeddings(seed=1) if options.uses_teacher else None
+    value, gradients = jax.value_and_grad(
+        lambda student: loss(options, student, teacher, trust=jnp.zeros(6))[0]
+    )(embeddings())
+    assert value == 0.0
+    jax.tree.map(lambda gradient: np.testing.assert_array_equal(gradient, 0.0), gradients)
+
+
+@pytest.mark.parametrize("tile", [None, 4])
+def test_trust_has_no_gradient(tile: int | None) -> None:
+    options = objectives.make_options("otter", tile=tile, **ESTIMATED, **WEIGHTED)
+    gradient = jax.grad(lambda trust: loss(options, teacher=embeddings(seed=1), trust=trust)[0])
+    np.testing.assert_array_equal(gradient(TRUST), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "trust", "message"),
+    [
+        (WEIGHTED, None, "'infonce' with alpha=0.5 and pair_weight='estimated' needs the pairs'"),
+        ({}, TRUST, "pair_weight=None does not use the pairs' trust"),
+        (WEIGHTED, TRUST[:5], r"trust has shape \(5,\); it must be \(6,\)"),
+        (WEIGHTED, TRUST[:, None], r"trust has shape \(6, 1\); it must be \(6,\)"),
+        (WEIGHTED, TRUST.at[4].set(1.5), r"outside \[0, 1\] in 1 of 6 rows, first in row 4"),
+        (WEIGHTED, TRUST.at[2:4].set(jnp.nan), r"outside \[0, 1\] in 2 of 6 rows, first in row 2"),
+    ],
+)
+def test_bad_trust_is_refused(options: dict, trust: jax.Array | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        loss(objectives.make_options("infonce", **options), trust=trust)

@@ -1,9 +1,12 @@
 """What can be chosen about an objective, and what is refused."""
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from otter_jax import config as configuration
 from otter_jax import objectives
 from otter_jax.objectives.contrastive import Term
 from otter_jax.objectives.options import make_terms
@@ -31,6 +34,20 @@ from otter_jax.objectives.options import make_terms
         ("kd", {"teacher_scale": -1.0}, r"objective\.teacher_scale=-1\.0"),
         ("infonce", {"initial_scale": 200.0}, r"objective\.initial_scale=200\.0"),
         ("sigmoid", {"stop_gradient_keys": True}, "the sigmoid loss has no keys"),
+        (
+            "otter",
+            {"alpha": "guessed"},
+            r"alpha=guessed: it must lie in \[0, 1\], or be 'estimated'",
+        ),
+        ("otter", {"alpha": (0.5,)}, r"it must lie in \[0, 1\], or be 'estimated'"),
+        ("otter", {"pair_weight": "trust"}, "pair_weight=trust: it must be unset, or 'estimated'"),
+        ("infonce", {"alpha": "estimated"}, "for infonce there is pair_weight='estimated'"),
+        (
+            "declip",
+            {"alpha": "estimated"},
+            r"only kd, otter, and declip and slip with targets=.otter",
+        ),
+        ("declip", {"alpha": "estimated", "targets": "kd"}, "targets=kd"),
     ],
 )
 def test_bad_options_are_named(name: str, options: dict, message: str) -> None:
@@ -57,3 +74,35 @@ def test_terms_of_each_objective() -> None:
     mixed = objectives.make_options("otter", alpha=0.25, mixed_target=True)
     assert make_terms(mixed) == (Term(1.0, given=0.25),)
     assert make_terms(objectives.make_options("infonce")) == (Term(1.0, given=0.0),)
+
+
+def test_terms_with_trust() -> None:
+    trust = np.float32([0.0, 0.5, 1.0])
+    options = objectives.make_options("otter", alpha="estimated", pair_weight="estimated")
+    hard, soft = make_terms(options, trust)
+    np.testing.assert_allclose(hard.weight, [0.0, 0.5, 2.0])
+    np.testing.assert_allclose(soft.weight, [0.0, 0.5, 0.0])
+    assert (hard.given, soft.given) == (1.0, 0.0)
+    (mixed,) = make_terms(
+        objectives.make_options("kd", alpha="estimated", mixed_target=True), trust
+    )
+    assert mixed.weight == 1.0 and mixed.given is trust
+
+
+@pytest.mark.parametrize(
+    ("options", "needed"),
+    [({}, False), ({"alpha": "estimated"}, True), ({"pair_weight": "estimated"}, True)],
+)
+def test_what_needs_trust(options: dict, needed: bool) -> None:
+    assert objectives.make_options("otter", **options).uses_trust == needed
+    assert objectives.make_options("slip", targets="otter", **options).uses_trust == needed
+
+
+def test_estimated_alpha_can_be_configured_and_read_again(tmp_path: Path) -> None:
+    config = configuration.default_config()
+    config.objective.alpha = config.objective.pair_weight = "estimated"
+    configuration.check(config)
+    path = tmp_path / "config.json"
+    path.write_text(config.to_json(), encoding="utf-8")
+    again = objectives.make_options(**configuration.load(path).objective)
+    assert (again.alpha, again.pair_weight) == ("estimated", "estimated")

@@ -1,5 +1,6 @@
 """The tiled loss against the dense one: values, gradients, memory, devices."""
 
+import functools
 import math
 import re
 
@@ -26,6 +27,10 @@ METHODS = {
     "otter with given pairs": {"remove_diagonal": False, "image_weight": 0.3},
     "otter mixed": {"mixed_target": True, "alpha": 0.3},
     "otter stopped": {"stop_gradient_keys": True},
+    "otter estimated": {"alpha": "estimated", "pair_weight": "estimated"},
+    "otter mixed estimated": {"mixed_target": True, "alpha": "estimated"},
+    "label_smoothing weighted": {"pair_weight": "estimated"},
+    "sigmoid weighted": {"pair_weight": "estimated"},
 }
 
 
@@ -37,6 +42,12 @@ def mesh() -> Mesh:
 def embeddings(seed: int, num_pairs: int = NUM_PAIRS) -> objectives.Embeddings:
     rows = np.random.default_rng(seed).normal(size=(2, num_pairs, WIDTH)).astype(np.float32)
     return objectives.Embeddings(*map(jnp.asarray, rows))
+
+
+def some_trust(num_pairs: int) -> jax.Array:
+    """Between 0 and 1, both of which occur."""
+    trust = np.random.default_rng(2).random(num_pairs).astype(np.float32)
+    return jnp.asarray(np.round(trust, 1))
 
 
 def options_of(method: str, tile: int) -> objectives.Options:
@@ -51,19 +62,24 @@ def compute(
 ):
     """Loss, metrics and gradients of a batch whose rows are split over the mesh."""
 
-    def loss(student, log_scales, teacher):
-        value, metrics = objectives.total_loss(options, student, teacher, log_scales, mesh)
+    def loss(student, log_scales, teacher, trust):
+        value, metrics = objectives.total_loss(options, student, teacher, log_scales, mesh, trust)
         return 3.0 * value, metrics  # Not 1: a cotangent that got lost would show.
 
     student, teacher = (
         jax.tree.map(lambda x: x.astype(dtype), embeddings(seed, num_pairs)) for seed in (0, 1)
     )
+    trust = some_trust(num_pairs).astype(dtype)
     if mesh is not None:
-        student, teacher = jax.device_put((student, teacher), sharding.split_rows(mesh))
+        split = sharding.split_rows(mesh)
+        student, teacher, trust = jax.device_put((student, teacher, trust), split)
     log_scales = objectives.LogScales(*(jnp.asarray(x, dtype) for x in (3.2, 2.5, -3.0)))
     gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
     (value, metrics), gradients = gradient(
-        student, log_scales, teacher if options.uses_teacher else None
+        student,
+        log_scales,
+        teacher if options.uses_teacher else None,
+        trust if options.uses_trust else None,
     )
     if mesh is not None and mesh.devices.size > 1:
         assert len(gradients[0].image.sharding.device_set) == mesh.devices.size
@@ -107,11 +123,45 @@ def test_any_size_any_tile(data, num_pairs: int, iterations: int, epsilon: float
     assert_same(compute(in_tiles, num_pairs), compute(dense, num_pairs))
 
 
-@pytest.mark.parametrize("epsilon", [0.15, 0.005])
-def test_tiles_in_float64(epsilon: float) -> None:
+@functools.cache
+def gradient_by_trust_and_tile(method: str, tile: int):
+    """The compiled loss of six pairs and its gradient, for any trust in them."""
+    options = options_of(method, tile)
+    student = embeddings(0, 6)
+    teacher = embeddings(1, 6) if options.uses_teacher else None
+
+    def loss(student, trust):
+        scales = objectives.LogScales(3.2, 2.5, -3.0)
+        return objectives.total_loss(options, student, teacher, scales, None, trust)
+
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    return lambda trust: gradient(student, jnp.asarray(trust, jnp.float32))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    trust=st.lists(st.sampled_from([0.0, 1e-6, 0.5, 1.0]) | st.floats(0, 1, width=32), min_size=6,
+                   max_size=6),
+    method=st.sampled_from(["otter estimated", "otter mixed estimated", "sigmoid weighted"]),
+)  # fmt: skip
+def test_any_trust(trust: list[float], method: str) -> None:
+    (value, metrics), gradients = gradient_by_trust_and_tile(method, 6)(trust)
+    (found, others), slopes = gradient_by_trust_and_tile(method, 4)(trust)
+    assert np.isfinite(value)
+    np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-6)
+    for name, metric in metrics.items():
+        np.testing.assert_allclose(others[name], metric, rtol=2e-5, atol=5e-6, err_msg=name)
+    for one, other in zip(slopes, gradients, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [{"epsilon": 0.15}, {"epsilon": 0.005}, METHODS["otter estimated"]]
+)
+def test_tiles_in_float64(options: dict) -> None:
     with jax.enable_x64(True):
         found, wanted = (
-            compute(objectives.make_options("otter", tile=tile, epsilon=epsilon), dtype=jnp.float64)
+            compute(objectives.make_options("otter", tile=tile, **options), dtype=jnp.float64)
             for tile in (7, NUM_PAIRS)
         )
     np.testing.assert_allclose(found[0], wanted[0], rtol=1e-12)
