@@ -18,5 +18,6 @@ case "${1:-}" in
 esac
 cd "$(dirname "$0")/.."
 # Preallocation off: a contrastive loss peaks well above the rest of the step.
-"${run[@]}" env XLA_PYTHON_CLIENT_PREALLOCATE=false JAX_PLATFORMS=cuda \
+# The CPU is there for what is made in the host's memory before the GPUs get their parts.
+"${run[@]}" env XLA_PYTHON_CLIENT_PREALLOCATE=false JAX_PLATFORMS=cuda,cpu \
   "${PYTHON:-python}" main.py "$@"

@@ -14,23 +14,21 @@ from otter_jax import sharding
 
 GIB = 2**30
 
-# Peak TFLOP/s of one JAX device (a core on TPU v2 and v3, else a chip), dense, at JAX's default
-# precision: bfloat16, and float32, which TPUs multiply in one bfloat16 pass and NVIDIA GPUs from
-# Ampere on in TF32. V100 and T4 have no fast bfloat16. Sources: Google's "TPU system architecture"
-# pages (v3, v4, v5e, v5p, v6e); NVIDIA's data sheets (half of what they give "with sparsity").
+# Peak TFLOP/s of one JAX device (a chip, but on TPU v3 one of a chip's two cores), dense: bfloat16,
+# and float32 at JAX's default precision, which is bfloat16 on TPUs and TF32 on recent GPUs
+# (https://docs.jax.dev/en/latest/201/precision.html).
 PEAK_TERAFLOPS = {
+    # https://cloud.google.com/tpu/docs/v3, v4, v5e, v5p and v6e, "peak compute per chip".
     "TPU v3": (61.5, 61.5),
     "TPU v4": (275.0, 275.0),
     "TPU v5 lite": (197.0, 197.0),
     "TPU v5e": (197.0, 197.0),
-    "TPU v5": (459.0, 459.0),
-    "TPU v6": (918.0, 918.0),
+    "TPU v5": (459.0, 459.0),  # v5p.
+    "TPU v6": (918.0, 918.0),  # v6e.
+    # NVIDIA's data sheets of the H100 (half of what they give "with sparsity") and the A100.
     "H100 PCIe": (756.0, 378.0),
-    "H100": (989.0, 494.0),
+    "H100 80GB HBM3": (989.0, 494.0),  # SXM.
     "A100": (312.0, 156.0),
-    "V100": (15.7, 15.7),
-    "T4": (8.1, 8.1),
-    "L4": (121.0, 60.0),
 }
 
 
@@ -107,7 +105,7 @@ def measure(step: Lowered, unsplit_step: Lowered, state: Any, dtype: str) -> Ste
 def peak_flops(device_kind: str, dtype: str) -> float | None:
     """Floating-point operations a second of a kind of device at most; None where unknown."""
     for name, (bfloat16, float32) in PEAK_TERAFLOPS.items():
-        if re.search(rf"\b{name}(?!\d)", device_kind):  # L4 is not L40S, but v5 is v5p.
+        if re.search(rf"\b{name}(?!\d)", device_kind):  # A100 is not A1000, but v5 is v5p.
             return 1e12 * (bfloat16 if dtype == "bfloat16" else float32)
     return None
 

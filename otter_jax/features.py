@@ -8,6 +8,7 @@ finished model is evaluated are they worth a file.
 """
 
 import hashlib
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -158,10 +159,13 @@ class FeatureStore:
 
     def _write(self, path: Path, arrays: Arrays) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{jax.process_index()}.partial")
-        with partial.open("wb") as file:
-            np.savez(file, **arrays)
-        partial.replace(path)
+        partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")  # Others may write it too.
+        try:
+            with partial.open("wb") as file:
+                np.savez(file, **arrays)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _run_text_tower(encoder: Encoder, tokens: np.ndarray, token_mask: np.ndarray) -> np.ndarray:

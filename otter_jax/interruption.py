@@ -3,7 +3,8 @@
 Inside `Interruption` a signal becomes an `Interrupted` exception: at once where nothing can be
 lost, and at the end of the block where a step is under way. Several processes must stop after the
 same step, whichever of them was told: there JAX's preemption service, which listens for SIGTERM
-itself, finds a step that all of them can still reach.
+itself, finds a place that all of them can still reach: the end of a step, or in an evaluation the
+next set.
 """
 
 import os
@@ -57,6 +58,7 @@ class Interruption(AbstractContextManager):
         self._before: dict[int, Any] = {}
         self._received: int | None = None
         self._held = False
+        self._looks = 0
         self._together = jax.distributed.is_initialized()
 
     def __enter__(self) -> "Interruption":
@@ -97,13 +99,21 @@ class Interruption(AbstractContextManager):
             yield
         finally:
             self._held = False
-        if self._must_stop(step):
+        self.look(step)
+
+    def look(self, step: int | None = None) -> None:
+        """Raises `Interrupted` if it is time to stop; a lone process is told so without looking.
+
+        Where there are several processes, each must come by here as often as the others.
+        """
+        if self._must_stop():
             raise Interrupted(self._received or signal.SIGTERM, step)
 
-    def _must_stop(self, step: int) -> bool:
+    def _must_stop(self) -> bool:
         if not self._together:
             return self._received is not None
+        self._looks += 1  # JAX agrees on one of these numbers, so that none may be left out.
         try:
-            return multihost_utils.reached_preemption_sync_point(step)
+            return multihost_utils.reached_preemption_sync_point(self._looks)
         except RuntimeError:  # JAX was told to do without its preemption service.
             return False

@@ -86,10 +86,25 @@ def exchange(text: str) -> list[str]:
         return [text]
     said = np.frombuffer(text.encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.array(len(said)))
-    padded = np.zeros(max(1, lengths.max()), np.uint8)
+    if not lengths.any():  # Mostly there is nothing to say.
+        return [""] * len(lengths)
+    padded = np.zeros(lengths.max(), np.uint8)
     padded[: len(said)] = said
     rows = multihost_utils.process_allgather(padded)
     return [bytes(row[:length]).decode() for row, length in zip(rows, lengths, strict=True)]
+
+
+def merge(found: Mapping[str, str]) -> dict[str, str]:
+    """The entries of all processes, the same in each; all must ask at the same time.
+
+    Where two differ under one key, that of the process with the lower number counts.
+    """
+    if jax.process_count() == 1:
+        return dict(found)
+    merged: dict[str, str] = {}
+    for said in exchange(json.dumps(dict(found)) if found else ""):
+        merged = (json.loads(said) if said else {}) | merged
+    return merged
 
 
 @contextlib.contextmanager
@@ -139,12 +154,12 @@ def refuse_differences(facts: Mapping[str, str]) -> None:
         )
 
 
-def facts(config: ConfigDict, fingerprint: str) -> dict[str, str]:
+def facts(config: ConfigDict, fingerprints: Mapping[str, str]) -> dict[str, str]:
     """All that must be the same in every process of a run, by name.
 
     Args:
       config: every key of it is a fact.
-      fingerprint: of the pairs to train on.
+      fingerprints: hexadecimal, by the name of what they are taken of.
     """
     keys, _ = jax.tree.flatten_with_path(
         config_lib.as_dict(config), is_leaf=lambda value: not isinstance(value, dict)
@@ -156,7 +171,7 @@ def facts(config: ConfigDict, fingerprint: str) -> dict[str, str]:
             f"config.{jax.tree_util.keystr(k, simple=True, separator='.')}": repr(v)
             for k, v in keys
         }
-        | {"fingerprint of config.data.train": fingerprint[:16]}
+        | {f"fingerprint of {name}": value[:16] for name, value in fingerprints.items()}
     )
 
 

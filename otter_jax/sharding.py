@@ -4,7 +4,9 @@ Everything is written from the global view: `jax.jit` over a mesh with Auto axes
 split the work, so batch norm and the contrastive loss see the whole batch on any device count.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -81,8 +83,33 @@ def state_places(mesh: Mesh, tree: Any, *, fsdp: bool) -> Any:
 
 
 def put_state(mesh: Mesh, tree: Any, *, fsdp: bool = False) -> Any:
-    """A pytree of arrays where `state_places` says."""
-    return jax.device_put(tree, state_places(mesh, tree, fsdp=fsdp))
+    """A pytree of arrays where `state_places` says; no device is sent more than its part."""
+
+    def put(array: Any, place: NamedSharding) -> jax.Array:
+        rows = np.asarray(array)
+        return jax.make_array_from_callback(rows.shape, place, lambda index: rows[index])
+
+    return jax.tree.map(put, tree, state_places(mesh, tree, fsdp=fsdp))
+
+
+def describe_state(mesh: Mesh, tree: Any, *, fsdp: bool = False) -> Any:
+    """What `put_state` would give, without its numbers: shapes, types and places."""
+
+    def describe(array: Any, place: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place)
+
+    return jax.tree.map(describe, tree, state_places(mesh, tree, fsdp=fsdp))
+
+
+@contextlib.contextmanager
+def on_host() -> Iterator[None]:
+    """Has JAX compute in the host's memory, so that what is made takes none of a device's."""
+    try:
+        host = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves it out.
+        host = None
+    with jax.default_device(host):
+        yield
 
 
 def bytes_on_a_device(tree: Any) -> int:

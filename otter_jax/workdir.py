@@ -61,7 +61,7 @@ class Lock(AbstractContextManager):
                 refusal = error
         # The others have nothing to lock, but must not wait for a process that has given up.
         if sharding.first_process_says(refusal is not None):
-            raise refusal or ValueError(f"--workdir={path.parent} is in use")
+            raise refusal or ValueError(f"{path.parent} is in use")
 
     def __exit__(self, *exception: object) -> None:
         """Lets go of the folder."""
@@ -105,8 +105,8 @@ def _open_locked(path: Path) -> TextIO:
     except BlockingIOError:
         with file:
             raise ValueError(
-                f"--workdir={path.parent} is in use by {_describe(file.read())}: "
-                "wait for it, end it, or choose another workdir"
+                f"{path.parent} is in use by {_describe(file.read())}: "
+                "wait for it, end it, or choose another folder"
             ) from None
     except OSError as error:
         say(f"{path} cannot be locked ({error.strerror}): see that no other run uses its folder")

@@ -85,6 +85,36 @@ def test_what_does_not_fit_in_memory_is_read_again(
     np.testing.assert_array_equal(store.get("third", refuse)["x"], [1])
 
 
+def test_two_that_write_the_same_file_do_not_collide(
+    tiny_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores, save = [make_store(tiny_config(), tmp_path)[1] for _ in range(2)], np.savez
+
+    def while_another_does(file: object, **arrays: np.ndarray) -> None:
+        monkeypatch.setattr(features.np, "savez", save)
+        stores[1].get("same", lambda: arrays)
+        save(file, **arrays)
+
+    monkeypatch.setattr(features.np, "savez", while_another_does)
+    found = stores[0].get("same", lambda: {"x": np.arange(3)})
+    np.testing.assert_array_equal(found["x"], np.arange(3))
+    assert [path.name for path in tmp_path.iterdir()] == ["same.npz"]
+
+
+def test_a_write_that_fails_leaves_nothing(
+    tiny_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(file: object, **arrays: np.ndarray) -> None:
+        file.write(b"half of it")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(features.np, "savez", fail)
+    _, store = make_store(tiny_config(), tmp_path)
+    with pytest.raises(OSError, match="No space left"):
+        store.get("key", lambda: {"x": np.ones(1)})
+    assert not list(tmp_path.iterdir())
+
+
 def test_other_weights_or_sizes_have_other_names(tiny_config: Callable, tmp_path: Path) -> None:
     keys = set()
     for changes in ({}, {"seed": 1}, {"data.image_size": 48}, {"data.fit": "pad"}):

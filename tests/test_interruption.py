@@ -16,7 +16,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from otter_jax import config as config_lib
-from otter_jax import train
+from otter_jax import interruption, train
 from otter_jax.checkpoints import Checkpoints
 from otter_jax.interruption import Interrupted, Interruption
 
@@ -65,6 +65,23 @@ def test_a_second_sigint_does_not_wait() -> None:
         tell(signal.SIGINT)
         done.append("never")
     assert done == ["still at it"] and not isinstance(stopped.value, Interrupted)
+
+
+def test_several_processes_count_where_they_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+    monkeypatch.setattr(interruption.jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(
+        interruption.multihost_utils,
+        "reached_preemption_sync_point",
+        lambda number: looks.append(number) or number == 4,
+    )
+    listener = Interruption()
+    for step in (7, 8, 3):  # As after a rollback.
+        with listener.held(step):
+            pass
+    with pytest.raises(Interrupted):
+        listener.look()
+    assert looks == [1, 2, 3, 4]
 
 
 def test_whoever_listened_before_listens_again() -> None:

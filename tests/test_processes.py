@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_shard
 from ml_collections import ConfigDict
 
 from otter_jax import config as config_lib
@@ -47,7 +48,7 @@ from pathlib import Path
 from otter_jax import config as config_lib, processes
 address, process, config, data = sys.argv[1:]
 processes.join(address, 2, int(process))
-facts = processes.facts(config_lib.load(Path(config)), data)
+facts = processes.facts(config_lib.load(Path(config)), {"config.data.train": data})
 processes.refuse_differences(facts)
 print("both are the same")
 other = {"numpy": "1.0", "config.seed": "3", "fingerprint of config.data.train": "other"}
@@ -125,6 +126,87 @@ def test_a_signal_to_one_of_two_stops_both_after_the_same_step(
     assert f"after step {step};" in second
     with Checkpoints(tmp_path / "run" / "checkpoints") as saved:
         assert saved.latest_step == step
+
+
+# As PROGRAM, but the second process gets SIGTERM while it evaluates the first set after a step.
+EVALUATING = PROGRAM.replace(
+    "processes.join(address, 2, int(process))",
+    """processes.join(address, 2, int(process))
+import os, signal
+from otter_jax.evaluation.pair_set import PairSet
+evaluate, evaluated = PairSet.evaluate, []
+def note(self, *arguments):
+    evaluated.append(self.name)
+    if len(evaluated) == 3 and process == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)  # The service that listens tells the others.
+    return evaluate(self, *arguments)
+PairSet.evaluate = note""",
+).replace("import sys", "import sys, time")
+
+
+def test_a_signal_during_an_evaluation_is_heeded_at_the_next_set(
+    tiny_config: Callable, tmp_path: Path, shape_pairs: list
+) -> None:
+    sets = []
+    for number in range(2):
+        write_shard(tmp_path / f"{number}.tar", shape_pairs[:16])
+        sets.append(f"webdataset:{tmp_path / f'{number}.tar'}")
+    changes = {"data.augmentation": "none", "evaluate.sets": tuple(sets)}
+    changes |= {"model.image.frozen": True, "model.text.frozen": True}
+    changes |= {"evaluate.every_steps": 2, "checkpoint.every_steps": 100}
+    config = write_config(tiny_config(**changes), tmp_path)
+    for said in outputs(start_two(config, tmp_path / "run", program=EVALUATING), status=143):
+        assert "stopped by SIGTERM after step 2;" in said.splitlines()[-1]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert [line["step"] for line in lines] == [
+        0,
+        2,
+    ]  # Two sets before training; none after step 2.
+    with Checkpoints(tmp_path / "run" / "checkpoints") as saved:
+        assert saved.latest_step == 2
+
+
+@pytest.mark.parametrize(("share", "status"), [(0.1, 0), (0.05, 1)])
+def test_bad_records_of_all_processes_count(
+    tiny_config: Callable, tmp_path: Path, shape_pairs: list, share: float, status: int
+) -> None:
+    broken = [(b"broken", "a red bar")] * 4
+    write_shard(tmp_path / "0.tar", [*shape_pairs[:44], *broken])
+    changes = {"data.train": f"webdataset:{tmp_path / '0.tar'}", "data.max_bad_share": share}
+    changes |= {"total_steps": 3, "log_every_steps": 3, "evaluate.sets": ()}  # One epoch.
+    changes |= {"model.image.frozen": True, "model.text.frozen": True, "data.cache_features": False}
+    config = write_config(tiny_config(**changes), tmp_path)
+    said = outputs(start_two(config, tmp_path / "run"), status=status)
+    if status:
+        assert all("4 of 48 records (8.3%) cannot be used" in each for each in said)
+    found = json.loads((tmp_path / "run" / "data.json").read_text())["train"]
+    assert list(found["unreadable"]) == [f"{n:05d} (record {n})" for n in range(44, 48)]
+
+
+def test_both_refuse_to_evaluate_where_one_is_started_otherwise(
+    tiny_config: Callable, tmp_path: Path
+) -> None:
+    changes = {"data.augmentation": "none", "total_steps": 1}
+    changes |= {"model.image.frozen": True, "model.text.frozen": True}
+    train.train(tiny_config(**changes), tmp_path / "run")
+    configs = []
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+        other = tiny_config(**changes, **{"evaluate.batch_size": 8 + 8 * number})
+        configs.append(write_config(other, tmp_path / str(number)))
+    program = PROGRAM.replace("train.train", "train.evaluate")
+    for said in outputs(start_two(configs, tmp_path / "run", program=program), status=1):
+        assert "the processes differ in config.evaluate.batch_size (8 on 0; 16 on 1)" in said
+
+
+def test_what_processes_have_found_is_merged(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert processes.merge({"a": "1"}) == {"a": "1"}
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 3)
+    others = ["", '{"a": "2", "b": "3"}']
+    monkeypatch.setattr(processes, "exchange", lambda said: [said, *others])
+    assert processes.merge({"a": "1"}) == {"a": "1", "b": "3"}
+    assert processes.merge({}) == {"a": "2", "b": "3"}
 
 
 def read_text(path: Path) -> str:

@@ -9,12 +9,14 @@ much of it, what was left out and why, and has the sha256 of every shard.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import importlib
 import json
 import os
+import pickle
 import re
 import shlex
 import shutil
@@ -31,8 +33,11 @@ from otter_jax.data.scan_pool import scan_in_order
 
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished"  # The folder of what a conversion knows until its manifest is written.
+LOCK = "prepare.lock"
 RECORDS_PER_SHARD = 10_000
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+Runner = Callable[["Job", Sequence[str]], Iterator[Any]]  # Writes shards, yields once for each.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,12 +113,11 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
 
     Raises:
         ValueError: For a SPEC or option that makes no sense, for a folder that holds something
-            else, and for pairs of which not one can be used.
+            else or in which another conversion is under way, and for pairs of which not one can be
+            used.
         OSError: If the folder cannot be written; what is finished stays.
         ModuleNotFoundError: If tensorflow_datasets, or with `beam` apache_beam, is not installed.
     """
-    from otter_jax.reporting import progress, say
-
     for name in ("workers", "records_per_shard"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name}={getattr(options, name)}; it must be at least 1")
@@ -125,8 +129,17 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
     else:
         _require("apache_beam", "see README.md, 'Bring your own data'")
         run = functools.partial(run_beam, options.beam)
-    source = open_pairs(options.spec, options.recipe)
     folder = options.to.absolute()  # Beam's workers may run elsewhere.
+    with claimed(folder):
+        return _convert(options, folder, run)
+
+
+def _convert(options: argparse.Namespace, folder: Path, run: Runner) -> dict[str, Any]:
+    from otter_jax.reporting import progress, say
+
+    source = open_pairs(
+        options.spec, options.recipe, cache_dir=folder / UNFINISHED, progress=progress
+    )
     job = Job(source, folder, options.name, options.recipe, options.records_per_shard)
     begin(job)
     missing = find_missing(job, progress)
@@ -141,18 +154,51 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
     return manifest
 
 
-def begin(job: Job) -> None:
-    """Claim the folder for this conversion, or find that it is its own already.
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold a folder while the context lasts; one in which nothing was begun is left as it was.
 
     Raises:
-        ValueError: If it holds something else, saying what differs.
+        ValueError: If it holds something else, or another conversion is under way, which is named.
         OSError: If it cannot be made or written.
     """
-    noted = [job.folder / MANIFEST, job.unfinished / MANIFEST]
-    before = next((json.loads(path.read_text()) for path in noted if path.is_file()), None)
-    if before is None and job.folder.is_dir() and any(_others(job.folder)):
-        raise ValueError(f"--to={job.folder} is not empty; name a new folder")
-    wanted = job.identity()
+    from otter_jax.workdir import Lock  # Imports JAX, which the processes that write do without.
+
+    if not any(path.is_file() for path in _notes(folder)) and any(_others(folder)):
+        raise ValueError(f"--to={folder} is not empty; name a new folder")
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = Lock(folder / LOCK)
+    except OSError as error:
+        raise OSError(f"--to={folder} cannot be written: {error.strerror}") from None
+    try:
+        with lock, _kept_if_begun(folder / UNFINISHED):
+            yield
+    finally:
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+@contextlib.contextmanager
+def _kept_if_begun(unfinished: Path) -> Iterator[None]:
+    """Remove what was put there, such as an index, for a conversion that is then refused."""
+    try:
+        yield
+    finally:
+        if not (unfinished / MANIFEST).is_file():
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def begin(job: Job) -> None:
+    """Note which conversion the folder is of, or find that it is of this one already.
+
+    Raises:
+        ValueError: If it is of another, saying what differs.
+        OSError: If it cannot be written.
+    """
+    noted = (json.loads(path.read_text()) for path in _notes(job.folder) if path.is_file())
+    before, wanted = next(noted, None), job.identity()
     if before is not None and not isinstance(before, dict):
         raise ValueError(f"--to={job.folder} holds a {MANIFEST} of something else")
     if before and (other := [key for key in wanted if before.get(key) != wanted[key]]):
@@ -167,9 +213,15 @@ def begin(job: Job) -> None:
         raise OSError(f"--to={job.folder} cannot be written: {error.strerror}") from None
 
 
+def _notes(folder: Path) -> tuple[Path, Path]:
+    """Where it may stand of which conversion a folder is."""
+    return folder / MANIFEST, folder / UNFINISHED / MANIFEST
+
+
 def _others(folder: Path) -> Iterator[Path]:
-    """What lies in a folder besides the beginning of a conversion."""
-    return (path for path in folder.iterdir() if path.name != UNFINISHED)
+    """What lies in a folder, if it is one, besides the beginning of a conversion."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return (path for path in found if path.name not in (UNFINISHED, LOCK))
 
 
 def find_missing(job: Job, progress: Callable[..., Any]) -> list[str]:
@@ -191,7 +243,9 @@ def _read_note(job: Job, shard: str) -> dict[str, Any]:
 
 def run_processes(workers: int, job: Job, shards: Sequence[str]) -> Iterator[None]:
     """Write shards by some processes of this machine; yields once for each."""
-    yield from scan_in_order(functools.partial(write_shard, job), shards, processes=workers)
+    with _described(job) as description:
+        write = functools.partial(write_described, description)
+        yield from scan_in_order(write, shards, processes=workers)
 
 
 def run_beam(options: str, job: Job, shards: Sequence[str]) -> Iterator[str]:
@@ -201,11 +255,32 @@ def run_beam(options: str, job: Job, shards: Sequence[str]) -> Iterator[str]:
     """
     import apache_beam as beam
 
-    with beam.Pipeline(argv=shlex.split(options)) as pipeline:
+    with _described(job) as description, beam.Pipeline(argv=shlex.split(options)) as pipeline:
         # Reshuffled, lest Beam fuses the steps and one worker writes all.
         numbered = pipeline | beam.Create(shards) | beam.Reshuffle()
-        _ = numbered | beam.Map(functools.partial(write_shard, job))
+        _ = numbered | beam.Map(functools.partial(write_described, description))
     yield from shards
+
+
+@contextlib.contextmanager
+def _described(job: Job) -> Iterator[Path]:
+    """Write a job down for all who work at it: pickled, an index is but the name of its file."""
+    path = job.unfinished / f"{uuid.uuid4().hex}.job"
+    try:
+        path.write_bytes(pickle.dumps(job))
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@functools.lru_cache(maxsize=1)
+def _read_description(path: Path) -> Job:
+    return pickle.loads(path.read_bytes())
+
+
+def write_described(description: Path, shard: str) -> None:
+    """Write one shard of the job that was written down in a file; raises as `write_shard`."""
+    write_shard(_read_description(description), shard)
 
 
 def write_shard(job: Job, shard: str) -> None:

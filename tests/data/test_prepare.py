@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import mmap
+import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -12,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import write_shard
 
-from otter_jax.data import prepare
+from otter_jax.data import prepare, shard_index
 from otter_jax.data.sources import open_source
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -141,13 +144,44 @@ def test_records_that_turn_out_unusable_are_counted(tmp_path: Path, shape_pairs:
     for number in range(10, 20):
         (tmp_path / f"{number}.png").unlink()
     job = prepare.Job(source, tmp_path / "out", "pairs", records_per_shard=10)
-    prepare.begin(job)
-    for shard in job.shards:
-        prepare.write_shard(job, shard)
-    manifest = prepare.finish(job)
+    with prepare.claimed(job.folder):
+        prepare.begin(job)
+        for shard in job.shards:
+            prepare.write_shard(job, shard)
+        manifest = prepare.finish(job)
     assert manifest["pairs"] == 10 and manifest["skipped"] == {"missing image": 10}
     prepared = open_source(f"tfds:{tmp_path / 'out'}")  # Its second shard is empty.
     assert [prepared[i].image for i in range(len(prepared))] == [x for x, _ in shape_pairs[:10]]
+
+
+def test_workers_share_one_index_that_cannot_lie_beside_the_shards(
+    whole: Path, tmp_path: Path, shape_pairs: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shard(tmp_path / "0.tar", shape_pairs)
+    (tmp_path / ".otter_jax").write_text("no folder can be made here")
+    monkeypatch.setattr(shard_index, "_WORTH_KEEPING", 0)
+    scan, sent = prepare.scan_in_order, []
+
+    def note(write: object, shards: list[str], processes: int) -> object:
+        (description,) = write.args
+        job = pickle.loads(description.read_bytes())
+        sent.append((len(pickle.dumps(write)), job.source._index._data))
+        return scan(write, shards, processes=processes)
+
+    monkeypatch.setattr(prepare, "scan_in_order", note)
+    convert(f"webdataset:{tmp_path / '0.tar'}", tmp_path / "pairs", workers=2)
+    ((size, index),) = sent
+    assert size < 1000 and isinstance(index, mmap.mmap)
+    assert set(contents(tmp_path / "pairs")) == set(contents(whole))
+
+
+def test_two_at_a_time_are_refused(pairs: str, tmp_path: Path) -> None:
+    command = (f"--from={pairs}", f"--to={tmp_path / 'pairs'}")
+    with prepare.claimed(tmp_path / "pairs"):
+        said = refusal(*command)
+        assert f"{tmp_path / 'pairs'} is in use by process {os.getpid()} of" in said
+        assert (tmp_path / "pairs" / prepare.LOCK).is_file()
+    assert not (tmp_path / "pairs").exists()
 
 
 def refusal(*arguments: str) -> str:
@@ -175,6 +209,9 @@ def test_what_is_refused(pairs: str, whole: Path, tmp_path: Path) -> None:
         *to_whole, "--recipe=coco"
     )
     assert "unknown data source 'nothing'" in refusal("--from=nothing", to_whole[1])
+    assert contents(whole) == before
+    refusal("--from=nothing", f"--to={tmp_path / 'new'}")
+    assert not (tmp_path / "new").exists()
 
 
 def test_beam_writes_the_same_bytes(pairs: str, whole: Path, tmp_path: Path) -> None:
