@@ -94,7 +94,11 @@ def default_config() -> ConfigDict:
     config.objective.name = (
         "otter"  # infonce | label_smoothing | kd | otter | sigmoid | declip | slip
     )
-    config.objective.alpha = 0.5  # Weight of the given pairs against the soft targets.
+    # Weight of the given pairs against the soft targets; "estimated": each pair's own, the
+    # probability that its caption is right (see config.trust).
+    config.objective.alpha = FieldReference(0.5, field_type=object)
+    # "estimated": each pair weighs in proportion to that probability. Unset: all the same.
+    config.objective.pair_weight = placeholder(str)
     config.objective.epsilon = 0.15  # Entropic regulariser of the transport, in cosine units.
     config.objective.iterations = 5  # Sinkhorn iterations, rows first.
     # Image-image and text-text similarity in the teacher's matrix, and whether the given pairs are
@@ -131,7 +135,7 @@ def default_config() -> ConfigDict:
     config.objective.simsiam_weight = 0.2
     config.objective.mlm_weight = 0.2
     config.objective.simclr_weight = 1.0
-    # Bounds of the learnable scales in declip and slip. Unset: 1 and 100; none for slip.
+    # Bounds of the learnable scales. Unset: 1 and 100; none for slip and sigmoid.
     config.objective.min_scale = placeholder(float)
     config.objective.max_scale = placeholder(float)
 
@@ -139,6 +143,12 @@ def default_config() -> ConfigDict:
     config.teacher.decay = 0.999
     config.teacher.warmup = True  # decay_t = min(decay, (1 + t) / (10 + t))
     config.teacher.train_mode = False  # Dropout and batch statistics in the teacher, as released.
+
+    # Where the objective asks for each pair's trust, see trust.py: how many of the most similar
+    # images vote on a caption, and among how many pairs at most they are looked for.
+    config.trust = ConfigDict()
+    config.trust.neighbors = 30
+    config.trust.reference = 100_000
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"  # sgd | adamw
@@ -187,6 +197,7 @@ def check(config: ConfigDict) -> None:
     for key in ("batch_size", "micro_batch", "log_every_steps", "checkpoint.every_steps",
                 "checkpoint.keep",
                 "data.image_size", "data.max_tokens", "data.threads", "model.embed_dim",
+                "trust.neighbors",
                 "evaluate.batch_size", "total_steps", "total_epochs"):  # fmt: skip
         value = _get(config, key)
         if value is not None and value <= 0:
@@ -202,6 +213,11 @@ def check(config: ConfigDict) -> None:
         raise ValueError(
             f"config.micro_batch={config.micro_batch} does not divide "
             f"config.batch_size={config.batch_size}"
+        )
+    if config.trust.reference <= config.trust.neighbors:
+        raise ValueError(
+            f"config.trust.reference={config.trust.reference}: it must be more than "
+            f"config.trust.neighbors={config.trust.neighbors}"
         )
     if config.batch_size < 2:
         raise ValueError("config.batch_size=1: a contrastive loss needs at least 2 pairs a batch")
@@ -278,16 +294,11 @@ def _check_profile(steps: tuple[int, ...]) -> None:
 
 
 def _check_sources(config: ConfigDict) -> None:
-    """Refuses what cannot be a list of SPECs with weights, and a share that is none."""
-    train, weights = config.data.train, config.data.weights
+    """Refuses what cannot be a list of SPECs, and a share that is none."""
+    train = config.data.train
     specs = (train,) if isinstance(train, str) else train
     if not isinstance(specs, tuple | list) or not all(isinstance(s, str) for s in specs):
         raise ValueError(f"config.data.train={train!r}: it must be a SPEC, or several as a tuple")
-    if weights and len(weights) != len(specs):
-        raise ValueError(
-            f"config.data.weights={weights}: one is needed for each of the {len(specs)} SPECs in "
-            "config.data.train, or none"
-        )
     if not 0 <= config.data.max_bad_share <= 1:
         raise ValueError(
             f"config.data.max_bad_share={config.data.max_bad_share}: it must lie in [0, 1]"

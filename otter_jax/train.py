@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,22 +17,22 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from otter_jax import config as config_lib
-from otter_jax import costs, gallery, objectives, processes, reporting, sharding
+from otter_jax import costs, gallery, objectives, processes, reporting, sharding, trust
 from otter_jax.checkpoints import Checkpoints
 from otter_jax.data import batches, text_augmentations
-from otter_jax.data.mixture import count_by_source
 from otter_jax.data.pair_loader import PairLoader, Views
 from otter_jax.data.records import count_reasons, refuse_too_many_bad
-from otter_jax.data.sources import Source, open_source
+from otter_jax.data.sources import Source, count_by_source, open_source
 from otter_jax.divergence import DivergedError, DivergenceWatch
 from otter_jax.encoder import Encoder, build_module, keep_description, make_encoder
 from otter_jax.evaluation import tables
 from otter_jax.evaluation.image_collections import compute_features, from_source, named_records
 from otter_jax.evaluation.sets import EvaluationSet, open_sets
-from otter_jax.features import FeatureStore
+from otter_jax.features import FeatureStore, fingerprint
 from otter_jax.interruption import Interrupted, Interruption
 from otter_jax.models import dual_encoder
 from otter_jax.models.dual_encoder import FunctionalModel
+from otter_jax.pair_features import PairFeatures, embed_pairs
 from otter_jax.reporting import Reporter, say
 from otter_jax.step import (
     Batch,
@@ -42,8 +43,9 @@ from otter_jax.step import (
     make_schedule,
     make_target_step,
     make_train_step,
-    place_state,
+    state_places,
 )
+from otter_jax.trust import Trust
 from otter_jax.workdir import (
     Lock,
     claimed,
@@ -67,14 +69,23 @@ class Parts:
     mesh: Mesh
     options: objectives.Options
     model: FunctionalModel
-    encoder: Encoder  # With the untrained variables.
+    encoder: Encoder  # With the untrained variables, which lie in the host's memory.
     store: FeatureStore
     sets: list[EvaluationSet]
+    interruption: Interruption = dataclasses.field(default_factory=Interruption)
+
+    def place_encoder(self) -> Encoder:
+        """The untrained encoder at work: its variables are on the devices while it is held."""
+        variables = self.encoder.variables
+        return self.encoder.replace(sharding.put_state(self.mesh, variables, fsdp=self.config.fsdp))
 
     def evaluate(self, variables: dual_encoder.Variables) -> dict[str, dict[str, float]]:
-        """`{set: {metric: value}}` of a model with these variables."""
-        encoder = self.encoder.replace(variables)
-        return {each.name: each.evaluate(encoder, self.store) for each in self.sets}
+        """`{set: {metric: value}}` of a model with these variables; may raise Interrupted."""
+        encoder, results = self.encoder.replace(variables), {}
+        for each in self.sets:
+            self.interruption.look()
+            results[each.name] = each.evaluate(encoder, self.store)
+        return results
 
 
 @dataclasses.dataclass
@@ -84,7 +95,21 @@ class TrainingData:
     source: Source
     load: batches.Loader
     records: np.ndarray  # Numbers in `source` of the records that can be used, ascending.
-    unreadable: dict[str, str]  # Name of every other record -> why it cannot be used.
+    found: dict[str, str]  # Name of a record -> why this process could not use it; may grow.
+    unreadable: dict[str, str] = dataclasses.field(default_factory=dict)  # As all processes know.
+    # What `load` gives of all `records`, where that is the same at every step and held in memory.
+    fixed: batches.Batch = dataclasses.field(default_factory=dict)
+
+    def share_unreadable(self) -> bool:
+        """Makes what one process could not use known to all, which must ask at the same time.
+
+        Returns whether there was anything new.
+        """
+        found = dict(self.found)  # A copy, since the loader's threads may find more meanwhile.
+        news = {name: why for name, why in found.items() if name not in self.unreadable}
+        merged = processes.merge(news)
+        self.unreadable |= merged
+        return bool(merged)
 
 
 @dataclasses.dataclass
@@ -131,14 +156,18 @@ def train(config: ConfigDict, workdir: Path) -> Results:
             refuse_bad_data(config, source, {})
             refuse_other_data(source, workdir)
             record_order(config, source, np.arange(len(source)))  # Refuses too few pairs.
+            if options.uses_trust:
+                trust.refuse_too_few(len(source), config.trust.neighbors)
             total_steps = config_lib.total_steps(config, len(source))
             schedule = make_schedule(config, total_steps)
-        processes.refuse_differences(processes.facts(config, source.fingerprint))
+        fingerprints = {"config.data.train": source.fingerprint}
+        processes.refuse_differences(processes.facts(config, fingerprints))
         if finished := read_finished(workdir, total_steps):
             say(f"{workdir} is finished ({total_steps} steps); its results:\n")
             say(reporting.results_table(finished))
             return finished
-        parts = build_parts(config, workdir, mesh, options)
+        parts = build_parts_together(config, workdir, mesh, options)
+        parts.interruption = interruption
         with claimed(config, workdir) as lock:
             return train_claimed(parts, source, schedule, total_steps, lock, interruption)
 
@@ -156,7 +185,10 @@ def train_claimed(
     keep_description(parts.encoder, workdir)
     describe(parts, source, total_steps)
     data = open_training_data(parts, source)
-    write_data_note(parts, data)
+    data.found |= read_unreadable(workdir)
+    check_data(parts, data)
+    if parts.options.uses_trust:
+        add_trust(parts, data)
     optimizer = make_optimizer(config, schedule)
     step, unsplit_step = (
         make_train_step(parts.model, parts.options, optimizer, schedule, each, parts.mesh)
@@ -168,20 +200,25 @@ def train_claimed(
     ):
         run = Run(parts, data, step, unsplit_step, total_steps, saved, profiler, lock, interruption)
         while True:  # Once, but that a rollback goes on as a resumed run does.
-            # A copy, since the step consumes the state it is given and `parts` keeps its variables.
-            untrained = jax.tree.map(jnp.copy, parts.encoder.variables)
-            fresh = initial_state(
-                untrained,
-                optimizer,
-                uses_teacher=parts.options.uses_teacher,
-                memory=make_memory(parts.options, config.model.embed_dim),
-            )
             try:
-                return train_from_checkpoint(run, place_state(parts.mesh, fresh, fsdp=config.fsdp))
+                return train_from_checkpoint(run, make_fresh_state(parts, optimizer))
             except DivergedError as error:
                 if not error.rolls_back:
                     raise
                 say(str(error))
+
+
+def make_fresh_state(parts: Parts, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step, made where it belongs: a device never has more of it."""
+    config, options = parts.config, parts.options
+
+    def make(variables: dual_encoder.Variables) -> TrainState:
+        memory = make_memory(options, config.model.embed_dim)
+        return initial_state(variables, optimizer, uses_teacher=options.uses_teacher, memory=memory)
+
+    variables = parts.place_encoder().variables
+    places = state_places(parts.mesh, jax.eval_shape(make, variables), fsdp=config.fsdp)
+    return jax.jit(make, out_shardings=places, donate_argnums=0)(variables)
 
 
 def train_from_checkpoint(run: Run, state: TrainState) -> Results:
@@ -292,8 +329,11 @@ def report_step(
 ) -> None:
     """Reports a step, and looks for what would make it the last one."""
     watch.settle()
-    run.lock.check()
-    run.saved.check()
+    with processes.refusing_together():
+        run.lock.check()
+        run.saved.check()
+    if run.data.share_unreadable():
+        write_data_note(run.parts, run.data)
     refuse_bad_data(run.parts.config, run.data.source, run.data.unreadable)
     shown = {name: value for name, value in metrics.items() if name != "finite"}
     if run.parts.config.on_nan == "skip":
@@ -306,17 +346,24 @@ def must_save(run: Run, number: int) -> bool:
     config = run.parts.config
     if every(config.checkpoint.every_steps, number):
         return True
-    # Several processes must agree on the time: they do where they wait for each other anyway.
-    if jax.process_count() > 1 and not every(config.log_every_steps, number):
-        return False
+    if jax.process_count() > 1:
+        # They leave an evaluation between two sets only, and may be killed before they get there.
+        if every(config.evaluate.every_steps, number):
+            return True
+        # They must agree on the time: they do where they wait for each other anyway.
+        if not every(config.log_every_steps, number):
+            return False
     return run.saved.overdue(config.checkpoint.every_minutes)
 
 
 def save(run: Run, state: TrainState, report: Reporter, watch: DivergenceWatch) -> None:
-    """Saves a state when its metrics are written: what is saved is never missing there."""
+    """Saves a state when metrics and bad records are on disk: what led to it is never missing."""
     watch.settle()
-    run.lock.check()
+    with processes.refusing_together():
+        run.lock.check()
     report.sync()
+    if run.data.share_unreadable():
+        write_data_note(run.parts, run.data)
     run.saved.save(state)
 
 
@@ -347,7 +394,7 @@ def finish(
 ) -> Results:
     """Evaluates the trained model, draws its pictures, and writes results.json last of all."""
     after = parts.evaluate(state.variables)
-    write_data_note(parts, data)  # Again: what was read since may have been unreadable.
+    check_data(parts, data)  # Again: what was read since may have been unreadable.
     if not reporting.read_evaluation(parts.workdir / "metrics.jsonl", total_steps):
         report.evaluation(total_steps, after)  # Else a run that ended right after has said it.
     draw(parts, data, state)
@@ -363,17 +410,23 @@ def evaluate(config: ConfigDict, workdir: Path) -> Results:
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong with the config or the workdir.
     """
-    config_lib.check(config)
-    if not (workdir / "config.json").is_file():
-        raise FileNotFoundError(
-            f"--workdir={workdir}: there is no run to evaluate (no config.json)"
-        )
-    refuse_other_config(config, workdir, ignore=("evaluate.", *config_lib.BOOKKEEPING_KEYS))
-    options = objectives.make_options(**config.objective)
-    parts = build_parts(config, workdir, sharding.make_mesh(), options)
+    with processes.refusing_together():
+        config_lib.check(config)
+        if not (workdir / "config.json").is_file():
+            raise FileNotFoundError(
+                f"--workdir={workdir}: there is no run to evaluate (no config.json)"
+            )
+        refuse_other_config(config, workdir, ignore=("evaluate.", *config_lib.BOOKKEEPING_KEYS))
+        options = objectives.make_options(**config.objective)
+        processes.refuse_not_deterministic(config)
+    processes.refuse_differences(processes.facts(config, {}))
+    parts = build_parts_together(config, workdir, sharding.make_mesh(), options)
     parts.store.keep_trained = True  # The model is finished: its features are worth a file.
     with Checkpoints(workdir / "checkpoints") as saved:
-        variables = saved.restore_variables(parts.encoder.variables)
+        untrained = parts.encoder.variables
+        variables = saved.restore_variables(
+            sharding.describe_state(parts.mesh, untrained, fsdp=config.fsdp)
+        )
         say(f"{workdir} after step {saved.latest_step}")
     after = parts.evaluate(variables)
     draw_sets(parts, variables)
@@ -384,12 +437,23 @@ def evaluate(config: ConfigDict, workdir: Path) -> Results:
     return write_results(parts, before, after, "results.json" if finished else "evaluation.json")
 
 
+def build_parts_together(
+    config: ConfigDict, workdir: Path, mesh: Mesh, options: objectives.Options
+) -> Parts:
+    """`build_parts`, which all processes refuse where one does, or where their sets differ."""
+    with processes.refusing_together():
+        parts = build_parts(config, workdir, mesh, options)
+    processes.refuse_differences({each.name: counts_of(each) for each in parts.sets})
+    return parts
+
+
 def build_parts(
     config: ConfigDict, workdir: Path, mesh: Mesh, options: objectives.Options
 ) -> Parts:
     """Builds the model and opens the evaluation sets."""
-    model, variables = dual_encoder.split(build_module(config))
-    variables = sharding.put_state(mesh, variables, fsdp=config.fsdp)
+    with sharding.on_host():
+        model, variables = dual_encoder.split(build_module(config))
+    variables = jax.tree.map(np.array, variables)  # Copies: no device holds what restarts need.
     encoder = make_encoder(config, model, variables, mesh)
     store = FeatureStore(
         workdir / "features",
@@ -420,12 +484,17 @@ def describe(parts: Parts, source: Source, total_steps: int) -> None:
     say(", ".join(towers))
     say(f"{trained:,} trained parameters, {frozen:,} frozen")
     for each in parts.sets:
-        counts = ", ".join(f"{v:,} {k}" for k, v in each.contents().items() if isinstance(v, int))
-        say(f"evaluated on {each.name}: {counts}")
+        say(f"evaluated on {each.name}: {counts_of(each)}")
     say(
         f"{total_steps} steps of {config.batch_size} pairs on {parts.mesh.devices.size} "
         f"{jax.devices()[0].platform} device(s), workdir {parts.workdir}"
     )
+
+
+def counts_of(evaluated: EvaluationSet) -> str:
+    """How much there is in a set: 48 pairs, or 10,000 images, 100 classes."""
+    contents = evaluated.contents().items()
+    return ", ".join(f"{count:,} {name}" for name, count in contents if isinstance(count, int))
 
 
 def open_training_data(parts: Parts, source: Source) -> TrainingData:
@@ -479,7 +548,7 @@ def views_of(config: ConfigDict, options: objectives.Options) -> Views:
 
 def open_cached_data(parts: Parts, source: Source) -> TrainingData:
     """Computes the frozen image tower's features of all pairs, or reads them if they are known."""
-    store, encoder = parts.store, parts.encoder
+    store, encoder = parts.store, parts.place_encoder()
     named = [(name, record and record.caption) for name, record in named_records(source)]
     collection = from_source(source, [name for name, _ in named])
     found = compute_features(collection, encoder, store, "training")
@@ -490,25 +559,70 @@ def open_cached_data(parts: Parts, source: Source) -> TrainingData:
     else:
         arrays["tokens"], arrays["token_mask"] = encoder.tokenizer(captions)
     load = batches.array_loader(arrays)
-    return TrainingData(source, load, found.numbers, found.unreadable)
+    return TrainingData(source, load, found.numbers, found.unreadable, fixed=arrays)
+
+
+def add_trust(parts: Parts, data: TrainingData) -> None:
+    """Has batches carry each pair's trust: estimated before the first step, then kept.
+
+    Raises:
+      ValueError: if what the workdir keeps is another's, or there are too few different pairs.
+    """
+    path, key = parts.workdir / trust.FILE, trust_key(parts, data.source)
+    if sharding.first_process_says(path.is_file()):
+        found, records = trust.read(path, key)
+    else:
+        with tempfile.TemporaryDirectory(dir=parts.workdir, prefix="pair_features_") as folder:
+            found, records = estimate_trust(parts, data, Path(folder))
+        trust.write(path, key, found, records)
+    say(f"estimated share of wrong pairs: {100 * found.share_wrong:.0f} %")
+    # Of a record that could not be read then, no more is known than of all together.
+    values = np.full(len(data.source), 1.0 - found.share_wrong, np.float32)
+    values[records] = found.alpha
+    data.load = batches.with_values(data.load, "trust", values)
+
+
+def estimate_trust(parts: Parts, data: TrainingData, folder: Path) -> tuple[Trust, np.ndarray]:
+    """The trust of pairs by the towers as they are before training, and their records' numbers."""
+    config, fixed = parts.config, data.fixed
+    if not fixed:
+        pairs = embed_pairs(data.source, parts.place_encoder(), folder)
+    elif "text_features" in fixed:
+        pairs = PairFeatures(fixed["image_features"], fixed["text_features"], data.records)
+    else:
+        rows = zip(fixed["tokens"], fixed["token_mask"], strict=True)
+        rows = reporting.progress(rows, len(data.records), "captions of pairs")
+        text = parts.place_encoder().token_features(rows)
+        pairs = PairFeatures(fixed["image_features"], text, data.records)
+    found = trust.estimate(
+        pairs.image, pairs.text, **config.trust, seed=config.seed, mesh=parts.mesh
+    )
+    return found, pairs.numbers
+
+
+def trust_key(parts: Parts, source: Source) -> str:
+    """A hash of all that pair trust depends on."""
+    config, variables = parts.config, parts.encoder.variables
+    towers = [group.get(kind) for group in variables for kind in ("image", "text")]
+    transform = [config.data[name] for name in ("image_size", "fit", "max_tokens")]
+    numbers = [trust.FORMAT, *config.trust.values(), config.seed]
+    return fingerprint(source.fingerprint, towers, transform, config.model.dtype, numbers)
+
+
+def check_data(parts: Parts, data: TrainingData) -> None:
+    """Writes down and says what cannot be used, and refuses too much of it (ValueError)."""
+    data.share_unreadable()
+    write_data_note(parts, data)
+    if data.unreadable:
+        say(f"images that cannot be read, and are not used: {len(data.unreadable)}; see data.json")
+    refuse_bad_data(parts.config, data.source, data.unreadable)
 
 
 def write_data_note(parts: Parts, data: TrainingData) -> None:
-    """data.json: what was really trained on, and what was left out and why.
-
-    Raises:
-      ValueError: if more was left out than config.data.max_bad_share allows; the file says what.
-    """
-    path = parts.workdir / "data.json"
-    noted: dict[str, str] = {}
-    if path.is_file():  # Of an earlier start: what it could not read stays noted.
-        noted = reporting.read_json(path)["train"]["unreadable"]
-        data.unreadable |= noted
-    unreadable = dict(data.unreadable)  # The loader's threads may find more at any time.
-    if len(unreadable) > len(noted):
-        say(f"images that cannot be read, and are not used: {len(unreadable)}; see data.json")
+    """data.json: what was really trained on, and what was left out by any process and why."""
+    unreadable = data.unreadable
     reporting.write_json(
-        path,
+        parts.workdir / "data.json",
         {
             "train": {
                 "source": parts.config.data.train,
@@ -521,14 +635,18 @@ def write_data_note(parts: Parts, data: TrainingData) -> None:
             "evaluate": {each.name: each.contents() for each in parts.sets},
         },
     )
-    refuse_bad_data(parts.config, data.source, unreadable)
+
+
+def read_unreadable(workdir: Path) -> dict[str, str]:
+    """What an earlier start of this run could not read, which stays noted."""
+    path = workdir / "data.json"
+    return reporting.read_json(path)["train"]["unreadable"] if path.is_file() else {}
 
 
 def refuse_bad_data(config: ConfigDict, source: Source, unreadable: dict[str, str]) -> None:
     """Refuses data of which too much is bad, as far as is known by now (ValueError)."""
     total = len(source) + sum(source.skipped.values())
-    # A copy, since the loader's threads may find more meanwhile.
-    bad = Counter(source.skipped) + Counter(count_reasons(list(unreadable.values())))
+    bad = Counter(source.skipped) + Counter(count_reasons(unreadable.values()))
     refuse_too_many_bad(bad, total, config.data.max_bad_share)
 
 

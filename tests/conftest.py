@@ -5,8 +5,11 @@ import tempfile
 
 # Before jax is imported: the sharded paths need several devices on any machine.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# On a busy machine eight devices on two cores may wait for each other for longer than XLA's 40 s.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8"
+    + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Many tests compile the same small programs: once is enough, in pytest's workers and started

@@ -1,5 +1,7 @@
 """Whole runs on tiny data: every objective, exact resume, what is refused, what is written."""
 
+import collections
+import gc
 import json
 import shutil
 from collections.abc import Callable
@@ -11,7 +13,8 @@ import pytest
 from conftest import write_shard
 from ml_collections import ConfigDict
 
-from otter_jax import checkpoints, objectives, train
+from otter_jax import checkpoints, encoder, objectives, sharding, step, train
+from otter_jax.models import dual_encoder
 
 FROZEN = {
     "model.image.frozen": True,
@@ -167,9 +170,6 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
 
 
 def final_state(config: ConfigDict, workdir: Path) -> object:
-    from otter_jax import encoder, sharding, step
-    from otter_jax.models import dual_encoder
-
     _, variables = dual_encoder.split(encoder.build_module(config))
     optimizer = step.make_optimizer(config, step.make_schedule(config, 6))
     options = objectives.make_options(**config.objective)
@@ -228,6 +228,24 @@ def test_unreadable_images_are_left_out_and_listed(
     assert data["pairs"] == 20
     assert data["skipped"] == {"no image": 1}
     assert list(data["unreadable"]) == ["00020 (record 20)"]
+    assert data["unreadable_by_reason"] == {"not an image": 1}
+
+
+def test_what_a_killed_run_could_not_read_is_known(
+    tiny_config: Callable, tmp_path: Path, shape_pairs: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shard(tmp_path / "0.tar", [*shape_pairs[:47], (b"broken", "a red bar")])
+    config = tiny_config(**{"data.train": f"webdataset:{tmp_path / '0.tar'}"})
+    saved = train.Checkpoints.save
+
+    def save_and_die(self: train.Checkpoints, state: object) -> None:
+        saved(self, state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.Checkpoints, "save", save_and_die)  # At step 3, after an epoch.
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "run")
+    data = json.loads((tmp_path / "run" / "data.json").read_text())["train"]
     assert data["unreadable_by_reason"] == {"not an image": 1}
 
 
@@ -401,6 +419,45 @@ def test_minutes_ask_for_a_checkpoint(tiny_config: Callable, tmp_path: Path) -> 
     run(tiny_config(**FROZEN, **changes, total_steps=3), tmp_path)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["2", "3"]
+
+
+def test_no_device_holds_more_than_its_part_of_the_state(
+    tiny_config: Callable, tmp_path: Path
+) -> None:
+    config = tiny_config(fsdp=True)
+    config.model.text.overrides.vocab_size = 2**15  # The largest array by far.
+    before = live_bytes()
+    mesh, options = sharding.make_mesh(), objectives.make_options(**config.objective)
+    parts = train.build_parts(config, tmp_path, mesh, options)
+    assert live_bytes() == before  # What only restarts need is not on any device.
+    optimizer = step.make_optimizer(config, step.make_schedule(config, 6))
+    state = train.make_fresh_state(parts, optimizer)
+    gc.collect()
+    held = [after - earlier for after, earlier in zip(live_bytes(), before, strict=True)]
+    assert max(held) <= 1.01 * sharding.bytes_on_a_device(state)
+    assert max(held) < 0.2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+
+
+def live_bytes() -> list[int]:
+    """What the arrays that are alive take on each device."""
+    gc.collect()
+    held = collections.Counter()
+    for array in jax.live_arrays():
+        for shard in array.addressable_shards:
+            held[shard.device.id] += shard.data.nbytes
+    return [held[device.id] for device in jax.devices()]
+
+
+def test_untrained_variables_outlast_the_training(
+    tiny_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(train, "draw", lambda parts, *rest: seen.append(parts.encoder.variables))
+    config = tiny_config(total_steps=3)
+    run(config, tmp_path)
+    _, fresh = dual_encoder.split(encoder.build_module(config))
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(seen[0]))
+    jax.tree.map(np.testing.assert_array_equal, seen[0], fresh)
 
 
 def test_diverged_loss_stops_the_run(tiny_config: Callable, tmp_path: Path) -> None:

@@ -151,6 +151,22 @@ def array_loader(arrays: Mapping[str, np.ndarray]) -> Loader:
     return lambda step, records: {name: values[records] for name, values in arrays.items()}
 
 
+def with_values(load: Loader, name: str, values: np.ndarray) -> Loader:
+    """A loader whose batches also say something known of each record.
+
+    Args:
+      load: gives batches with `index`, the records that were really used.
+      name: what to call it.
+      values: [num_records].
+    """
+
+    def load_with_values(step: int, records: np.ndarray) -> Batch:
+        batch = load(step, records)
+        return batch | {name: values[batch["index"]]}
+
+    return load_with_values
+
+
 def _own_seed(seed: int, source: int) -> int:
     """A seed for each source, lest sources of one length go through the same permutations."""
     return int(np.random.SeedSequence((seed, source)).generate_state(1)[0])

@@ -3,11 +3,14 @@
 Counts pairs, sizes, caption lengths, exact copies, and images that cannot be read, each with its
 reason. With --out it writes inspect.json, histograms.png and samples.png. With --model it also says
 how surely that model finds each image's caption among those of a batch, which is OTTER's measure of
-how noisy a data set is.
+how noisy a data set is. With --trust it estimates how many captions are wrong, and with --out which
+ones: trust.parquet, trust.png, and the pairs that are trusted least and most.
 """
 
 import argparse
+import importlib.util
 import sys
+import tempfile
 import textwrap
 import warnings
 from collections.abc import Sequence
@@ -20,6 +23,7 @@ from otter_jax.data import images, statistics
 from otter_jax.data.sources import Source, open_source
 
 SAMPLES, COLUMNS, THUMBNAIL = 24, 6, 160
+TRUST_FILES = ("trust.parquet", "trust.png", "least_trusted.png", "most_trusted.png")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,6 +43,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", required=True, metavar="SPEC", help="as in config.data.train")
     parser.add_argument("--out", type=Path, help="folder for inspect.json and pictures")
     parser.add_argument("--model", type=Path, help="workdir of a run, or an exported model")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="estimate which captions are wrong, by the towers of --model or the quickstart's",
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="look at N pairs, drawn at random")
     parser.add_argument("--seed", type=int, default=0, help="of the random draws; default: 0")
     parser.add_argument(
@@ -61,7 +70,12 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
     # What may be wrong with the command is found before the long part.
     if options.batch_size < 2:
         raise ValueError(f"--batch_size={options.batch_size}; it must be at least 2")
+    if options.trust and options.out is not None and importlib.util.find_spec("pyarrow") is None:
+        raise ModuleNotFoundError(
+            "--trust --out writes Parquet, which needs pyarrow: pip install 'otter_jax[parquet]'"
+        )
     encoder = _load(options.model)
+    towers = (encoder or _quickstart_encoder()) if options.trust else None
     source = open_source(options.data, progress=progress)
     numbers = statistics.choose(len(source), options.limit, options.seed)
     if options.out is not None:
@@ -79,7 +93,13 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
     order = np.random.default_rng(options.seed).permutation(np.array(tally.readable, int))
     if encoder is not None:
         found["match probability"] = _match_probability(encoder, source, order, options.batch_size)
+    if towers is not None:
+        pairs, estimate = _estimate_trust(towers, source, tally.readable, options)
+        found["wrong pairs"] = {"estimated share": estimate.share_wrong}
     say(report(found))
+    if options.out is not None and towers is not None:
+        write_trust(options.out, source, pairs, estimate)
+        say(f"written to {options.out}: {', '.join(TRUST_FILES)}")
     if options.out is not None:
         write_json(options.out / "inspect.json", found)
         draw_histograms(options.out / "histograms.png", tally)
@@ -115,8 +135,22 @@ def draw_histograms(path: Path, tally: statistics.Tally) -> None:
     figure.savefig(path, dpi=110)
 
 
-def draw_samples(path: Path, source: Source, numbers: np.ndarray, encoder: Any) -> None:
-    """A sheet of images as the model sees them (whole, without a model), with their captions."""
+def draw_samples(
+    path: Path,
+    source: Source,
+    numbers: np.ndarray,
+    encoder: Any,
+    notes: Sequence[str] = ("",) * SAMPLES,
+) -> None:
+    """A sheet of images as the model sees them (whole, without a model), with their captions.
+
+    Args:
+        path: A .png file.
+        source: The pairs.
+        numbers: [n], which ones.
+        encoder: The model, or None.
+        notes: What to write before each caption.
+    """
     from matplotlib.figure import Figure
 
     from otter_jax.figures import plain
@@ -126,16 +160,60 @@ def draw_samples(path: Path, source: Source, numbers: np.ndarray, encoder: Any) 
     grid = figure.subplots(rows, COLUMNS).ravel()
     for axes in grid:
         axes.axis("off")
-    for axes, number in zip(grid, numbers, strict=False):
+    for axes, number, note in zip(grid, numbers, notes, strict=False):
         record = source[int(number)]
         fit = encoder.fit if encoder is not None else "pad"
         view = images.evaluation_transform(images.decode(record.image), THUMBNAIL, fit=fit)
         axes.imshow(view)
-        caption = "\n".join(textwrap.wrap(plain(record.caption, 100), 30))
+        caption = "\n".join(textwrap.wrap(note + plain(record.caption, 100), 30))
         axes.set_title(caption, fontsize=8, y=-0.06, va="top", parse_math=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # Captions of any script.
         figure.savefig(path, dpi=110)
+
+
+def write_trust(folder: Path, source: Source, pairs: dict[str, Any], found: Any) -> None:
+    """Writes what was estimated of some pairs: table, histogram, and the pairs at both ends.
+
+    Args:
+        folder: Where to write.
+        source: The pairs.
+        pairs: `record` [n], numbers of some of them, and `key`, what they are called.
+        found: `trust.Trust` of these.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    table, histogram, least, most = (folder / name for name in TRUST_FILES)
+    columns = {**pairs, "trust": found.alpha, "statistic": found.statistic}
+    parquet.write_table(pyarrow.table(columns), table)
+    draw_trust(histogram, found)
+    order = np.lexsort((found.statistic, found.alpha))
+    for path, chosen in ((least, order[:SAMPLES]), (most, order[::-1][:SAMPLES])):
+        notes = [f"{value:.2f}: " for value in found.alpha[chosen]]
+        draw_samples(path, source, pairs["record"][chosen], None, notes)
+
+
+def draw_trust(path: Path, found: Any) -> None:
+    """Histograms of the statistic: of the pairs, and of captions drawn at random in their share."""
+    from matplotlib.figure import Figure
+
+    ends = np.quantile(np.concatenate([found.statistic, found.null]), [0.001, 0.999])
+    edges = np.linspace(*ends, 61)
+    pairs, null = (np.histogram(each, edges)[0] for each in (found.statistic, found.null))
+    expected = found.share_wrong * null * len(found.statistic) / len(found.null)
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.stairs(pairs, edges, fill=True, color="#bcd9ea", label="pairs as they are")
+    axes.stairs(expected, edges, color="#d1495b", label="wrong ones among them, estimated")
+    axes.set(
+        title=f"estimated share of wrong pairs: {100 * found.share_wrong:.0f} %",
+        xlabel="agreement with similar pairs, in standard deviations of wrong ones",
+        ylabel="pairs",
+    )
+    axes.spines[["right", "top"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=110)
 
 
 def _load(model: Path | None) -> Any:
@@ -145,6 +223,38 @@ def _load(model: Path | None) -> Any:
     from otter_jax.encoder import load
 
     return load(model)
+
+
+def _quickstart_encoder() -> Any:
+    """The towers of configs/quickstart.py, which are good for any pictures and English captions."""
+    from otter_jax import sharding
+    from otter_jax.config import default_config
+    from otter_jax.encoder import build_module, make_encoder
+    from otter_jax.models import dual_encoder
+    from otter_jax.models.hub import QUICKSTART_PACKAGES
+
+    config = default_config()
+    config.data.fit = "pad"
+    config.model.image.pretrained, config.model.text.pretrained = (
+        f"package:{name}" for name in QUICKSTART_PACKAGES
+    )
+    model, variables = dual_encoder.split(build_module(config))
+    mesh = sharding.make_mesh()
+    return make_encoder(config, model, sharding.put_state(mesh, variables), mesh)
+
+
+def _estimate_trust(
+    encoder: Any, source: Source, numbers: Sequence[int], options: argparse.Namespace
+) -> tuple[dict[str, Any], Any]:
+    """`trust.Trust` of some pairs, behind the columns that say which."""
+    from otter_jax import trust
+    from otter_jax.pair_features import embed_pairs
+
+    trust.refuse_too_few(len(numbers), trust.NEIGHBORS)
+    with tempfile.TemporaryDirectory(dir=options.out) as folder:
+        pairs = embed_pairs(source, encoder, Path(folder), numbers)
+        found = trust.estimate(pairs.image, pairs.text, seed=options.seed)
+    return {"record": pairs.numbers, "key": pairs.keys}, found
 
 
 def _match_probability(

@@ -1,12 +1,15 @@
 """The program from its command line to its files."""
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
+from pyarrow import parquet
 
 from otter_jax import sharding
 from otter_jax.data import inspect
@@ -19,6 +22,15 @@ def out(pairs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inspected") / "out"
     inspect.main([f"--data=webdataset:{pairs_folder}", f"--out={folder}"])
     return folder
+
+
+@pytest.fixture
+def tiny_model(tiny_config: Callable[..., ConfigDict], tmp_path: Path) -> Path:
+    config = tiny_config()
+    model, variables = dual_encoder.split(build_module(config))
+    mesh = sharding.make_mesh()
+    make_encoder(config, model, sharding.put_state(mesh, variables), mesh).save(tmp_path / "model")
+    return tmp_path / "model"
 
 
 def test_what_is_found(out: Path) -> None:
@@ -50,21 +62,50 @@ def test_a_part_is_drawn_by_the_seed(
     assert sheets[0] == sheets[1] != sheets[2]
 
 
-def test_match_probability_of_a_model(
-    pairs_folder: Path, tiny_config: Callable[..., ConfigDict], tmp_path: Path
-) -> None:
-    config = tiny_config()
-    model, variables = dual_encoder.split(build_module(config))
-    mesh = sharding.make_mesh()
-    make_encoder(config, model, sharding.put_state(mesh, variables), mesh).save(tmp_path / "model")
-    inspect.main([
-        f"--data=webdataset:{pairs_folder}", f"--model={tmp_path / 'model'}", "--batch_size=16",
-        f"--out={tmp_path}",
-    ])  # fmt: skip
+def test_match_probability_of_a_model(pairs_folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    command = [f"--data=webdataset:{pairs_folder}", f"--model={tiny_model}", "--batch_size=16"]
+    inspect.main([*command, f"--out={tmp_path}"])
     found = json.loads((tmp_path / "inspect.json").read_text())["match probability"]
     assert found["batches"] == 3 and 1 <= found["scale"] <= 100
     assert found["on_diagonal"] + 15 * found["off_diagonal"] == pytest.approx(1.0)
     assert found["off_diagonal"] <= found["off_diagonal_max"] <= 1
+
+
+def test_trust_of_every_pair(pairs_folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    command = [f"--data=webdataset:{pairs_folder}", f"--model={tiny_model}", "--batch_size=16"]
+    inspect.main([*command, "--trust", f"--out={tmp_path}"])
+    share = json.loads((tmp_path / "inspect.json").read_text())["wrong pairs"]["estimated share"]
+    table = parquet.read_table(tmp_path / "trust.parquet").to_pydict()
+    assert table["record"] == list(range(48))
+    assert table["key"][:2] == ["00000", "00001"]
+    assert np.mean(table["trust"]) == pytest.approx(1 - share, abs=0.2)
+    for name in ("trust.png", "least_trusted.png", "most_trusted.png"):
+        with Image.open(tmp_path / name) as picture:
+            picture.load()
+            assert len(set(picture.convert("L").histogram())) > 10  # Not a blank sheet.
+    sheets = [(tmp_path / f"{name}_trusted.png").read_bytes() for name in ("least", "most")]
+    assert sheets[0] != sheets[1]
+    # Nothing is left of the features.
+    assert not [path for path in tmp_path.iterdir() if path.is_dir() and path != tiny_model]
+
+
+def test_trust_is_said_without_files(
+    pairs_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture
+) -> None:
+    command = [f"--data=webdataset:{pairs_folder}", f"--model={tiny_model}", "--trust"]
+    inspect.main([*command, "--limit=40"])
+    assert "wrong pairs         estimated share " in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"at least 31 different pairs.*found 12$"):
+        inspect.main([*command, "--limit=12"])
+
+
+def test_the_table_needs_pyarrow(
+    pairs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"otter_jax\[parquet\]"):
+        inspect.main([f"--data=webdataset:{pairs_folder}", "--trust", f"--out={tmp_path / 'x'}"])
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(

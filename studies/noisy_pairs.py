@@ -1,0 +1,166 @@
+"""Which method should one train with on noisy pairs? The study of PROTOCOL.md, in one command:
+
+    python -m studies.noisy_pairs --workdir=runs/noisy_pairs
+
+Every method is tuned on validation pairs, then trained with 10 seeds on 3 splits and tested. Each
+run is a line of records.jsonl; what is there is not run again, so the command goes on where it was
+interrupted. The same command gives the same lines.
+"""
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from otter_jax.reporting import progress
+from studies import collection as collections
+from studies import methods, runs
+from studies.methods import METHODS, SETTINGS
+
+TEST_SEEDS = 10
+TRIAL_SEED = 1000  # Of all trials: no seed of a test.
+
+Record = dict[str, Any]
+
+
+class Job(NamedTuple):
+    """Runs that share what is compiled: one method, setting and choice of hyperparameters."""
+
+    kind: str  # "trial", "test" or "sweep".
+    setting: str
+    method: str
+    trial: int
+    change: str = ""  # A key of methods.CHANGES, in a sweep.
+
+    def seeds(self) -> Iterable[tuple[int, int]]:
+        """(split, seed) of its runs."""
+        seeds = {
+            "trial": [TRIAL_SEED],
+            "test": range(TEST_SEEDS),
+            "sweep": range(methods.SWEEP_SEEDS),
+        }
+        return itertools.product(range(collections.NUM_SPLITS), seeds[self.kind])
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Those of its trial, but for the change."""
+        chosen = methods.hyperparameters(METHODS[self.method], self.trial)
+        return chosen | methods.CHANGES.get(self.change, {})
+
+
+_loaded: list[runs.Pairs] = []  # One, in each worker.
+
+
+def start_worker(workdir: Path) -> None:
+    """Reads the features, which were computed before."""
+    _loaded[:] = [runs.Pairs(collections.load(workdir))]
+
+
+def run(job: Job) -> tuple[Job, list[Record], dict[str, np.ndarray]]:
+    """Trains all runs of a job; their records, and by split the ranks of queries [seeds, q]."""
+    (pairs,) = _loaded
+    method, setting = METHODS[job.method], SETTINGS[job.setting]
+    trainer = runs.Trainer(method, setting, job.hyperparameters())
+    records: list[Record] = []
+    ranks_of: dict[str, list[np.ndarray]] = {}
+    for number, seed in job.seeds():
+        split = pairs.splits[number]
+        data = pairs.data(setting, number, seed, uses_trust=trainer.options.uses_trust)
+        variables = trainer.train(data, pairs.collection.text, seed)
+        queries = (split.test, split.test_images)
+        if job.kind == "trial":
+            queries = (split.validation, split.validation_images)
+        ranks = trainer.ranks(variables, data, pairs.collection, *queries)
+        scores = {name: round(score, 4) for name, score in ranks.scores().items()}
+        records.append({**job._asdict(), "split": number, "seed": seed, **scores})
+        ranks_of.setdefault(f"split_{number}", []).append(np.concatenate(ranks))
+    return job, records, {name: np.stack(rows) for name, rows in ranks_of.items()}
+
+
+def best_trial(records: Iterable[Record], setting: str, method: str) -> int:
+    """The trial with the best mean of the six metrics on validation; of equal ones the first."""
+    scores: dict[int, list[float]] = {}
+    for record in records:
+        if (record["kind"], record["setting"], record["method"]) == ("trial", setting, method):
+            scores.setdefault(record["trial"], []).append(score(record))
+    return max(sorted(scores), key=lambda trial: np.mean(scores[trial]))
+
+
+def score(record: Record) -> float:
+    """The mean of the six metrics of a run, in percent."""
+    names = [f"{kind}@{k}" for kind in ("recall", "hit") for k in runs.KS]
+    return float(np.mean([record[name] for name in names]))
+
+
+def read_records(path: Path) -> list[Record]:
+    """The records of a study; none if there is no file."""
+    return [json.loads(line) for line in path.open()] if path.is_file() else []
+
+
+def unfinished(jobs: Iterable[Job], records: Iterable[Record]) -> list[Job]:
+    """The jobs without records."""
+    done = {Job(*(record[name] for name in Job._fields)) for record in records}
+    return [job for job in jobs if job not in done]
+
+
+def run_jobs(jobs: list[Job], workdir: Path, workers: int) -> None:
+    """Runs jobs in worker processes, and writes the records in the jobs' order."""
+    if not jobs:
+        return
+    context = multiprocessing.get_context("spawn")
+    with (
+        context.Pool(workers, start_worker, (workdir,)) as pool,
+        (workdir / "records.jsonl").open("a") as file,
+    ):
+        for job, records, ranks in progress(pool.imap(run, jobs), len(jobs), jobs[0].kind):
+            if job.kind == "test":
+                save_ranks(workdir, job, ranks)
+            file.write("".join(json.dumps(record) + "\n" for record in records))
+            file.flush()
+
+
+def save_ranks(workdir: Path, job: Job, ranks: dict[str, np.ndarray]) -> None:
+    """Keeps the ranks of all queries, for the bootstrap over images."""
+    path = ranks_file(workdir, job.setting, job.method)
+    path.parent.mkdir(exist_ok=True)
+    np.savez_compressed(path, **ranks)
+
+
+def ranks_file(workdir: Path, setting: str, method: str) -> Path:
+    """Where the ranks of a method's tests are."""
+    return workdir / "ranks" / f"{setting}, {method}.npz"
+
+
+def main() -> None:
+    """Tunes, then tests."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", type=Path, required=True, help="features, records, ranks")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    arguments = parser.parse_args()
+    workdir = arguments.workdir
+    collections.load(workdir)
+    cells = list(itertools.product(SETTINGS, METHODS))
+    trials = [Job("trial", *cell, trial) for cell in cells for trial in range(methods.NUM_TRIALS)]
+    path = workdir / "records.jsonl"
+    one_core = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {one_core}"  # Of the workers.
+    # Settings that differ in their captions alone share what is compiled.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(workdir / "compiled")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    run_jobs(unfinished(trials, read_records(path)), workdir, arguments.workers)
+    records = read_records(path)
+    tests = [Job("test", *cell, best_trial(records, *cell)) for cell in cells]
+    run_jobs(unfinished(tests, records), workdir, arguments.workers)
+    swept = (methods.SWEPT_SETTING, methods.SWEPT_METHOD)
+    chosen = best_trial(records, *swept)
+    sweep = [Job("sweep", *swept, chosen, change) for change in methods.CHANGES]
+    run_jobs(unfinished(sweep, read_records(path)), workdir, arguments.workers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""One run of the study: a head on frozen features, trained by the package's own train step."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from otter_jax import objectives, sharding, trust
+from otter_jax.config import default_config
+from otter_jax.evaluation.ranks import best_true_ranks
+from otter_jax.models import dual_encoder
+from otter_jax.models.dual_encoder import DualEncoder, FunctionalModel, Variables
+from otter_jax.models.projections import make_projection
+from otter_jax.step import initial_state, make_optimizer, make_schedule, make_train_step
+from studies.collection import NUM_SPLITS, Collection, make_split, shuffled_captions
+from studies.methods import Method, Setting
+
+KS = (1, 5, 10)
+COMPONENTS = 512
+WARMUP_SHARE = 0.1
+NUM_PAIRS = 4_222  # To train on; the splits have that many, or one more.
+
+
+class FeatureTower(nnx.Module):
+    """Stands for a frozen tower, whose features come with the batch."""
+
+    def __init__(self, width: int):
+        """Of `width` features."""
+        self.width = width
+
+
+class Data(NamedTuple):
+    """What is trained on, and what it is tested with afterwards."""
+
+    image: np.ndarray  # float32 [n, COMPONENTS], all pairs.
+    class_image: np.ndarray  # float32 [m, COMPONENTS], the other style.
+    train: np.ndarray  # int [NUM_PAIRS], numbers of the training images
+    caption_of: np.ndarray  # int [NUM_PAIRS], and of the pairs whose captions they are given.
+    trust: np.ndarray | None  # float32 [NUM_PAIRS], where the method asks for it.
+
+
+class Ranks(NamedTuple):
+    """The best rank of a true answer, from 0, for every query; KS[-1] stands for worse."""
+
+    image_to_text: np.ndarray
+    text_to_image: np.ndarray
+    zero_shot: np.ndarray
+
+    def scores(self) -> dict[str, float]:
+        """The study's six metrics, in percent; recall is the mean of both directions."""
+        hits = {k: [100 * float((ranks < k).mean()) for ranks in self] for k in KS}
+        recalls = {f"recall@{k}": (hits[k][0] + hits[k][1]) / 2 for k in KS}
+        return recalls | {f"hit@{k}": hits[k][2] for k in KS}
+
+
+def principal_components(
+    collection: Collection, train: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images of both styles in the principal components of the training images' features.
+
+    All are divided by one number that makes the mean square 1, and so keep their proportions.
+    """
+    rows = collection.image[train].astype(np.float64)
+    mean = rows.mean(axis=0)
+    axes = np.linalg.eigh((rows - mean).T @ (rows - mean))[1][:, ::-1][:, :COMPONENTS]
+    axes *= np.sign(axes.sum(axis=0))  # An eigenvector's sign is arbitrary.
+    axes /= np.sqrt(np.mean(((rows - mean) @ axes) ** 2))
+    return tuple(
+        ((features - mean) @ axes).astype(np.float32)
+        for features in (collection.image, collection.class_image)
+    )
+
+
+class Pairs:
+    """The collection as the runs see it; what several of them share is computed once."""
+
+    def __init__(self, collection: Collection):
+        """Makes the splits, and the principal components of each."""
+        self.collection = collection
+        self.splits = [make_split(collection, number) for number in range(NUM_SPLITS)]
+        trains = [split.train[:NUM_PAIRS] for split in self.splits]
+        self.images = [principal_components(collection, train) for train in trains]
+        self._trust: dict[bytes, np.ndarray] = {}
+
+    def data(self, setting: Setting, number: int, seed: int, *, uses_trust: bool) -> Data:
+        """The pairs of a split, with wrong captions that `seed` draws."""
+        train = self.splits[number].train[:NUM_PAIRS]
+        groups = self.collection.folder[train] * setting.within_folder
+        order, _ = shuffled_captions(groups, setting.wrong, np.random.default_rng((4, seed)))
+        caption_of = train[order]
+        alpha = self._estimate(train, caption_of, seed) if uses_trust else None
+        return Data(*self.images[number], train, caption_of, alpha)
+
+    def _estimate(self, train: np.ndarray, caption_of: np.ndarray, seed: int) -> np.ndarray:
+        """Trust from what is trained on and no more."""
+        key = train.tobytes() + caption_of.tobytes() + bytes([seed % 256])
+        if key not in self._trust:
+            images, texts = self.collection.image[train], self.collection.text[caption_of]
+            self._trust[key] = trust.estimate(images, texts, seed=seed).alpha
+        return self._trust[key]
+
+
+class Trainer:
+    """Trains with one method, setting and choice of hyperparameters; it is compiled once."""
+
+    def __init__(self, method: Method, setting: Setting, hyperparameters: Mapping[str, Any]):
+        """The hyperparameters are those of `methods.hyperparameters`."""
+        hyper = dict(hyperparameters)
+        self.cap = hyper.pop("trust_cap", 1.0)
+        config = default_config()
+        config.batch_size = setting.batch_size
+        config.optimizer.name = "adamw"
+        config.optimizer.learning_rate = hyper.pop("learning_rate")
+        config.optimizer.weight_decay = hyper.pop("weight_decay")
+        config.teacher.decay = hyper.pop("teacher_decay", config.teacher.decay)
+        self.shape = (NUM_PAIRS * hyper.pop("epochs") // setting.batch_size, setting.batch_size)
+        config.optimizer.warmup_steps = int(WARMUP_SHARE * self.shape[0])
+        self.head = setting.head
+        self.options = objectives.make_options(method.objective, **{**method.options, **hyper})
+        schedule = make_schedule(config, self.shape[0])
+        optimizer = make_optimizer(config, schedule)
+        mesh = sharding.make_mesh()
+        model, _ = self.make_model(0)
+        step = make_train_step(model, self.options, optimizer, schedule, config, mesh)
+
+        def train(variables: Variables, pairs: dict[str, jax.Array], order: jax.Array) -> Variables:
+            state = initial_state(variables, optimizer, uses_teacher=self.options.uses_teacher)
+
+            def one_step(state: Any, rows: jax.Array) -> tuple[Any, None]:
+                return step(state, {name: array[rows] for name, array in pairs.items()})[0], None
+
+            return jax.lax.scan(one_step, state, order)[0].variables
+
+        self._train = jax.jit(train)
+
+    def make_model(self, seed: int) -> tuple[FunctionalModel, Variables]:
+        """A fresh head for images; texts keep their features, as in the quickstart."""
+        rngs, width = nnx.Rngs(seed), 384
+        module = DualEncoder(
+            FeatureTower(COMPONENTS),
+            FeatureTower(width),
+            make_projection(self.head, COMPONENTS, width, rngs=rngs),
+            make_projection("none", width, width, rngs=rngs),
+            initial_scale=self.options.initial_scale,
+            initial_bias=self.options.initial_bias,
+        )
+        return dual_encoder.split(module)
+
+    def train(self, data: Data, text: np.ndarray, seed: int) -> Variables:
+        """The variables at the end; the seed draws the head and the order of the pairs."""
+        rng, needed = np.random.default_rng((5, seed)), np.prod(self.shape)
+        epochs = -(-needed // len(data.train))
+        order = np.concatenate([rng.permutation(len(data.train)) for _ in range(epochs)])
+        pairs = {"image_features": data.image[data.train], "text_features": text[data.caption_of]}
+        if self.options.uses_trust:
+            pairs["trust"] = np.float32(self.cap) * data.trust
+        _, variables = self.make_model(seed)
+        return self._train(variables, pairs, order[:needed].reshape(self.shape))
+
+    def ranks(
+        self,
+        variables: Variables,
+        data: Data,
+        collection: Collection,
+        pairs: np.ndarray,
+        images: np.ndarray,
+    ) -> Ranks:
+        """Ranks among some pairs, and of some images of the other style among all its classes."""
+        project = functools.partial(_project, self.make_model(0)[0], variables)
+        captions, classes = map(_unit, (collection.text[pairs], collection.class_text))
+        found, other = project(data.image[pairs]), project(data.class_image[images])
+        own = np.arange(len(pairs))[:, None]
+        queries = (
+            (found, captions, own),
+            (captions, found, own),
+            (other, classes, collection.labels[images]),
+        )
+        ranks = (best_true_ranks(*each, limit=KS[-1]) for each in queries)
+        return Ranks(*(each.astype(np.uint8) for each in ranks))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _project_rows(model: FunctionalModel, variables: Variables, features: jax.Array) -> jax.Array:
+    return objectives.normalize(model.bind(variables).image_projection(features))
+
+
+def _project(model: FunctionalModel, variables: Variables, features: np.ndarray) -> np.ndarray:
+    return np.asarray(_project_rows(model, variables, features))
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)

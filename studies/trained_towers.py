@@ -1,0 +1,93 @@
+"""The smaller part of the study with towers that are trained, through the package's own `train`.
+
+    python -m studies.trained_towers --workdir=runs/trained_towers [--seeds=2]
+
+The quickstart's pairs with 40 % of the captions shuffled; the last blocks of both towers are
+trained, as in configs/declip_quickstart.py. Nothing is tuned. What is finished is not run again.
+"""
+
+import argparse
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+
+from configs import declip_quickstart
+from otter_jax.data.sources import open_source
+from otter_jax.train import train
+from studies.collection import shuffled_captions
+
+WRONG = 0.4
+METHODS = {
+    "infonce": {"name": "infonce"},
+    "otter": {"name": "otter"},
+    "trust + otter": {"name": "otter", "alpha": "estimated"},
+    "sigmoid": {"name": "sigmoid"},
+    "trust sigmoid": {"name": "sigmoid", "pair_weight": "estimated"},
+}
+
+
+def write_pairs(folder: Path, seed: int) -> Path:
+    """A CSV of the quickstart's training pairs, of which a share has the caption of another."""
+    source = open_source("open_clipart")
+    records = [source[number] for number in range(len(source))]
+    order, _ = shuffled_captions(
+        np.zeros(len(records), int), WRONG, np.random.default_rng((4, seed))
+    )
+    images = folder / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    path = folder / f"shuffled_{seed}.csv"
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["image", "caption"])
+        for record, other in zip(records, order, strict=True):
+            image = images / f"{record.key}.webp"
+            if not image.is_file():
+                image.write_bytes(record.image)
+            rows.writerow([f"images/{image.name}", records[other].caption])
+    return path
+
+
+def run(method: str, seed: int, folder: Path) -> None:
+    """Trains with one method on the pairs of one seed."""
+    config = declip_quickstart.get_config()
+    config.seed = seed
+    config.data.train = f"csv:{write_pairs(folder, seed)}"
+    config.data.augmentation = "resize_random_crop"
+    config.objective.update(METHODS[method])
+    train(config, folder / f"{method.replace(' ', '_')}_{seed}")
+
+
+def table(folder: Path) -> str:
+    """Every finished run, in percent; recall is the mean of both directions."""
+    lines = ["| method | seed | recall@1 / 5 / 10 | OpenMoji hit@1 / 5 / 10 |", "|---|---|---|---|"]
+    for method in METHODS:
+        for path in sorted(folder.glob(f"{method.replace(' ', '_')}_[0-9]/results.json")):
+            results = json.loads(path.read_text())
+            pairs, emoji = results["open_clipart"], results["openmoji"]
+            recalls = (
+                50 * (pairs[f"i2t_recall@{k}"] + pairs[f"t2i_recall@{k}"]) for k in (1, 5, 10)
+            )
+            cells = [
+                " / ".join(f"{value:.1f}" for value in values)
+                for values in (recalls, (100 * emoji[f"hit@{k}"] for k in (1, 5, 10)))
+            ]
+            lines.append(f"| {method} | {path.parent.name[-1]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Runs all methods of a seed before those of the next."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", type=Path, required=True, help="where the runs are kept")
+    parser.add_argument("--seeds", type=int, default=2)
+    arguments = parser.parse_args()
+    for seed in range(arguments.seeds):
+        for method in METHODS:
+            run(method, seed, arguments.workdir)
+            print(table(arguments.workdir), flush=True)
+
+
+if __name__ == "__main__":
+    main()
