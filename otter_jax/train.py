@@ -575,7 +575,7 @@ def add_trust(parts: Parts, data: TrainingData) -> None:
         with tempfile.TemporaryDirectory(dir=parts.workdir, prefix="pair_features_") as folder:
             found, records = estimate_trust(parts, data, Path(folder))
         trust.write(path, key, found, records)
-    say(f"estimated share of wrong pairs: {100 * found.share_wrong:.0f} %")
+    say(trust.describe(found))
     # Of a record that could not be read then, no more is known than of all together.
     values = np.full(len(data.source), 1.0 - found.share_wrong, np.float32)
     values[records] = found.alpha

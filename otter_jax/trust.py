@@ -34,6 +34,8 @@ NEIGHBORS = 30
 BLOCK = 1024  # Pairs at a time; their neighbours' features are the most that memory must hold.
 SPARE = 16  # Neighbours more than are asked, since some may be the pair itself or its copies.
 COPY = 1e-6  # Rows whose cosine differs from 1 by less are the same but for rounding.
+LOWEST = 0.3  # Share of the null by which the wrong pairs are counted.
+FEW = 1000  # Pairs, below which right ones without any like them are a large share.
 NULL_DRAWS = 5  # Captions of others that each image is tried with.
 MOST_BINS = 1000
 
@@ -102,16 +104,31 @@ def estimate(
     return Trust(alpha.astype(np.float32), share_wrong, statistic, null)
 
 
+def describe(found: Trust) -> str:
+    """One line: the share of wrong pairs, and whether there are too few pairs to know it."""
+    line = f"estimated share of wrong pairs: {100 * found.share_wrong:.0f} %"
+    if len(found.alpha) < FEW:
+        line += (
+            f"; of only {len(found.alpha)} pairs, many have none that is like them, and some right "
+            "ones are taken for wrong"
+        )
+    return line
+
+
 def wrong_share(statistic: np.ndarray, null: np.ndarray) -> float:
-    """The share of wrong pairs, from the half below the null's median, where few right ones are.
+    """The share of wrong pairs, from the lowest 30 % of the null, where few right ones are.
+
+    Right pairs that no other pair is like are there too, and with few pairs they are many: of 300
+    right ones of the embedded clip art it takes 11 % for wrong, of 900 it takes 3 %. The lower half
+    would take 15 % and 7 %, a smaller part would be less certain.
 
     Args:
       statistic: [N] of the pairs.
       null: [M] of wrong pairs.
     """
-    middle = np.median(null)
-    below = np.mean(statistic < middle) + np.mean(statistic == middle) / 2
-    return float(min(1.0, below / 0.5))
+    edge = np.quantile(null, LOWEST)
+    observed, expected = (np.mean(x < edge) + np.mean(x == edge) / 2 for x in (statistic, null))
+    return float(min(1.0, observed / expected))
 
 
 def false_discovery_rate(statistic: np.ndarray, null: np.ndarray, share_wrong: float) -> np.ndarray:

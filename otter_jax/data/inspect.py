@@ -94,8 +94,11 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
     if encoder is not None:
         found["match probability"] = _match_probability(encoder, source, order, options.batch_size)
     if towers is not None:
+        from otter_jax import trust  # With JAX, which a look at the data alone does not need.
+
         pairs, estimate = _estimate_trust(towers, source, tally.readable, options)
         found["wrong pairs"] = {"estimated share": estimate.share_wrong}
+        say(trust.describe(estimate))
     say(report(found))
     if options.out is not None and towers is not None:
         write_trust(options.out, source, pairs, estimate)
