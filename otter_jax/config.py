@@ -19,7 +19,14 @@ from otter_jax.data.augmentations import AUGMENTATIONS
 from otter_jax.evaluation.templates import read_templates
 
 # Keys that say how a run is kept, not what it computes; they may change between two starts.
-BOOKKEEPING_KEYS = ("checkpoint.", "on_nan", "max_nan_steps", "profile", "wandb_project")
+BOOKKEEPING_KEYS = (
+    "checkpoint.",
+    "data.max_bad_share",
+    "on_nan",
+    "max_nan_steps",
+    "profile",
+    "wandb_project",
+)
 OVERRIDE = re.compile(r"model\.(image|text)\.overrides\.[^.]+")  # Any plain value.
 
 

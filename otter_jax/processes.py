@@ -20,6 +20,7 @@ PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "ott-jax", "orbax-checkpoint", "grain", "numpy"),
     "opencv-python-headless",  # Pixels of decoded images can differ between its versions.
 )
+IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 COORDINATOR = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # What a TPU slice, SLURM's srun and Open MPI's mpirun tell each process, and JAX reads.
 LAUNCHERS = ("TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES", "SLURM_JOB_ID", "SLURM_PROCID",
@@ -66,6 +67,9 @@ def join(
     Raises:
       ValueError: saying which variables were found, if the others cannot be.
     """
+    # XLA's CPU runtime otherwise starts whatever it can at once, and collectives that do not depend
+    # on each other then meet in another order in each process, which ends all of them.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {IN_ORDER}"
     given = zip(COORDINATOR, (address, num_processes, process_id), strict=True)
     address, *numbers = (os.environ.get(name) if value is None else value for name, value in given)
     try:

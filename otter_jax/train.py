@@ -22,7 +22,13 @@ from otter_jax.checkpoints import Checkpoints
 from otter_jax.data import batches, text_augmentations
 from otter_jax.data.pair_loader import PairLoader, Views
 from otter_jax.data.records import count_reasons, refuse_too_many_bad
-from otter_jax.data.sources import Source, count_by_source, open_source
+from otter_jax.data.sources import (
+    Source,
+    count_by_source,
+    describe_skipped_files,
+    open_source,
+    skipped_files,
+)
 from otter_jax.divergence import DivergedError, DivergenceWatch
 from otter_jax.encoder import Encoder, build_module, keep_description, make_encoder
 from otter_jax.evaluation import tables
@@ -97,6 +103,7 @@ class TrainingData:
     records: np.ndarray  # Numbers in `source` of the records that can be used, ascending.
     found: dict[str, str]  # Name of a record -> why this process could not use it; may grow.
     unreadable: dict[str, str] = dataclasses.field(default_factory=dict)  # As all processes know.
+    said: int = 0  # How many of these the user has been told of.
     # What `load` gives of all `records`, where that is the same at every step and held in memory.
     fixed: batches.Batch = dataclasses.field(default_factory=dict)
 
@@ -153,6 +160,8 @@ def train(config: ConfigDict, workdir: Path) -> Results:
             objectives.check_queue(options, config.batch_size, mesh.devices.size)
             views_of(config, options)  # Refuses what the data cannot give.
             source = open_source(config.data.train, cache_dir=workdir, progress=reporting.progress)
+            if damage := describe_skipped_files(source):
+                say(damage)
             refuse_bad_data(config, source, {})
             refuse_other_data(source, workdir)
             record_order(config, source, np.arange(len(source)))  # Refuses too few pairs.
@@ -163,8 +172,9 @@ def train(config: ConfigDict, workdir: Path) -> Results:
         fingerprints = {"config.data.train": source.fingerprint}
         processes.refuse_differences(processes.facts(config, fingerprints))
         if finished := read_finished(workdir, total_steps):
-            say(f"{workdir} is finished ({total_steps} steps); its results:\n")
-            say(reporting.results_table(finished))
+            say(f"{workdir} is finished ({total_steps} steps)")
+            if config.evaluate.sets:
+                say(f"its results:\n\n{reporting.results_table(finished)}")
             return finished
         parts = build_parts_together(config, workdir, mesh, options)
         parts.interruption = interruption
@@ -613,7 +623,8 @@ def check_data(parts: Parts, data: TrainingData) -> None:
     """Writes down and says what cannot be used, and refuses too much of it (ValueError)."""
     data.share_unreadable()
     write_data_note(parts, data)
-    if data.unreadable:
+    if len(data.unreadable) > data.said:
+        data.said = len(data.unreadable)
         say(f"images that cannot be read, and are not used: {len(data.unreadable)}; see data.json")
     refuse_bad_data(parts.config, data.source, data.unreadable)
 
@@ -629,6 +640,7 @@ def write_data_note(parts: Parts, data: TrainingData) -> None:
                 "pairs": len(data.source) - len(unreadable),
                 "fingerprint": data.source.fingerprint,
                 "skipped": data.source.skipped,
+                "skipped_files": skipped_files(data.source),
                 "unreadable_by_reason": count_reasons(unreadable.values()),
                 "unreadable": dict(sorted(unreadable.items())),
             },
@@ -692,8 +704,9 @@ def write_results(
     }
     tables.write_csv((parts.workdir / name).with_suffix(".csv"), results)
     reporting.write_json(parts.workdir / name, results)  # Last of all: with it the run is finished.
-    say("")
-    say(reporting.results_table(results))
+    if parts.sets:
+        say("")
+        say(reporting.results_table(results))
     return results
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from otter_jax import objectives, sharding, trust
+from otter_jax import objectives, trust
 from otter_jax.config import default_config
 from otter_jax.evaluation.ranks import best_true_ranks
 from otter_jax.models import dual_encoder
@@ -122,7 +122,7 @@ class Trainer:
         self.options = objectives.make_options(method.objective, **{**method.options, **hyper})
         schedule = make_schedule(config, self.shape[0])
         optimizer = make_optimizer(config, schedule)
-        mesh = sharding.make_mesh()
+        mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
         model, _ = self.make_model(0)
         step = make_train_step(model, self.options, optimizer, schedule, config, mesh)
 

@@ -10,6 +10,7 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
     + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+    + " --xla_cpu_enable_concurrency_optimized_scheduler=false"
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Many tests compile the same small programs: once is enough, in pytest's workers and started

@@ -108,6 +108,7 @@ def test_differences_name_keys_but_not_bookkeeping() -> None:
     one, two = config_lib.default_config(), config_lib.default_config()
     two.objective.alpha = 0.25
     two.checkpoint.every_steps = 5
+    two.data.max_bad_share = 0.5
     assert config_lib.differences(one, two) == ["objective.alpha: 0.5 -> 0.25"]
 
 

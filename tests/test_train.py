@@ -231,6 +231,39 @@ def test_unreadable_images_are_left_out_and_listed(
     assert data["unreadable_by_reason"] == {"not an image": 1}
 
 
+def test_a_run_that_was_refused_goes_on_with_more_bad_records(
+    tiny_config: Callable, tmp_path: Path, shape_pairs: list, capsys: pytest.CaptureFixture
+) -> None:
+    write_shard(tmp_path / "0.tar", [*shape_pairs[:20], (b"broken", "a red bar")])
+    changes = {"data.train": f"webdataset:{tmp_path / '0.tar'}", "evaluate.sets": (), **FROZEN}
+    with pytest.raises(
+        ValueError, match=r"to go on nevertheless: --config.data.max_bad_share=0.05"
+    ):
+        run(tiny_config(**changes, **{"data.max_bad_share": 0.01}), tmp_path / "run")
+    capsys.readouterr()
+    run(tiny_config(**changes, **{"data.max_bad_share": 0.05}), tmp_path / "run")
+    said = capsys.readouterr().out
+    assert said.count("images that cannot be read") == 1
+    assert "chance" not in said  # Nothing was evaluated.
+
+
+def test_truncated_shards_are_named_and_count_as_what_they_lost(
+    tiny_config: Callable, tmp_path: Path, shape_pairs: list, capsys: pytest.CaptureFixture
+) -> None:
+    for number in range(3):
+        write_shard(tmp_path / f"{number}.tar", shape_pairs[16 * number : 16 * (number + 1)])
+    data = (tmp_path / "1.tar").read_bytes()
+    (tmp_path / "1.tar").write_bytes(data[: len(data) // 2])
+    changes = {"data.train": f"webdataset:{tmp_path}", "evaluate.sets": (), **FROZEN}
+    with pytest.raises(ValueError, match=r"of 48 records .* allows: truncated tar: \d+\."):
+        run(tiny_config(**changes), tmp_path / "run")
+    assert f"truncated, download again: {tmp_path}/1.tar; about" in capsys.readouterr().out
+    run(tiny_config(**changes, **{"data.max_bad_share": 0.5}), tmp_path / "run")
+    note = json.loads((tmp_path / "run" / "data.json").read_text())["train"]
+    assert list(note["skipped_files"]) == [f"{tmp_path}/1.tar"]
+    assert note["pairs"] + note["skipped"]["truncated tar"] == 48
+
+
 def test_what_a_killed_run_could_not_read_is_known(
     tiny_config: Callable, tmp_path: Path, shape_pairs: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:

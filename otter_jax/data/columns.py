@@ -7,6 +7,7 @@ IMAGE_NAMES = ("image", "image_path", "img", "filepath", "file_path", "file", "f
                "filename", "path")  # fmt: skip
 CAPTION_NAMES = ("caption", "captions", "text", "texts", "title", "sentence", "sentences",
                  "description")  # fmt: skip
+ADDRESS_NAMES = {"url", "urls", "image_url", "img_url", "link"}
 
 
 def choose_columns(
@@ -51,8 +52,9 @@ def choose_column(
     for name in () if wanted else customary:
         if name in by_lower_case:
             return by_lower_case[name]
-    looked_for = repr(wanted) if wanted else f"any of {', '.join(customary)}"
-    raise ValueError(
-        f"{what} column not found: there is no {looked_for} among {', '.join(map(repr, names))}; "
-        f"name it by adding ?{option}=COLUMN to the SPEC"
-    )
+    there = ", ".join(map(repr, names)) or "no columns"
+    missing = f"there is no {wanted!r}" if wanted else f"none of {', '.join(customary)} is"
+    hint = f"name it by adding ?{option}=COLUMN to the SPEC"
+    if option == "image" and not ADDRESS_NAMES.isdisjoint(by_lower_case):
+        hint += "; images behind addresses must be downloaded first, for example by img2dataset"
+    raise ValueError(f"{what} column not found: {missing} among {there}; {hint}")

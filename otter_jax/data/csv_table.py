@@ -5,6 +5,7 @@ photos/1.jpg,a cat on a mat
 photos/2.jpg,"[""a dog"", ""a puppy""]"
 """
 
+import codecs
 import contextlib
 import csv
 import hashlib
@@ -22,9 +23,12 @@ from otter_jax.data.records import (
     RecordError,
     clean_caption,
     clean_captions,
+    in_words,
     read_image,
     size_of_image,
 )
+
+_SEPARATORS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "vertical bars"}
 
 
 class Row(NamedTuple):
@@ -83,11 +87,12 @@ class TextTable:
             raise FileNotFoundError(f"{name}: there is no file {path}") from None
         with file:
             self._state = _state(file)
+            self._refuse_no_text(file)
             self._columns = tuple(columns or self._column_names(file))
             self._choose_columns()
             self._find_usable(file)
         if not self._places:
-            raise ValueError(f"{name}: no usable row in {path}, {self.skipped}")
+            raise ValueError(f"{name}: no usable row in {path} ({in_words(self.skipped)})")
 
     def _find_usable(self, file: BinaryIO) -> None:
         self._places = array("Q")  # Row and offset, in turn.
@@ -125,6 +130,17 @@ class TextTable:
             row = self._parse(number, self._next_row(file))
         key = row.key.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         return Record(key, read_image(row.image), row.captions[0], row.columns, row.captions)
+
+    def _refuse_no_text(self, file: BinaryIO) -> None:
+        """Refuse an empty file, and one in UTF-16, which would seem to have no columns."""
+        start = file.read(2)
+        file.seek(0)
+        if not start:
+            raise ValueError(f"{self._path} is empty")
+        if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in start:
+            raise ValueError(
+                f"{self._path} is in UTF-16; write it in UTF-8: iconv -f UTF-16 -t UTF-8"
+            )
 
     def _choose_columns(self) -> None:
         """Find the columns that matter among `_columns`; ValueError if they are not there."""
@@ -183,11 +199,23 @@ class CsvTable(TextTable):
         super().__init__(path, name, delimiter="\t" if tabs else ",")
 
     def _choose_columns(self) -> None:
+        self._refuse_other_separator()
         image, captions = choose_columns(self._columns, self._options, self.name)
         self._image_column = self._columns.index(image)
         self._caption_columns = [
             i for wanted in captions for i, name in enumerate(self._columns) if name == wanted
         ]
+
+    def _refuse_other_separator(self) -> None:
+        """Refuse a table whose only column's name is that of several with another separator."""
+        if len(self._columns) != 1:
+            return
+        for separator, called in _SEPARATORS.items():
+            if separator != self._delimiter and separator in self._columns[0]:
+                raise ValueError(
+                    f"{self._path}: its columns are separated by {called}; a .csv needs commas, "
+                    "a .tsv tabs"
+                )
 
     def _parse(self, number: int, fields: list[str]) -> Row:
         del number

@@ -1,6 +1,7 @@
-"""Image files in folders: a class a folder, or a text file beside every image."""
+"""Image files in folders: a class a folder, or captions in a file beside every image."""
 
 import hashlib
+import logging
 import os
 from array import array
 from collections import Counter
@@ -11,12 +12,19 @@ from otter_jax.data.records import (
     MAX_CAPTION_BYTES,
     Record,
     RecordError,
+    choose_captions,
     clean_caption,
     clean_captions,
+    in_words,
     is_image_name,
+    parse_metadata,
     read_image,
     size_of_image,
 )
+
+_MOST_BYTES = {".txt": MAX_CAPTION_BYTES, ".json": 1 << 20}  # What is read of a file.
+
+_log = logging.getLogger(__name__)
 
 
 class PackedStrings:
@@ -49,14 +57,15 @@ class PackedStrings:
 class Folder:
     """The images below a folder, in the order of their paths.
 
-    If any image has a text file of its name beside it (`cat.jpg` and `cat.txt`), the text files
-    hold the captions, one a line. Otherwise the caption is the name of the first folder below the
-    root, with spaces for underscores. Links to folders are followed, but no folder is entered
-    twice. What cannot be used is left out and counted in `skipped` by reason.
+    If most images have a text file of their name beside them (`cat.jpg` and `cat.txt`), or a json
+    file with a `caption` or `captions`, as img2dataset's layout `files` has, these hold the
+    captions: the text file one a line, else the json file. Otherwise the caption is the name of the
+    first folder below the root, with spaces for underscores. Links to folders are followed, but no
+    folder is entered twice. What cannot be used is left out and counted in `skipped` by reason.
     """
 
     def __init__(self, root: Path, name: str) -> None:
-        """Find the images, and read every text file once.
+        """Find the images, and read what lies beside them.
 
         Raises:
             FileNotFoundError: If there is no such folder.
@@ -66,7 +75,7 @@ class Folder:
             raise FileNotFoundError(f"{name}: there is no folder {root}")
         self.name = name
         self._root = root
-        self._has_texts = any(_text_file(root / path).is_file() for path in _image_paths(root))
+        self._has_captions = has_captions(root)
         self._paths = PackedStrings()
         skipped: Counter[str] = Counter()
         digest = hashlib.sha256()
@@ -81,7 +90,7 @@ class Folder:
         self.skipped = dict(sorted(skipped.items()))
         self.fingerprint = digest.hexdigest()
         if not len(self._paths):
-            raise ValueError(f"{name}: no usable image in {root}, {self.skipped}")
+            raise ValueError(f"{name}: no usable image in {root} ({in_words(self.skipped)})")
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -95,20 +104,61 @@ class Folder:
         return Record(os.path.splitext(path)[0], image, captions[0], {}, captions)
 
     def _captions(self, path: str) -> tuple[str, ...]:
-        if not self._has_texts:
+        if not self._has_captions:
             return (_class_name(path),)
-        file = _text_file(self._root / path)
-        if not file.is_file():  # Opening a pipe would wait for ever.
+        if not _is_captioned(self._root / path):
             raise RecordError("no text file")
-        try:
-            with file.open("rb") as opened:
-                text = clean_caption(opened.read(MAX_CAPTION_BYTES))
-        except UnicodeDecodeError:
-            raise RecordError("caption not UTF-8") from None
-        captions = clean_captions(text.splitlines())
+        captions = _captions_beside(self._root / path)
         if not captions:
             raise RecordError("empty caption")
         return captions
+
+
+def has_captions(root: Path) -> bool:
+    """Whether the captions of a folder lie beside its images, rather than in its folders' names.
+
+    The majority decides; where a minority has captions, that these are not used is logged.
+    """
+    with_captions = images = 0
+    for path in _image_paths(root):
+        images += 1
+        with_captions += _is_captioned(root / path)
+    if 0 < 2 * with_captions <= images:
+        _log.warning(
+            "%s: %d of %d images have a caption in a file beside them, too few to be meant: "
+            "the names of the folders are the captions",
+            root,
+            with_captions,
+            images,
+        )
+    return 2 * with_captions > images
+
+
+def _is_captioned(image: Path) -> bool:
+    """Whether there is a file beside an image that is for its captions, if it has any."""
+    if image.with_suffix(".txt").is_file():
+        return True
+    return not {"caption", "captions"}.isdisjoint(parse_metadata(_read_beside(image, ".json")))
+
+
+def _captions_beside(image: Path) -> tuple[str, ...]:
+    """Return the captions in the files beside an image; RecordError if they are not UTF-8."""
+    try:
+        lines = clean_caption(_read_beside(image, ".txt")).splitlines()
+    except UnicodeDecodeError:
+        raise RecordError("caption not UTF-8") from None
+    return clean_captions(lines) or choose_captions(
+        "", parse_metadata(_read_beside(image, ".json"))
+    )
+
+
+def _read_beside(image: Path, suffix: str) -> bytes:
+    """Return the beginning of the file of that suffix beside an image; nothing if there is none."""
+    file = image.with_suffix(suffix)
+    if not file.is_file():  # Opening a pipe would wait for ever.
+        return b""
+    with file.open("rb") as opened:
+        return opened.read(_MOST_BYTES[suffix])
 
 
 def _class_name(path: str) -> str:
@@ -119,10 +169,6 @@ def _class_name(path: str) -> str:
     if not caption or not caption.isprintable():
         raise RecordError("folder name that is no caption")
     return caption
-
-
-def _text_file(image: Path) -> Path:
-    return image.with_suffix(".txt")
 
 
 def _image_paths(root: Path) -> Iterator[str]:

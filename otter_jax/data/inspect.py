@@ -1,4 +1,4 @@
-"""Shows what is in a data set: python -m otter_jax.data.inspect --data=SPEC [--out=DIR] [...].
+"""Shows what is in data: python -m otter_jax.data.inspect --data=SPEC [--data=SPEC] [--out=DIR].
 
 Counts pairs, sizes, caption lengths, exact copies, and images that cannot be read, each with its
 reason. With --out it writes inspect.json, histograms.png and samples.png. With --model it also says
@@ -8,6 +8,7 @@ ones: trust.parquet, trust.png, and the pairs that are trusted least and most.
 """
 
 import argparse
+import ast
 import importlib.util
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from otter_jax.data import images, statistics
-from otter_jax.data.sources import Source, open_source
+from otter_jax.data.sources import Source, describe_skipped_files, open_source, skipped_files
 
 SAMPLES, COLUMNS, THUMBNAIL = 24, 6, 160
 TRUST_FILES = ("trust.parquet", "trust.png", "least_trusted.png", "most_trusted.png")
@@ -40,7 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(prog="python -m otter_jax.data.inspect")
-    parser.add_argument("--data", required=True, metavar="SPEC", help="as in config.data.train")
+    parser.add_argument(
+        "--data",
+        required=True,
+        action="append",
+        metavar="SPEC",
+        help="as in config.data.train; may be given several times",
+    )
     parser.add_argument("--out", type=Path, help="folder for inspect.json and pictures")
     parser.add_argument("--model", type=Path, help="workdir of a run, or an exported model")
     parser.add_argument(
@@ -68,6 +75,8 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
     from otter_jax.reporting import progress, say, write_json
 
     # What may be wrong with the command is found before the long part.
+    if options.out is not None and options.out.is_file():
+        raise ValueError(f"--out={options.out} is a file; name a folder")
     if options.batch_size < 2:
         raise ValueError(f"--batch_size={options.batch_size}; it must be at least 2")
     if options.trust and options.out is not None and importlib.util.find_spec("pyarrow") is None:
@@ -76,7 +85,9 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
         )
     encoder = _load(options.model)
     towers = (encoder or _quickstart_encoder()) if options.trust else None
-    source = open_source(options.data, progress=progress)
+    source = open_source(read_specs(options.data), progress=progress)
+    if damage := describe_skipped_files(source):
+        say(damage)
     numbers = statistics.choose(len(source), options.limit, options.seed)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -88,6 +99,7 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
         "pairs": len(source),
         "inspected": len(numbers),
         "skipped": dict(source.skipped),
+        "skipped_files": skipped_files(source),
         **tally.summary(),
     }
     order = np.random.default_rng(options.seed).permutation(np.array(tally.readable, int))
@@ -111,13 +123,31 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def read_specs(arguments: Sequence[str]) -> str | list[str]:
+    """What `open_source` takes: a SPEC, or several, each an argument or within a tuple."""
+    specs: list[str] = []
+    for argument in arguments:
+        if argument.startswith(("(", "[")):
+            try:
+                specs += map(str, ast.literal_eval(argument))
+            except (ValueError, SyntaxError, TypeError):
+                raise ValueError(
+                    f'--data={argument}: give --data=SPEC for each, or write \'("SPEC","SPEC")\''
+                ) from None
+        else:
+            specs.append(argument)
+    return specs[0] if len(specs) == 1 else specs
+
+
 def report(found: dict[str, Any]) -> str:
-    """The findings as lines of text."""
+    """The findings as lines of text, without the lists of what is bad."""
     lines = []
     for name, value in found.items():
+        if name in ("unreadable", "skipped_files"):
+            continue
         if isinstance(value, dict):
             value = ", ".join(f"{key} {_number(x)}" for key, x in value.items()) or "none"
-        lines.append(f"{name:<20}{_number(value)}")
+        lines.append(f"{name:<19} {_number(value)}")
     return "\n".join(lines)
 
 

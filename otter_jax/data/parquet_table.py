@@ -13,7 +13,14 @@ import numpy as np
 
 from otter_jax.data import storage
 from otter_jax.data.columns import choose_columns
-from otter_jax.data.records import Record, RecordError, clean_captions, read_image, size_of_image
+from otter_jax.data.records import (
+    Record,
+    RecordError,
+    clean_captions,
+    in_words,
+    read_image,
+    size_of_image,
+)
 
 if TYPE_CHECKING:
     from pyarrow import ChunkedArray
@@ -134,7 +141,9 @@ class ParquetTable:
         self.skipped = dict(sorted(skipped.items()))
         self.fingerprint = digest.hexdigest()
         if not self._rows:
-            raise ValueError(f"{self.name}: no usable row in {self._path}, {self.skipped}")
+            raise ValueError(
+                f"{self.name}: no usable row in {self._path} ({in_words(self.skipped)})"
+            )
 
     def __len__(self) -> int:
         """Return the number of usable rows."""

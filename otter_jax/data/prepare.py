@@ -20,6 +20,7 @@ import pickle
 import re
 import shlex
 import shutil
+import signal
 import sys
 import uuid
 from collections import Counter
@@ -28,11 +29,12 @@ from pathlib import Path
 from typing import Any
 
 from otter_jax.data.builders.recipes import RECIPES, open_pairs
-from otter_jax.data.records import RecordError, Source
+from otter_jax.data.records import RecordError, Source, in_words
 from otter_jax.data.scan_pool import scan_in_order
+from otter_jax.data.sources import describe_skipped_files, skipped_files
+from otter_jax.data.tfds_source import UNFINISHED
 
 MANIFEST = "manifest.json"
-UNFINISHED = ".unfinished"  # The folder of what a conversion knows until its manifest is written.
 LOCK = "prepare.lock"
 RECORDS_PER_SHARD = 10_000
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -83,11 +85,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Converts what the command line says; what is wrong with it ends in one line."""
     options = parse(arguments)
     try:
-        prepare(options)
+        with _stopping_as_by_ctrl_c():
+            prepare(options)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         sys.exit(f"otter_jax: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
         sys.exit("\notter_jax: stopped; the same command goes on")
+
+
+@contextlib.contextmanager
+def _stopping_as_by_ctrl_c() -> Iterator[None]:
+    """Make SIGTERM a KeyboardInterrupt while the context lasts."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -140,6 +153,8 @@ def _convert(options: argparse.Namespace, folder: Path, run: Runner) -> dict[str
     source = open_pairs(
         options.spec, options.recipe, cache_dir=folder / UNFINISHED, progress=progress
     )
+    if damage := describe_skipped_files(source):
+        say(damage)
     job = Job(source, folder, options.name, options.recipe, options.records_per_shard)
     begin(job)
     missing = find_missing(job, progress)
@@ -149,7 +164,7 @@ def _convert(options: argparse.Namespace, folder: Path, run: Runner) -> dict[str
         for _ in progress(run(job, missing), len(missing), "shards written"):
             pass
     manifest = finish(job)
-    say(f"{manifest['pairs']:,} pairs, left out: {manifest['skipped'] or 'none'}")
+    say(f"{manifest['pairs']:,} pairs ({in_words(manifest['skipped'])})")
     say(f"config.data.train=tfds:{job.folder}")
     return manifest
 
@@ -164,6 +179,8 @@ def claimed(folder: Path) -> Iterator[None]:
     """
     from otter_jax.workdir import Lock  # Imports JAX, which the processes that write do without.
 
+    if folder.is_file():
+        raise ValueError(f"--to={folder} is a file; name a new folder")
     if not any(path.is_file() for path in _notes(folder)) and any(_others(folder)):
         raise ValueError(f"--to={folder} is not empty; name a new folder")
     is_new = not folder.exists()
@@ -202,15 +219,27 @@ def begin(job: Job) -> None:
     if before is not None and not isinstance(before, dict):
         raise ValueError(f"--to={job.folder} holds a {MANIFEST} of something else")
     if before and (other := [key for key in wanted if before.get(key) != wanted[key]]):
-        differences = "; ".join(f"{key}: {before.get(key)!r}, now {wanted[key]!r}" for key in other)
-        raise ValueError(f"--to={job.folder} holds another data set ({differences})")
+        raise ValueError(
+            f"--to={job.folder} holds another data set ({_differences(job, before, other)}): "
+            "choose a new folder"
+        )
     try:
         job.unfinished.mkdir(parents=True, exist_ok=True)
-        _write_json(job.unfinished / MANIFEST, wanted)
+        _write_json(job.unfinished / MANIFEST, {"spec": job.source.name, **wanted})
         for shard, note in (before or {}).get("shards", {}).items():
             _write_json(job.unfinished / f"{shard}.json", note)
     except OSError as error:
         raise OSError(f"--to={job.folder} cannot be written: {error.strerror}") from None
+
+
+def _differences(job: Job, before: dict[str, Any], keys: Sequence[str]) -> str:
+    """Return how a noted conversion differs from a job in some keys of its identity, for people."""
+    now = {"spec": job.source.name, **job.identity()}
+    if "fingerprint" in keys:  # A number says nothing; that other pairs were meant does.
+        if before.get("spec") == now["spec"]:
+            return f"the pairs of {now['spec']} as they were before they changed"
+        keys = ["spec", *(key for key in keys if key != "fingerprint")]
+    return "; ".join(f"{key}: {before.get(key)}, now {now[key]}" for key in keys)
 
 
 def _notes(folder: Path) -> tuple[Path, Path]:
@@ -245,7 +274,11 @@ def run_processes(workers: int, job: Job, shards: Sequence[str]) -> Iterator[Non
     """Write shards by some processes of this machine; yields once for each."""
     with _described(job) as description:
         write = functools.partial(write_described, description)
-        yield from scan_in_order(write, shards, processes=workers)
+        try:
+            yield from scan_in_order(write, shards, processes=workers)
+        finally:  # Processes that were ended leave behind what they were writing.
+            for partial in job.unfinished.glob("*.partial"):
+                partial.unlink(missing_ok=True)
 
 
 def run_beam(options: str, job: Job, shards: Sequence[str]) -> Iterator[str]:
@@ -367,10 +400,13 @@ def finish(job: Job) -> dict[str, Any]:
         **job.identity(),
         "pairs": sum(note["records"] for note in notes.values()),
         "skipped": dict(sorted(skipped.items())),
+        "skipped_files": skipped_files(job.source),
         "shards": notes,
     }
     if not manifest["pairs"]:
-        raise ValueError(f"{job.source.name}: not one pair can be used, {manifest['skipped']}")
+        raise ValueError(
+            f"{job.source.name}: not one pair can be used ({in_words(manifest['skipped'])})"
+        )
     _write_tfds_metadata(job, notes)
     _write_json(job.folder / MANIFEST, manifest)
     shutil.rmtree(job.unfinished)

@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import math
 import os
 import stat
 from collections import Counter
@@ -45,7 +46,7 @@ class Source(Protocol):
 
     Attributes:
         name: What to call the data in logs.
-        skipped: How many records (for "truncated tar": shards) were left out, by reason.
+        skipped: How many records were left out, by reason; of a truncated tar it is an estimate.
         fingerprint: A hexadecimal sha256 that changes when the list of records changes.
     """
 
@@ -174,6 +175,12 @@ def count_reasons(messages: Iterable[str]) -> dict[str, int]:
     return dict(Counter(reasons).most_common())
 
 
+def in_words(counts: Mapping[str, int]) -> str:
+    """Return counts by reason as a message has them, the most frequent first."""
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    return "; ".join(f"{reason}: {count:,}" for reason, count in ordered) or "nothing left out"
+
+
 def refuse_too_many_bad(counts: Mapping[str, int], total: int, share: float) -> None:
     """Stop where more of the data is bad than can be an accident.
 
@@ -188,10 +195,10 @@ def refuse_too_many_bad(counts: Mapping[str, int], total: int, share: float) -> 
     bad = sum(counts.values())
     if bad <= share * total:
         return
-    table = "; ".join(
-        f"{reason}: {count:,}" for reason, count in sorted(counts.items(), key=lambda x: -x[1])
-    )
+    enough = math.ceil(100 * bad / total) / 100
     raise ValueError(
         f"{bad:,} of {total:,} records ({bad / total:.1%}) cannot be used, more than "
-        f"config.data.max_bad_share={share} allows: {table}"
+        f"config.data.max_bad_share={share} allows: {in_words(counts)}. Look at data.json, or run "
+        "python -m otter_jax.data.inspect; to go on nevertheless: "
+        f"--config.data.max_bad_share={enough}"
     )

@@ -8,8 +8,9 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import TypeVar
 
 from otter_jax.data import storage
@@ -19,6 +20,14 @@ T = TypeVar("T")
 _WORTH_A_PROCESS = 64 << 20  # Bytes; less is scanned before a process has started.
 _MOST_PROCESSES = 16
 _FILES_AT_A_TIME = 8  # So that a process lives much longer than it takes to start.
+# Signals are ignored before anything is imported, which may take a while.
+_PROGRAM = f"""
+import signal
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+from {__name__} import _serve
+_serve()
+"""
 
 
 def scan_in_order(
@@ -34,6 +43,9 @@ def scan_in_order(
     Raises:
         Exception: What `scan` raises.
         OSError: If a process dies, as it does where memory runs out.
+
+    The processes leave Ctrl-C and SIGTERM to this one: when it breaks off, whatever the reason,
+    they are ended before the exception goes on.
     """
     if processes is None:
         worth = sum(storage.state_of(path)[0] for path in paths) // _WORTH_A_PROCESS
@@ -43,27 +55,56 @@ def scan_in_order(
         return
     size = min(_FILES_AT_A_TIME, -(-len(paths) // processes))
     chunks = [paths[first : first + size] for first in range(0, len(paths), size)]
+    workers = _Workers()
     with ThreadPoolExecutor(processes) as pool:
         try:
-            for results in pool.map(lambda chunk: _scan_elsewhere(scan, chunk), chunks):
+            for results in pool.map(lambda chunk: workers.scan(scan, chunk), chunks):
                 yield from results
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+            workers.end()
 
 
-def _scan_elsewhere(scan: Callable[[str], T], paths: Sequence[str]) -> list[T]:
-    done = subprocess.run(
-        [sys.executable, "-c", f"from {__name__} import _serve; _serve()"],
-        input=pickle.dumps((scan, paths)),
-        stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    if done.returncode:
-        raise OSError(f"{paths[0]}: the process that indexed it died ({done.returncode})")
-    results = pickle.loads(done.stdout)
-    if isinstance(results, Exception):
-        raise results
-    return results
+class _Workers:
+    """The processes that are at work; may be used from several threads."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+        self._ended = False
+
+    def scan(self, scan: Callable[[str], T], paths: Sequence[str]) -> list[T]:
+        """Return the results of some files, found by a process of their own."""
+        with self._start() as process:
+            answer, _ = process.communicate(pickle.dumps((scan, paths)))
+        with self._lock:
+            self._running.discard(process)
+        if process.returncode:
+            raise OSError(f"{paths[0]}: the process at work on it died ({process.returncode})")
+        results = pickle.loads(answer)
+        if isinstance(results, Exception):
+            raise results
+        return results
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self._lock:
+            if self._ended:
+                raise CancelledError
+            process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            )
+            self._running.add(process)
+        return process
+
+    def end(self) -> None:
+        """End those that are left; none is started any more."""
+        with self._lock:
+            self._ended = True
+            for process in self._running:
+                process.kill()  # They ignore anything milder.
 
 
 def _serve() -> None:

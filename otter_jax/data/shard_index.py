@@ -20,7 +20,6 @@ import os
 import struct
 import uuid
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -74,12 +73,22 @@ class _Packed(NamedTuple):
     digest: str
 
 
-class _Segment(NamedTuple):
-    """A line of the table, as json keeps it."""
+class Segment(NamedTuple):
+    """One shard: where its part of the file lies, and what is known of it.
+
+    Attributes:
+        path: The shard.
+        state: What it was when it was scanned.
+        start: Where its part begins, in bytes.
+        length: Of its part, in bytes.
+        records: How many it has.
+        skipped: What was left out, by reason.
+        digest: Hexadecimal, of what the records hold.
+    """
 
     path: str
-    state: storage.State  # What the shard was when it was scanned.
-    start: int  # In the file, in bytes.
+    state: storage.State
+    start: int
     length: int
     records: int
     skipped: dict[str, int]
@@ -98,7 +107,7 @@ class ShardIndex:
         table = json.loads(data[end - length : end])
         self.fingerprint: str = table["fingerprint"]
         self.segments = [
-            _Segment(path, (size, version), *rest)
+            Segment(path, (size, version), *rest)
             for path, (size, version), *rest in table["segments"]
         ]
         self._starts = [0]
@@ -109,14 +118,6 @@ class ShardIndex:
     def paths(self) -> list[str]:
         """The shards."""
         return [segment.path for segment in self.segments]
-
-    @property
-    def skipped(self) -> dict[str, int]:
-        """What was left out of all shards, by reason."""
-        total: Counter[str] = Counter()
-        for segment in self.segments:
-            total.update(segment.skipped)
-        return dict(sorted(total.items()))
 
     def __len__(self) -> int:
         """Return the number of records."""
@@ -256,7 +257,7 @@ def _write(file: BinaryIO, paths: Sequence[str], packed: Iterable[_Packed]) -> N
     segments, checksum = [], zlib.crc32(_MAGIC)
     file.write(_MAGIC)
     for path, (data, state, *known) in zip(paths, packed, strict=True):
-        segments.append(_Segment(path, state, file.tell(), len(data), *known))
+        segments.append(Segment(path, state, file.tell(), len(data), *known))
         checksum = zlib.crc32(data, checksum)
         file.write(data)
     digests = [segment.digest for segment in segments if segment.records]

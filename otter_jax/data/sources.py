@@ -31,7 +31,7 @@ from otter_jax.data.records import (
 )
 from otter_jax.data.shard_index import choose_file
 from otter_jax.data.specs import Spec
-from otter_jax.data.tar_shards import TarShards
+from otter_jax.data.tar_shards import TRUNCATED, TarShards
 from otter_jax.data.tfds_source import TfdsSource
 
 __all__ = [
@@ -40,8 +40,10 @@ __all__ = [
     "RecordError",
     "Source",
     "count_by_source",
+    "describe_skipped_files",
     "open_source",
     "refuse_too_many_bad",
+    "skipped_files",
 ]
 
 SPEC_FORMS = (
@@ -52,6 +54,7 @@ SPEC_FORMS = (
     "tfds:NAME[:SPLIT]",
 )
 _SPLITS = ("train", "heldout")
+_NAMED_FILES = 3
 
 
 class _Wish(NamedTuple):
@@ -188,6 +191,8 @@ class Mixture:
     Attributes:
         sources: The parts.
         lengths: How many records each has.
+        skipped: How many records were left out, by reason.
+        skipped_files: Files that cannot be read to their end, see `TarShards`.
     """
 
     def __init__(self, sources: Sequence[Source], name: str) -> None:
@@ -200,6 +205,9 @@ class Mixture:
         for source in self.sources:
             skipped.update(source.skipped)
         self.skipped = dict(sorted(skipped.items()))
+        self.skipped_files = {
+            path: why for source in self.sources for path, why in skipped_files(source).items()
+        }
         parts = [(source.fingerprint, len(source)) for source in self.sources]
         self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()
 
@@ -213,6 +221,28 @@ class Mixture:
         part = bisect.bisect_right(self._starts, number) - 1
         record = self.sources[part][number - self._starts[part]]
         return record._replace(key=f"{part}:{record.key}")
+
+
+def skipped_files(source: Source) -> dict[str, str]:
+    """Return the files that cannot be read to their end, and what is known of them, by path."""
+    return source.skipped_files if isinstance(source, TarShards | Mixture) else {}
+
+
+def describe_skipped_files(source: Source) -> str:
+    """Return one line that names the first of `skipped_files` and says what is lost; "" for none.
+
+    It is to be said before anything is done with the data.
+    """
+    files = skipped_files(source)
+    if not files:
+        return ""
+    names = ", ".join(list(files)[:_NAMED_FILES])
+    if len(files) > _NAMED_FILES:
+        names += f" and {len(files) - _NAMED_FILES} more"
+    return (
+        f"truncated, download again: {names}; about {source.skipped[TRUNCATED]:,} pairs are lost "
+        f"of {len(source) + sum(source.skipped.values()):,}"
+    )
 
 
 def count_by_source(source: Source, records: np.ndarray) -> tuple[int, ...]:

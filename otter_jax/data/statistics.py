@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from otter_jax.data import images
+from otter_jax.data.records import name_record
 from otter_jax.data.sources import Record, RecordError, Source
 
 QUANTILES = {"min": 0.0, "1 %": 0.01, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "99 %": 0.99,
              "max": 1.0}  # fmt: skip
+NAMED = 1000  # Unreadable records, of more of which there is only a count.
 
 
 class Tally:
@@ -21,7 +23,8 @@ class Tally:
 
     Attributes:
         readable: Numbers of the records whose images can be read.
-        unreadable: How many of the others there are, by reason.
+        unreadable: Why each of the others cannot be read, by name; of the first 1,000.
+        unreadable_by_reason: How many of the others there are.
         formats: How many images there are of a format and mode, such as "JPEG RGB".
         columns: By name, a number for every readable image (width, height, in pixels, upright) or
             for every caption (characters, words).
@@ -30,7 +33,8 @@ class Tally:
     def __init__(self) -> None:
         """Start with nothing."""
         self.readable: list[int] = []
-        self.unreadable: Counter[str] = Counter()
+        self.unreadable: dict[str, str] = {}
+        self.unreadable_by_reason: Counter[str] = Counter()
         self.formats: Counter[str] = Counter()
         self.columns: dict[str, list[int]] = {
             name: [] for name in ("width", "height", "characters", "words")
@@ -40,12 +44,16 @@ class Tally:
 
     def add(self, source: Source, number: int) -> None:
         """Read and count one record."""
+        name = name_record(number)  # Until the record says what it is called.
         try:
             record = source[number]
+            name = name_record(number, record.key)
             self._add_caption(record)
             height, width = images.decode(record.image).shape[:2]
         except (RecordError, images.ImageError) as error:
-            self.unreadable[getattr(error, "reason", str(error))] += 1
+            self.unreadable_by_reason[getattr(error, "reason", str(error))] += 1
+            if len(self.unreadable) < NAMED:
+                self.unreadable[name] = str(error)
             return
         self.readable.append(number)
         self.formats[images.format_and_mode(record.image)] += 1
@@ -66,7 +74,8 @@ class Tally:
         """All that was counted, as JSON can hold it."""
         return {
             "readable": len(self.readable),
-            "unreadable": dict(self.unreadable.most_common()),
+            "unreadable_by_reason": dict(self.unreadable_by_reason.most_common()),
+            "unreadable": self.unreadable,
             "formats": dict(self.formats.most_common()),
             **{name: quantiles(values) for name, values in self.columns.items()},
             "width / height": quantiles(self.aspects()),

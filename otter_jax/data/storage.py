@@ -119,6 +119,15 @@ def state_of(path: str) -> State:
     return int(info["size"]), next((str(info[key]) for key in names if info.get(key)), "")
 
 
+def exists(path: str) -> bool:
+    """Whether there is such a file."""
+    try:
+        state_of(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _local_state(status: os.stat_result) -> State:
     return status.st_size, str(status.st_mtime_ns)
 
@@ -173,7 +182,14 @@ def _match(pattern: str, suffix: str) -> list[str]:
     else:
         matches = sorted(glob.glob(pattern))
     if not matches:
-        raise FileNotFoundError(f"{pattern}: no {suffix.removeprefix('.')} shard matches")
+        kind = suffix.removeprefix(".")
+        compressed = not is_remote(pattern) and glob.glob(f"{pattern}.*")
+        hint = (
+            f", only {os.path.basename(compressed[0])}, which must be uncompressed first"
+            if compressed
+            else ""
+        )
+        raise FileNotFoundError(f"{pattern}: no {kind} shard matches{hint}")
     return matches
 
 

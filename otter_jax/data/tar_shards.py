@@ -23,13 +23,15 @@ from otter_jax.data.records import (
     RecordError,
     choose_captions,
     clean_caption,
+    in_words,
     is_unsafe,
     no_progress,
     parse_metadata,
 )
 from otter_jax.data.scan_pool import scan_in_order
-from otter_jax.data.shard_index import ROW, Scan, load_index
+from otter_jax.data.shard_index import ROW, Scan, Segment, load_index
 
+TRUNCATED = "truncated tar"
 _IMAGE, _CAPTION, _METADATA = range(3)
 _SLOT_OF_EXTENSION = {
     **{suffix.removeprefix("."): _IMAGE for suffix in IMAGE_SUFFIXES},
@@ -56,6 +58,12 @@ class TarShards:
     caption, with a caption that is not UTF-8, with an absolute or ".." name, every further image,
     text or json under one key, and whatever follows the cut in a truncated tar. A link stands for
     no file.
+
+    Attributes:
+        skipped: How many pairs were left out, by reason. How many a truncated tar has lost nobody
+            knows: it is taken to have been as long as the whole ones on average (where there are
+            none, as the longest), and to have lost one pair at least.
+        skipped_files: What is wrong with the shards that are truncated, by path.
     """
 
     def __init__(
@@ -92,17 +100,15 @@ class TarShards:
 
         try:
             self._index = load_index([str(path) for path in paths], scan, index_file)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"{error.filename or error}: no such tar shard; config.data.train=webdataset:PATH "
-                "says where the pairs lie"
-            ) from None
+        except FileNotFoundError:
+            raise FileNotFoundError(_describe_missing([str(path) for path in paths])) from None
         self.paths = tuple(self._index.paths)
-        self.skipped = self._index.skipped
+        self.skipped, self.skipped_files = _count_skipped(self._index.segments)
         self.fingerprint = self._index.fingerprint
         if not len(self._index):
             raise ValueError(
-                f"{name}: no image-text pair in {len(self.paths)} shard(s), {self.skipped}"
+                f"{name}: no image-text pair in {len(self.paths)} shard(s) "
+                f"({in_words(self.skipped)})"
             )
 
     def __len__(self) -> int:
@@ -137,7 +143,7 @@ def scan_shard(path: str, captions: CaptionRule = choose_captions) -> Scan:
     with storage.local_copy(path) as copy, storage.open_reader(copy) as file:
         groups, complete = _group_members(copy, path, skipped)
         if not complete:
-            skipped["truncated tar"] += 1
+            skipped[TRUNCATED] += 1
         last = next(reversed(groups), None)
         keys, rows = [], []
         for key, spans in groups.items():
@@ -151,6 +157,35 @@ def scan_shard(path: str, captions: CaptionRule = choose_captions) -> Scan:
             rows.append(tuple(zip(*spans, strict=True)))
             digest.update(repr((keys[-1], spans[_IMAGE][1], contents)).encode())
     return Scan(np.array(rows, dtype=ROW), keys, dict(skipped), digest.hexdigest())
+
+
+def _describe_missing(paths: Sequence[str]) -> str:
+    """Say which of the shards, one at least, are not there."""
+    missing = [path for path in paths if not storage.exists(path)] or paths  # Or it is back again.
+    if len(paths) > 1:
+        return f"{len(missing)} of {len(paths)} shards are missing, first {missing[0]}"
+    kind = "tar shard" if missing[0].endswith(".tar") else "folder, nor such a tar shard"
+    return f"{missing[0]}: no such {kind}"
+
+
+def _count_skipped(segments: Sequence[Segment]) -> tuple[dict[str, int], dict[str, str]]:
+    """Return `TarShards.skipped` and `TarShards.skipped_files`."""
+    total: Counter[str] = Counter()
+    files: dict[str, str] = {}
+    whole = [_pairs_seen(each) for each in segments if TRUNCATED not in each.skipped]
+    usual = round(np.mean(whole)) if whole else max(map(_pairs_seen, segments), default=0)
+    for segment in segments:
+        counts = dict(segment.skipped)
+        if TRUNCATED in counts:
+            lost = counts[TRUNCATED] = max(1, usual - _pairs_seen(segment))
+            files[segment.path] = f"{TRUNCATED}: {segment.records} pairs read, about {lost} lost"
+        total.update(counts)
+    return dict(sorted(total.items())), files
+
+
+def _pairs_seen(segment: Segment) -> int:
+    """Return how many pairs a shard shows, those included that are of no use."""
+    return segment.records + sum(segment.skipped.values()) - segment.skipped.get(TRUNCATED, 0)
 
 
 def _group_members(copy: str, path: str, skipped: Counter[str]) -> tuple[dict[str, _Spans], bool]:

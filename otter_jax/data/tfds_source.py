@@ -1,13 +1,18 @@
 """Data sets of TensorFlow Datasets (the extra `[tfds]`), read at random without TensorFlow."""
 
+import contextlib
 import hashlib
+import io
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from otter_jax.data import storage
 from otter_jax.data.columns import CAPTION_NAMES, IMAGE_NAMES, choose_column
 from otter_jax.data.records import Record, RecordError, clean_caption
+
+UNFINISHED = ".unfinished"  # What otter_jax.data.prepare keeps in its folder until it is finished.
 
 # [scheme://]NAME_OR_FOLDER[:SPLIT], where a split may be a slice such as train[:1000].
 _PATH = re.compile(r"((?:\w+://)?[^:]+)(?::(.+))?")
@@ -90,6 +95,10 @@ class TfdsSource:
 
 
 def _open_builder(path: str, name: str, data_dir: str | None) -> Any:
+    if (Path(path) / UNFINISHED).is_dir() and not (Path(path) / "dataset_info.json").is_file():
+        raise FileNotFoundError(
+            f"{name}: unfinished; run python -m otter_jax.data.prepare --to={path} again, as before"
+        )
     try:
         import tensorflow_datasets as tfds
     except ModuleNotFoundError as error:
@@ -100,16 +109,26 @@ def _open_builder(path: str, name: str, data_dir: str | None) -> Any:
     try:
         if path.startswith(("/", ".")) or "://" in path:
             return tfds.builder_from_directory(path)
-        builder = tfds.builder(path, data_dir=data_dir)
+        with contextlib.redirect_stdout(io.StringIO()):  # Where TensorFlow is missing, a banner.
+            builder = tfds.builder(path, data_dir=data_dir)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{name}: not prepared, and its builder cannot be loaded here ({_reason(error)}); "
+            f"run, where TensorFlow is installed: tfds build {path} --file_format=array_record"
+        ) from None
     except (tfds.core.DatasetNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise FileNotFoundError(f"{name}: there is no such data set ({reason})") from None
+        raise FileNotFoundError(f"{name}: there is no such data set ({_reason(error)})") from None
     if not builder.info.splits:
         raise FileNotFoundError(
             f"{name}: not prepared in {builder.data_path}; "
             f"run: tfds build {path} --file_format=array_record"
         )
     return builder
+
+
+def _reason(error: Exception) -> str:
+    """Return the last part of the first line of a message, where TFDS has the reason."""
+    return str(error).splitlines()[0].rpartition(": ")[2]
 
 
 def _open_split(builder: Any, split: str, name: str) -> Any:

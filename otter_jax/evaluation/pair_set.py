@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from otter_jax.data.records import in_words
 from otter_jax.data.sources import Record, Source
 from otter_jax.encoder import Encoder
 from otter_jax.evaluation import retrieval
@@ -122,7 +123,7 @@ def pairs_of_csv(name: str, path: str) -> PairSet:
     missing = len(captions_by_image) - len(present)
     left_out = {"empty caption": blank, "image missing": missing}
     if not present:
-        raise ValueError(f"{path}: not one image with a caption is there ({left_out})")
+        raise ValueError(f"{path}: not one image with a caption is there ({in_words(left_out)})")
     captions = [(n, text) for n, image in enumerate(present) for text in captions_by_image[image]]
     return PairSet(
         name,

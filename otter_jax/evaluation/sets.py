@@ -1,8 +1,10 @@
 """The sets a run is evaluated on: pairs give retrieval, labelled images give zero-shot ranking."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
+from otter_jax.data.folders import has_captions
 from otter_jax.data.sources import open_source
 from otter_jax.encoder import Encoder
 from otter_jax.evaluation import benchmarks
@@ -76,14 +78,21 @@ def open_one(text: str, image_size: int) -> benchmarks.ZeroShotSet | PairSet:
     spec = Spec.parse(text)
     if spec.kind == "csv" and "caption" in own.read_header(spec.path) and not spec.options:
         return pairs_of_csv(text, spec.path)
+    if spec.kind == "folder" and not spec.options and _is_captioned(spec.path):
+        return pairs_of_source(text, open_source(text))
     if spec.kind in benchmarks.BENCHMARKS:
         return benchmarks.load(spec, image_size)
     if not spec.path and spec.kind != "open_clipart":
         known = ", ".join(["open_clipart", *benchmarks.BENCHMARKS])
         raise ValueError(
-            f"config.evaluate.sets: unknown set {text!r}; choose from {known}, webdataset:PATH "
-            "or probe:folder:PATH; all but open_clipart and openmoji with :PATH"
+            f"config.evaluate.sets: unknown set {text!r}; choose from {known}, webdataset:PATH, "
+            "tfds:NAME:SPLIT or probe:folder:PATH; all but open_clipart and openmoji with :PATH"
         )
     source = open_source(spec.source, split="heldout")
     classes = spec.class_list()
     return own.from_pairs(text, source, classes) if classes else pairs_of_source(text, source)
+
+
+def _is_captioned(path: str) -> bool:
+    """Whether there is such a folder, and captions beside its images."""
+    return bool(path) and Path(path).is_dir() and has_captions(Path(path))

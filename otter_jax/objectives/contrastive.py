@@ -109,24 +109,10 @@ def both_directions(student: Embeddings, *, stop_gradient_keys: bool = False) ->
     return Directions(similarity(student.image, keys.text), similarity(student.text, keys.image))
 
 
-def symmetric_cross_entropy(
-    cosines: Directions, scale: jax.Array, targets: Directions
-) -> jax.Array:
-    """[N] losses of the pairs, both directions summed as in the released code (not averaged).
+def weighted_mean(weight: jax.Array | float, rows: jax.Array) -> jax.Array:
+    """The mean of [N], times what all of them or each weighs.
 
-    Args:
-      cosines: of `both_directions`.
-      scale: scalar factor of the cosines, 1 / temperature.
-      targets: what each direction should predict.
+    One number for all is taken out of the mean: with per-pair arrays a compiler that splits rows
+    over devices has more to exchange.
     """
-    return sum(cross_entropy(scale * each, to) for each, to in zip(cosines, targets, strict=True))
-
-
-def weighted_means(terms: tuple[Term, ...], cross_entropy: jax.Array) -> list[jax.Array]:
-    """Each term's mean over the pairs, times what it or each pair weighs in it.
-
-    Args:
-      terms: of the loss.
-      cross_entropy: [terms, N] of `Statistics`.
-    """
-    return [jnp.mean(term.weight * rows) for term, rows in zip(terms, cross_entropy, strict=True)]
+    return weight * jnp.mean(rows) if jnp.ndim(weight) == 0 else jnp.mean(weight * rows)

@@ -106,7 +106,7 @@ def declip_loss(
     """
     _check(options, views, queue, teacher, mesh)
     images, texts, teacher = _unit_rows(options, views, teacher)
-    trust = checked_trust(options, trust, len(views.image), images[0].dtype)
+    trust = checked_trust(options, trust, len(views.image), images[0].dtype, mesh)
     log_scales = [jnp.asarray(x, images[0].dtype) for x in log_scales[:2]]
     scales = [scale_from_log(x, *options.scale_bounds) for x in log_scales]
     part, metrics = _contrast(options, images, texts, teacher, scales, mesh, trust)

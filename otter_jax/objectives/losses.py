@@ -5,21 +5,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from otter_jax.objectives import contrastive, targets, tiled
 from otter_jax.objectives.contrastive import (
     Directions,
     Embeddings,
-    Statistics,
     Term,
     both_directions,
+    cross_entropy,
     entropy,
     normalize,
     scale_from_log,
     sigmoid_losses,
-    symmetric_cross_entropy,
-    weighted_means,
+    weighted_mean,
 )
 from otter_jax.objectives.options import OBJECTIVES, Options, make_terms, pair_weights
 
@@ -103,7 +102,7 @@ def total_loss(
         constants = map(jax.lax.stop_gradient, teacher)
         teacher = Embeddings(*(normalize(x.astype(dtype)) for x in constants))
     log_scales = LogScales(*(jnp.asarray(x, dtype) for x in log_scales))
-    trust = checked_trust(options, trust, len(student.image), dtype)
+    trust = checked_trust(options, trust, len(student.image), dtype, mesh)
     if options.name == "sigmoid":
         loss, metrics = _sigmoid_loss(options, student, log_scales, mesh, trust)
     else:
@@ -133,19 +132,18 @@ def cross_entropy_loss(
     """
     terms = make_terms(options, trust)
     compute = _tiled if tile_rows(options, len(student.image), mesh) else _dense
-    loss, statistics = compute(options, terms, student, teacher, scales[: len(terms)], mesh)
+    loss, means = compute(options, terms, student, teacher, scales[: len(terms)], mesh)
     metrics = {
         "temperature": 1.0 / scales[0],
-        "target_entropy": jnp.mean(statistics.entropy) / 2,
-        "target_diagonal": jnp.mean(statistics.diagonal) / 2,
+        "target_entropy": means.entropy / 2,
+        "target_diagonal": means.diagonal / 2,
     }
     if len(terms) == 2:
-        entropy = jnp.mean(terms[1].weight * statistics.entropy)
-        hard, soft = weighted_means(terms, statistics.cross_entropy)
-        loss -= entropy
+        hard, soft = means.cross_entropy
+        loss -= means.weighted_entropy
         metrics |= {
             "loss_contrastive": hard,
-            "loss_distillation": soft - entropy,
+            "loss_distillation": soft - means.weighted_entropy,
             "distillation_temperature": 1.0 / scales[1],
         }
     return loss, metrics
@@ -162,6 +160,15 @@ def tile_rows(options: Options, num_pairs: int, mesh: Mesh | None = None) -> int
     return DEFAULT_TILE if num_pairs**2 / devices > LARGEST_DENSE else None
 
 
+class _Means(NamedTuple):
+    """What a loss consists of, means over the pairs, sums over both directions."""
+
+    cross_entropy: list[jax.Array]  # Of each term, weighted.
+    weighted_entropy: jax.Array  # Of the soft target in nats, weighted as the last term is.
+    entropy: jax.Array
+    diagonal: jax.Array  # Mass that the soft target leaves on the given pairs.
+
+
 def _dense(
     options: Options,
     terms: tuple[Term, ...],
@@ -169,20 +176,26 @@ def _dense(
     teacher: Embeddings | None,
     scales: jax.Array,
     mesh: Mesh | None,
-) -> tuple[jax.Array, Statistics]:
-    """The weighted sum of cross-entropies, and its statistics, from whole matrices."""
+) -> tuple[jax.Array, _Means]:
+    """The weighted sum of cross-entropies, and what it consists of, from whole matrices."""
     del mesh  # The compiler splits the rows of whatever has them.
-    num_pairs = len(student.image)
-    soft = soft_targets(options, teacher, num_pairs)
+    soft = soft_targets(options, teacher, len(student.image))
     cosines = both_directions(student, stop_gradient_keys=options.stop_gradient_keys)
-    cross_entropies = []
-    for scale, term in zip(scales, terms, strict=True):
-        target = Directions(*(targets.mixed(each, term.given) for each in soft))
-        cross_entropies.append(symmetric_cross_entropy(cosines, scale, target))
-    soft_entropy = entropy(soft.image) + entropy(soft.text)
-    diagonal = jnp.diagonal(soft.image) + jnp.diagonal(soft.text)
-    statistics = Statistics(jnp.stack(cross_entropies), soft_entropy, diagonal)
-    return sum(weighted_means(terms, statistics.cross_entropy)), statistics
+
+    def weighted(term: Term, scale: jax.Array) -> jax.Array:
+        mixtures = [targets.mixed(each, term.given) for each in soft]
+        rows = map(cross_entropy, [scale * each for each in cosines], mixtures)
+        return sum(weighted_mean(term.weight, each) for each in rows)
+
+    cross_entropies = [weighted(*each) for each in zip(terms, scales, strict=True)]
+    entropies = [entropy(each) for each in soft]
+    means = _Means(
+        cross_entropies,
+        sum(weighted_mean(terms[-1].weight, rows) for rows in entropies),
+        sum(map(jnp.mean, entropies)),
+        sum(jnp.diagonal(each).mean() for each in soft),
+    )
+    return sum(cross_entropies), means
 
 
 def _tiled(
@@ -192,7 +205,7 @@ def _tiled(
     teacher: Embeddings | None,
     scales: jax.Array,
     mesh: Mesh | None,
-) -> tuple[jax.Array, Statistics]:
+) -> tuple[jax.Array, _Means]:
     """The same, a block of rows at a time."""
     features = None
     if teacher is not None:
@@ -206,7 +219,14 @@ def _tiled(
     num_pairs = len(student.image)
     terms = jax.tree.map(lambda x: jnp.broadcast_to(x, num_pairs).astype(scales.dtype), terms)
     rows = tile_rows(options, num_pairs, mesh)
-    return tiled.cross_entropies(loss, rows, mesh, student, features, terms, scales)
+    value, found = tiled.cross_entropies(loss, rows, mesh, student, features, terms, scales)
+    means = _Means(
+        [weighted_mean(t.weight, x) for t, x in zip(terms, found.cross_entropy, strict=True)],
+        weighted_mean(terms[-1].weight, found.entropy),
+        jnp.mean(found.entropy),
+        jnp.mean(found.diagonal),
+    )
+    return value, means
 
 
 def _sigmoid_loss(
@@ -257,7 +277,11 @@ def check_embeddings(
 
 
 def checked_trust(
-    options: Options, trust: jax.Array | None, num_pairs: int, dtype: jnp.dtype
+    options: Options,
+    trust: jax.Array | None,
+    num_pairs: int,
+    dtype: jnp.dtype,
+    mesh: Mesh | None,
 ) -> jax.Array | None:
     """Trust as the losses take it, of their type and without gradient; None where none is used.
 
@@ -275,7 +299,11 @@ def checked_trust(
     values = _known_values(trust)
     if values is not None:
         _refuse_rows("trust", (values >= 0.0) & (values <= 1.0), "outside [0, 1]")
-    return jax.lax.stop_gradient(jnp.asarray(trust, dtype))
+    trust = jax.lax.stop_gradient(jnp.asarray(trust, dtype))
+    if mesh is None:
+        return trust
+    # Every device needs all of it, for the rows of one direction and the columns of the other.
+    return jax.lax.with_sharding_constraint(trust, NamedSharding(mesh, PartitionSpec()))
 
 
 def _check_rows(name: str, rows: jax.Array, shape: tuple[int, int]) -> None:

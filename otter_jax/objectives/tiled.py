@@ -31,7 +31,7 @@ from otter_jax.objectives.contrastive import (
     Term,
     sigmoid_losses,
     similarity,
-    weighted_means,
+    weighted_mean,
 )
 from otter_jax.objectives.tiles import ColumnSum, Rows, Tiling
 
@@ -495,7 +495,11 @@ def _forward(
             check_vma=False,  # It cannot see that sums over all devices are the same on each.
         )
     statistics, gradients = run(student, teacher, terms, scales)
-    value = sum(weighted_means(terms, statistics.cross_entropy))
+    means = (
+        weighted_mean(term.weight, rows)
+        for term, rows in zip(terms, statistics.cross_entropy, strict=True)
+    )
+    value = sum(means)
     return (value, statistics), (gradients, (teacher, terms))
 
 

@@ -1,5 +1,6 @@
 """Folders of images: classes, texts beside images, and what folders hold besides."""
 
+import json
 import os
 from pathlib import Path
 
@@ -42,6 +43,34 @@ def test_texts_beside_images(tmp_path: Path) -> None:
     source = open_source(f"folder:{tmp_path}")
     assert [source[i].captions for i in range(len(source))] == [("a cat",), ("first", "second")]
     assert source.skipped == {"empty caption": 1, "empty image": 1, "no text file": 1}
+
+
+def test_captions_in_json_files_as_img2dataset_has_them(tmp_path: Path) -> None:
+    write(tmp_path, "00000/1.jpg", "00000/2.jpg", "00000/3.jpg", "00000/4.jpg")
+    write(tmp_path, "00000/5.jpg", text="a cow")
+    for number, metadata in enumerate(
+        ({"caption": "a cat"}, {"captions": ["a dog", "a puppy"]}, {"caption": None}, {}), 1
+    ):
+        (tmp_path / f"00000/{number}.json").write_text(json.dumps(metadata))
+    (tmp_path / "00000/5.json").write_text('{"caption": "stale"}')
+    source = open_source(f"folder:{tmp_path}")
+    found = [source[i].captions for i in range(len(source))]
+    assert found == [("a cat",), ("a dog", "a puppy"), ("a cow",)]
+    assert source.skipped == {"empty caption": 1, "no text file": 1}
+
+
+def test_the_majority_says_what_captions_are(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, "cat/1.jpg", "dog/2.jpg")
+    (tmp_path / "cat/1.json").write_text('{"width": 3}')  # Not for captions.
+    assert set(pairs(open_source(f"folder:{tmp_path}")).values()) == {"cat", "dog"}
+    assert not caplog.text
+    write(tmp_path, "dog/3.jpg", text="a stray note")
+    assert set(pairs(open_source(f"folder:{tmp_path}")).values()) == {"cat", "dog"}
+    assert "1 of 3 images have a caption in a file beside them, too few" in caplog.text
+    write(tmp_path, "dog/2.jpg", text="a dog")
+    assert set(pairs(open_source(f"folder:{tmp_path}")).values()) == {"a dog", "a stray note"}
 
 
 def test_links_are_followed_but_never_in_a_circle(tmp_path: Path) -> None:

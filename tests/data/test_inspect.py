@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_shard
 from ml_collections import ConfigDict
 from PIL import Image
 from pyarrow import parquet
@@ -36,11 +37,32 @@ def tiny_model(tiny_config: Callable[..., ConfigDict], tmp_path: Path) -> Path:
 def test_what_is_found(out: Path) -> None:
     found = json.loads((out / "inspect.json").read_text())
     assert found["pairs"] == found["inspected"] == found["readable"] == 48
-    assert found["unreadable"] == found["skipped"] == {}
+    for name in ("skipped", "skipped_files", "unreadable", "unreadable_by_reason"):
+        assert found[name] == {}
     assert found["formats"] == {"PNG RGB": 48}
     assert found["width"]["median"] == found["height"]["max"] == 48
     assert found["words"]["max"] == 3
     assert found["copies of captions"]["count"] == 0
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_several_sources_and_the_names_of_what_is_bad(
+    several: bool, shape_pairs: list, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    write_shard(tmp_path / "a.tar", [*shape_pairs[:2], (b"broken", "a red bar")])
+    write_shard(tmp_path / "b.tar", shape_pairs[2:6])
+    (tmp_path / "b.tar").write_bytes((tmp_path / "b.tar").read_bytes()[: 2 * 3 * 1024])
+    specs = [f"webdataset:{tmp_path}/{name}.tar" for name in "ab"]
+    asked = [f"--data={spec}" for spec in specs] if several else [f"--data={tuple(specs)}"]
+    inspect.main([*asked, f"--out={tmp_path / 'out'}"])
+    found = json.loads((tmp_path / "out" / "inspect.json").read_text())
+    assert found["data"] == ", ".join(specs) and found["pairs"] == 5
+    assert list(found["unreadable"]) == ["0:00002 (record 2)"]
+    assert found["unreadable_by_reason"] == {"not an image": 1}
+    assert list(found["skipped_files"]) == [f"{tmp_path}/b.tar"]
+    said = capsys.readouterr().out
+    assert f"truncated, download again: {tmp_path}/b.tar; about 1 pairs are lost of 6" in said
+    assert "0:00002" not in said
 
 
 def test_pictures(out: Path) -> None:
@@ -115,7 +137,8 @@ def test_the_table_needs_pyarrow(
         (["--data=webdataset:/no/such/place.tar"], "/no/such/place.tar"),
         (["--data=open_clipart", "--limit=0"], "--limit=0"),
         (["--data=open_clipart", "--batch_size=1"], "--batch_size=1"),
-        (["--data=open_clipart", f"--out={__file__}"], __file__),
+        (["--data=open_clipart", f"--out={__file__}"], f"--out={__file__} is a file"),
+        (["--data=(open_clipart"], 'write \'("SPEC","SPEC")\''),
         (["--data=open_clipart", "--model=/no/such/model"], "/no/such/model"),
     ],
 )

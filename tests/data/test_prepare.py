@@ -6,6 +6,7 @@ import mmap
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -65,6 +66,7 @@ def test_manifest(pairs: str, whole: Path) -> None:
     assert [note["records"] for note in manifest["shards"].values()] == [10, 10, 10, 10, 8]
     for name, note in manifest["shards"].items():
         assert hashlib.sha256((whole / name).read_bytes()).hexdigest() == note["sha256"]
+    assert manifest["skipped_files"] == {}
     assert set(contents(whole)) == {
         "manifest.json", "dataset_info.json", "features.json", *map(SHARD.format, range(5)),
     }  # fmt: skip
@@ -92,10 +94,37 @@ def test_a_killed_conversion_goes_on(
     process.kill()
     process.wait()
     assert not (folder / SHARD.format(4)).exists() and not (folder / "manifest.json").exists()
+    with pytest.raises(FileNotFoundError, match=r"unfinished; run python -m .*prepare --to="):
+        open_source(f"tfds:{folder}")
     first = (folder / SHARD.format(0)).stat().st_mtime_ns
     convert(pairs, folder)
     assert contents(folder) == contents(whole)
     assert (folder / SHARD.format(0)).stat().st_mtime_ns == first
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_conversion_says_one_line_and_goes_on(
+    whole: Path, tmp_path: Path, shape_pairs: list, number: signal.Signals
+) -> None:
+    folder = tmp_path / "pairs"
+    pairs = [pair for pair in shape_pairs for _ in range(100)]
+    write_shard(tmp_path / "0.tar", pairs)
+    command = ["-m", "otter_jax.data.prepare", f"--from=webdataset:{tmp_path / '0.tar'}",
+               f"--to={folder}", "--records_per_shard=1200", "--workers=2"]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, *command], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not list(folder.glob(".unfinished/*.partial")):
+        assert process.poll() is None
+        time.sleep(0.001)
+    os.killpg(process.pid, number)  # All of them, as a terminal and SLURM do.
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert errors.split("\n")[-2] == "otter_jax: stopped; the same command goes on"
+    assert "Traceback" not in errors
+    assert not list(folder.glob(".unfinished/*.partial"))
+    prepare.main(command[2:])
+    assert len(open_source(f"tfds:{folder}")) == 4800
 
 
 def test_what_is_damaged_or_gone_is_written_again_and_nothing_else(
@@ -196,9 +225,11 @@ def test_what_is_refused(pairs: str, whole: Path, tmp_path: Path) -> None:
     assert "holds another data set (records_per_shard: 10, now 9)" in refusal(
         *to_whole, "--records_per_shard=9"
     )
-    assert "holds another data set (fingerprint" in refusal("--from=open_clipart", to_whole[1])
+    said = refusal("--from=open_clipart", to_whole[1], "--records_per_shard=10")
+    assert f"(spec: {pairs}, now open_clipart/train): choose a new folder" in said
     assert contents(whole) == before
     (tmp_path / "file").write_text("mine")
+    assert "is a file; name a new folder" in refusal(to_whole[0], f"--to={tmp_path / 'file'}")
     assert "is not empty; name a new folder" in refusal(to_whole[0], f"--to={tmp_path}")
     assert "cannot be written: Not a directory" in refusal(
         to_whole[0], f"--to={tmp_path / 'file' / 'x'}"

@@ -206,5 +206,5 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no .*x\.tsv"):
         recipes.open_pairs(f"official:{tmp_path}/x.tsv?images={tmp_path}", "wit")
     (tmp_path / "x.tsv").write_text("a\thttp://b\n")
-    with pytest.raises(ValueError, match=r"no usable row in .*'missing image': 1"):
+    with pytest.raises(ValueError, match=r"no usable row in .*\(missing image: 1\)"):
         recipes.open_pairs(f"official:{tmp_path}/x.tsv?images={tmp_path}", "conceptual_captions")

@@ -31,12 +31,12 @@ def test_small_files_are_not_worth_a_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [str(write(tmp_path / f"{n}.tar", pair("x"))) for n in range(2)]
-    monkeypatch.setattr("subprocess.run", None)
+    monkeypatch.setattr("subprocess.Popen", None)
     assert len(list(scan_in_order(scan_shard, paths))) == 2
 
 
 def test_a_process_that_dies_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [str(write(tmp_path / f"{n}.tar", pair("x"))) for n in range(2)]
     monkeypatch.setattr("sys.executable", "false")
-    with pytest.raises(OSError, match=r"0\.tar: the process that indexed it died \(1\)"):
+    with pytest.raises(OSError, match=r"0\.tar: the process at work on it died \(1\)"):
         list(scan_in_order(scan_shard, paths, 2))

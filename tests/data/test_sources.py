@@ -66,6 +66,12 @@ def test_a_path_at_which_there_is_nothing(tmp_path: Path, pattern: str) -> None:
         open_source(f"webdataset:{tmp_path}/{pattern}")
 
 
+def test_compressed_tars_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "0.tar.gz").touch()
+    with pytest.raises(FileNotFoundError, match=r"only 0\.tar\.gz, which must be uncompressed"):
+        open_source(f"webdataset:{tmp_path}")
+
+
 def test_a_range_that_runs_backwards(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"\{9\.\.1\} runs backwards; write \{1\.\.9\}"):
         open_source(f"webdataset:{folder}/{{9..1}}.tar")

@@ -60,9 +60,12 @@ class TestTally:
             None,
         )
         assert found["readable"] == 4
-        assert found["unreadable"] == {
+        assert found["unreadable_by_reason"] == {
             "zero bytes": 1, "truncated": 1, "not an image": 1, "no such file": 1,
         }  # fmt: skip
+        named = ["4 (record 4)", "5 (record 5)", "6 (record 6)", "record 7"]
+        assert list(found["unreadable"]) == named
+        assert found["unreadable"]["record 7"] == "no such file"
         assert found["formats"] == {"PNG RGB": 3, "JPEG RGB": 1}
         assert found["copies of images"] == {"count": 2, "share": 0.5, "largest group": 3}
         assert found["copies of captions"] == {"count": 2, "share": 2 / 7, "largest group": 3}
@@ -70,6 +73,11 @@ class TestTally:
         assert (found["width / height"]["min"], found["width / height"]["max"]) == (0.5, 2.0)
         assert (found["characters"]["min"], found["characters"]["max"]) == (3, 9)
         assert (found["words"]["min"], found["words"]["median"], found["words"]["max"]) == (1, 1, 3)
+
+    def test_a_thousand_of_the_unreadable_are_named(self) -> None:
+        found = summary(*[None] * 1003)
+        assert len(found["unreadable"]) == 1000
+        assert found["unreadable_by_reason"] == {"no such file": 1003}
 
     def test_nothing_readable(self) -> None:
         found = summary((b"", "a"), None)

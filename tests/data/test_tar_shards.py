@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from shard_files import Members, keys, pair, tar_bytes, write
 
+from otter_jax.data.sources import describe_skipped_files, open_source, skipped_files
 from otter_jax.data.tar_shards import TarShards
 
 
@@ -128,10 +129,42 @@ def test_a_broken_header_cuts_the_shard_and_spares_the_others(tmp_path: Path) ->
     assert source.skipped == {"truncated tar": 1}
 
 
+def test_what_cut_shards_have_lost_is_estimated_by_the_whole_ones(tmp_path: Path) -> None:
+    for number, count in enumerate((6, 10)):
+        pairs = [pair(f"{n}") for n in range(count - 1)]
+        write(tmp_path / f"{number}.tar", *pairs, pair("x", b""))  # The last is of no use.
+    (tmp_path / "2.tar").write_bytes(WHOLE[: 3 * LENGTH_OF_PAIR])
+    (tmp_path / "3.tar").write_bytes(WHOLE[: 5 * LENGTH_OF_PAIR])
+    source = open_source(f"webdataset:{tmp_path}")
+    assert source.skipped == {"empty caption": 2, "truncated tar": (8 - 3) + (8 - 5)}
+    named = {
+        f"{tmp_path}/2.tar": "truncated tar: 3 pairs read, about 5 lost",
+        f"{tmp_path}/3.tar": "truncated tar: 5 pairs read, about 3 lost",
+    }
+    assert source.skipped_files == skipped_files(source) == named
+    said = f"truncated, download again: {tmp_path}/2.tar, {tmp_path}/3.tar; about 8 pairs are lost"
+    assert describe_skipped_files(source) == f"{said} of 32"
+
+
+def test_a_shard_is_as_long_as_the_longest_where_none_is_whole(tmp_path: Path) -> None:
+    for number in range(1, 6):
+        (tmp_path / f"{number}.tar").write_bytes(WHOLE[: number * LENGTH_OF_PAIR])
+    spec = f"webdataset:{tmp_path}"
+    source = open_source((spec, "open_clipart"))
+    assert source.skipped == {"truncated tar": 4 + 3 + 2 + 1 + 1}
+    assert list(skipped_files(source)) == [f"{tmp_path}/{number}.tar" for number in range(1, 6)]
+    assert f"{tmp_path}/3.tar and 2 more; about 11 pairs" in describe_skipped_files(source)
+    assert describe_skipped_files(open_source("open_clipart")) == ""
+
+
 def test_unreadable_shards_are_refused_by_name(tmp_path: Path) -> None:
     good = write(tmp_path / "good.tar", pair("x"))
-    with pytest.raises(FileNotFoundError, match=r"gone\.tar: no such tar shard"):
-        TarShards([good, tmp_path / "gone.tar"])
+    with pytest.raises(FileNotFoundError, match=r"gone\.tar: no such tar shard$"):
+        TarShards([tmp_path / "gone.tar"])
+    with pytest.raises(FileNotFoundError, match=r"2 of 3 shards are missing, first .*/gone\.tar$"):
+        TarShards([good, tmp_path / "gone.tar", tmp_path / "lost.tar"])
+    with pytest.raises(FileNotFoundError, match=r"/gone: no such folder"):
+        TarShards([tmp_path / "gone"])
     for name, data in {"text.tar": b"text " * 500, "zero.tar": b"", "gz.tar": b"\x1f\x8b"}.items():
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ValueError, match=f"{name}: not an uncompressed tar"):
@@ -140,7 +173,7 @@ def test_unreadable_shards_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_no_pair_at_all_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tar", [("x.txt", b"a cat")])
-    with pytest.raises(ValueError, match=r"no image-text pair in 1 shard.*'no image': 1"):
+    with pytest.raises(ValueError, match=r"no image-text pair in 1 shard.*\(no image: 1\)"):
         TarShards([path])
     with pytest.raises(ValueError, match="no image-text pair in 0 shard"):
         TarShards([])

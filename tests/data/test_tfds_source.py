@@ -1,5 +1,6 @@
 """A small data set of TensorFlow Datasets, prepared here, read without TensorFlow."""
 
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -160,6 +161,14 @@ def test_a_label_is_the_last_resort() -> None:
     assert choose({"label": label, "words": text}, "", "x") == "words"
     with pytest.raises(ValueError, match="caption column not found"):
         choose({"label": label, "words": text, "others": text}, "", "x")
+
+
+def test_a_builder_that_needs_tensorflow_is_one_line(capfd: pytest.CaptureFixture) -> None:
+    if importlib.util.find_spec("tensorflow") is not None:
+        pytest.skip("TensorFlow is installed")
+    with pytest.raises(ModuleNotFoundError, match=r"not prepared.*'tensorflow'.*: tfds build coco"):
+        open_source("tfds:coco_captions")
+    assert "***" not in "".join(capfd.readouterr())
 
 
 def test_tensorflow_is_not_imported(data_dir: Path) -> None:

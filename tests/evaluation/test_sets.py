@@ -69,6 +69,18 @@ def test_pairs(parts: tuple, tmp_path: Path, shape_pairs: list, count: int) -> N
     assert answers.ranked.shape == (count, min(5, count + 1))
 
 
+def test_a_folder_of_images_with_texts_is_retrieval(
+    parts: tuple, tmp_path: Path, shape_pairs: list
+) -> None:
+    for number, (image, caption) in enumerate(shape_pairs[:4]):
+        (tmp_path / f"{number}.png").write_bytes(image)
+        (tmp_path / f"{number}.txt").write_text(f"{caption}\na drawing")
+    opened = open_one(f"folder:{tmp_path}")
+    assert isinstance(opened, pair_set.PairSet)
+    assert opened.contents()["pairs"] == 4 and opened.contents()["captions"] == 8
+    assert opened.evaluate(*parts)["i2t_recall@10"] == 1.0
+
+
 def test_unreadable_images_do_not_shift_the_others(
     parts: tuple, tmp_path: Path, shape_pairs: list
 ) -> None:

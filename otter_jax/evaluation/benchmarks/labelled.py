@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from otter_jax.data.records import in_words
 from otter_jax.evaluation.class_lists import Names
 from otter_jax.evaluation.image_collections import ImageCollection
 
@@ -60,4 +61,4 @@ def find_folder(folder: Path, *names: str) -> Path:
 def refuse_no_images(where: Path | str, names: Iterable[str], left_out: Mapping[str, int]) -> None:
     """Refuses a set without a single image (ValueError with what was left out)."""
     if not names:
-        raise ValueError(f"{where}: there is no image with a label ({dict(left_out) or 'none'})")
+        raise ValueError(f"{where}: there is no image with a label ({in_words(left_out)})")

@@ -94,7 +94,7 @@ def test_what_is_missing_is_named(release: Path, tmp_path: Path) -> None:
         open_images.load("goi", tmp_path / "nowhere")
     for file in (release / "test").iterdir():
         file.unlink()
-    with pytest.raises(ValueError, match=r"no image with a label.*'image missing': 3"):
+    with pytest.raises(ValueError, match=r"no image with a label.*image missing: 3"):
         open_images.load("goi", release)
     (release / "oidv6-class-descriptions.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no \*class-descriptions.csv"):
