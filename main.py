@@ -38,8 +38,9 @@ def main(argv: Sequence[str]) -> None:
     try:
         if _CONFIG.value.deterministic:
             processes.make_deterministic()
-        if _DISTRIBUTED.value:
-            processes.join(_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        coordinator = (_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        if _DISTRIBUTED.value or any(each is not None for each in coordinator):
+            processes.join(*coordinator)
         run(_CONFIG.value, Path(_WORKDIR.value).expanduser())
     except (ValueError, OSError, ModuleNotFoundError, FloatingPointError) as error:
         if logging.level_debug():

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# A SLURM job, one process a GPU; every process finds its peers through SLURM's variables.
+# A SLURM job, one process a GPU; every process finds its peers through SLURM's variables. GPUS is
+# how many a node has (default: 1); tasks are not bound to GPUs, each takes the one of its number.
 #
 #   launch/slurm.sh [--dry-run] [SBATCH OPTIONS...] -- --config=configs/X.py --workdir=DIR [FLAGS...]
-#   launch/slurm.sh --nodes=2 --gpus-per-node=8 --time=8:00:00 -- --config=... --workdir=...
+#   GPUS=8 launch/slurm.sh --nodes=2 --time=8:00:00 -- --config=... --workdir=...
 #
 # The workdir must be on a file system that all nodes share. The job saves and is queued again where
 # it is preempted, and two minutes before its time is up. The same command again resumes.
 set -euo pipefail
 
-usage() { sed -n '2,8s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,9s/^# \{0,1\}//p' "$0"; }
 
 run=()
 case "${1:-}" in
@@ -31,4 +32,4 @@ while kill -0 \$child 2>/dev/null; do wait \$child; status=\$?; done
 if [ \"\$again\" ]; then scontrol requeue \$SLURM_JOB_ID; fi
 exit \$status"
 "${run[@]}" sbatch --job-name=otter_jax --requeue --open-mode=append --signal=B:USR1@120 \
-  --ntasks-per-gpu=1 "${options[@]}" --wrap="$job"
+  --ntasks-per-node="${GPUS:-1}" --gpus-per-node="${GPUS:-1}" "${options[@]}" --wrap="$job"

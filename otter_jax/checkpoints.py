@@ -149,7 +149,10 @@ class Checkpoints(AbstractContextManager):
     def _restore(self, step: int, **templates: Any) -> dict[str, Any]:
         folder = self.folder / str(step)
         if damage := find_damage(folder, items=tuple(templates)):
-            raise DamagedError(f"the checkpoint {folder} is damaged ({damage})")
+            raise DamagedError(
+                f"the checkpoint {folder} is damaged ({damage}); the run's own command goes on "
+                "from the one before, if there is one that is whole"
+            )
         flat = {name: _flatten(template) for name, template in templates.items()}
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, flat)
         items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}

@@ -22,6 +22,8 @@ from otter_jax.evaluation.templates import read_templates
 BOOKKEEPING_KEYS = (
     "checkpoint.",
     "data.max_bad_share",
+    "data.threads",
+    "fsdp",
     "on_nan",
     "max_nan_steps",
     "profile",

@@ -90,6 +90,11 @@ class DivergenceWatch:
         if not bool(metrics["finite"]):
             self._judge(step, {name: float(np.asarray(metrics[name])) for name in sorted(metrics)})
 
+    def _way_on(self) -> str:
+        if self._action == "stop":
+            return "--config.on_nan=skip"
+        return f"a config.max_nan_steps above {self._most}"
+
     def _judge(self, step: int, metrics: dict[str, float]) -> None:
         happened = len(self._events) + 1
         action = self._action if happened <= self._most else "stop"
@@ -113,7 +118,7 @@ class DivergenceWatch:
             raise DivergedError(
                 f"{what}{_exceeded(self._action, self._most)}: its update was left out, earlier "
                 f"checkpoints are kept, and {self._path} names the batch; try a lower "
-                "config.optimizer.learning_rate in another workdir, or --config.on_nan=skip here",
+                f"config.optimizer.learning_rate in another workdir, or {self._way_on()} here",
                 rolls_back=False,
             )
 

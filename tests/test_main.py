@@ -100,6 +100,6 @@ def test_launch_scripts_show_what_they_would_run(script: str) -> None:
     assert quoted in result.stdout
     if script == "slurm.sh":
         assert "--requeue" in result.stdout
-        assert "--ntasks-per-gpu=1 --nodes=2" in result.stdout
+        assert "--ntasks-per-node=1 --gpus-per-node=1 --nodes=2" in result.stdout
     usage = subprocess.run([ROOT / "launch" / script], capture_output=True, text=True)
     assert "--dry-run" in usage.stdout
