@@ -6,7 +6,7 @@ Command:  python main.py --config=configs/declip_quickstart.py --workdir=runs/de
           parts of it: --config.objective.ss=False (self-supervision), mvs (several views),
           nns (nearest neighbours); with all three off it is CLIP on the same augmentation
 Hardware: two CPU cores, no accelerator.
-Time:     222 steps of about 2 s.
+Time:     111 steps of about 2 s.
 Expected: no scores are on record yet; it shows that all parts run, and their losses fall.
 """
 
