@@ -85,8 +85,9 @@ def holm(p_values: Sequence[float]) -> list[bool]:
 
 
 class Study(NamedTuple):
-    """What was tested: by (setting, method, metric), and by split."""
+    """What was tested, by (setting, method, metric)."""
 
+    settings: list[str]  # Those of which every method's tests are finished.
     means: dict[tuple[str, str, str], float]
     deviations: dict[tuple[str, str, str], float]  # Over the runs.
     differences: dict[tuple[str, str, str], Difference]
@@ -95,14 +96,17 @@ class Study(NamedTuple):
 
 
 def analyse(workdir: Path) -> Study:
-    """Reads the records and ranks of a finished study.
+    """Reads the records and ranks of a study.
 
     Raises:
-      FileNotFoundError: if a test is missing.
+      FileNotFoundError: if no setting is finished.
     """
     records = read_records(workdir / "records.jsonl")
+    settings = [s for s in SETTINGS if all(ranks_file(workdir, s, m).is_file() for m in METHODS)]
+    if not settings:
+        raise FileNotFoundError(f"{workdir}: no setting of studies.noisy_pairs is finished there")
     means, deviations, differences = {}, {}, {}
-    for setting in SETTINGS:
+    for setting in settings:
         baseline = read_found(workdir, setting, BASELINE)
         for method in METHODS:
             ours = read_found(workdir, setting, method)
@@ -115,10 +119,9 @@ def analyse(workdir: Path) -> Study:
                 differences[cell] = bootstrap(pairs, np.random.default_rng(0))
     compared = [cell for cell in differences if cell[1] != BASELINE]
     significant = holm([differences[cell].p_value for cell in compared])
-    chosen = {(s, m): best_trial(records, s, m) for s in SETTINGS for m in METHODS}
-    return Study(
-        means, deviations, differences, dict(zip(compared, significant, strict=True)), chosen
-    )
+    chosen = {(s, m): best_trial(records, s, m) for s in settings for m in METHODS}
+    told_apart = dict(zip(compared, significant, strict=True))
+    return Study(settings, means, deviations, differences, told_apart, chosen)
 
 
 def read_found(workdir: Path, setting: str, method: str) -> list[dict[str, np.ndarray]]:
@@ -130,28 +133,33 @@ def read_found(workdir: Path, setting: str, method: str) -> list[dict[str, np.nd
 def counts(study: Study, method: str) -> tuple[int, int, int, int]:
     """Wins, ties and losses against the baseline, and in how many cells the mean is the best."""
     wins = losses = best = 0
-    for setting in SETTINGS:
+    for setting in study.settings:
         for metric in METRICS:
             cell = (setting, method, metric)
             if study.significant.get(cell):
                 wins += study.differences[cell].mean > 0
                 losses += study.differences[cell].mean < 0
             best += study.means[cell] == max(study.means[setting, m, metric] for m in METHODS)
-    return wins, len(SETTINGS) * len(METRICS) - wins - losses, losses, best
+    return wins, len(study.settings) * len(METRICS) - wins - losses, losses, best
 
 
 def summary_table(study: Study) -> list[str]:
     """A method a line: wins, ties, losses, best, and the mean difference in every setting."""
-    head = ["method", "wins / ties / losses", "best of 42", *SETTINGS]
+    head = [
+        "method",
+        "wins / ties / losses",
+        f"best of {len(study.settings) * len(METRICS)}",
+        *study.settings,
+    ]
     lines = [_row(head), _row(["---"] * len(head))]
     for method in METHODS:
         wins, ties, losses, best = counts(study, method)
         cells = [
             f"{np.mean([study.differences[setting, method, m].mean for m in METRICS]):+.1f}"
-            for setting in SETTINGS
+            for setting in study.settings
         ]
         if method == BASELINE:
-            mean = [np.mean([study.means[s, method, m] for m in METRICS]) for s in SETTINGS]
+            mean = [np.mean([study.means[s, method, m] for m in METRICS]) for s in study.settings]
             cells = [f"({each:.1f})" for each in mean]
         versus = "" if method == BASELINE else f"{wins} / {ties} / {losses}"
         lines.append(_row([method, versus, str(best), *cells]))
@@ -199,13 +207,16 @@ def draw(study: Study, path: Path) -> None:
     methods = [method for method in METHODS if method != BASELINE]
     table = np.array(
         [
-            [np.mean([study.differences[s, m, each].mean for each in METRICS]) for s in SETTINGS]
+            [
+                np.mean([study.differences[s, m, each].mean for each in METRICS])
+                for s in study.settings
+            ]
             for m in methods
         ]
     )
     limit = np.abs(table).max()
     image = axes.imshow(table, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
-    axes.set_xticks(range(len(SETTINGS)), SETTINGS, rotation=20, ha="right")
+    axes.set_xticks(range(len(study.settings)), study.settings, rotation=20, ha="right")
     axes.set_yticks(range(len(methods)), methods)
     for (row, column), value in np.ndenumerate(table):
         colour = "white" if abs(value) > 0.6 * limit else "black"
@@ -227,10 +238,11 @@ def main() -> None:
     arguments = parser.parse_args()
     study = analyse(arguments.workdir)
     lines = ["## All settings", "", *summary_table(study)]
-    for setting in SETTINGS:
+    for setting in study.settings:
         lines += ["", f"## {setting}", "", *setting_table(study, setting)]
     records = read_records(arguments.workdir / "records.jsonl")
-    lines += ["", "## OTTER, one thing changed", "", *sweep_table(records)]
+    if any(record["kind"] == "sweep" for record in records):
+        lines += ["", "## OTTER, one thing changed", "", *sweep_table(records)]
     (arguments.out / "study_tables.md").write_text("\n".join(lines) + "\n")
     draw(study, arguments.out / "study.png")
 
