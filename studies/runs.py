@@ -123,8 +123,8 @@ class Trainer:
         schedule = make_schedule(config, self.shape[0])
         optimizer = make_optimizer(config, schedule)
         mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
-        model, _ = self.make_model(0)
-        step = make_train_step(model, self.options, optimizer, schedule, config, mesh)
+        self.model, _ = self.make_model(0)
+        step = make_train_step(self.model, self.options, optimizer, schedule, config, mesh)
 
         def train(variables: Variables, pairs: dict[str, jax.Array], order: jax.Array) -> Variables:
             state = initial_state(variables, optimizer, uses_teacher=self.options.uses_teacher)
@@ -169,9 +169,11 @@ class Trainer:
         images: np.ndarray,
     ) -> Ranks:
         """Ranks among some pairs, and of some images of the other style among all its classes."""
-        project = functools.partial(_project, self.make_model(0)[0], variables)
+        project = functools.partial(_project, self.model, variables)
         captions, classes = map(_unit, (collection.text[pairs], collection.class_text))
-        found, other = project(data.image[pairs]), project(data.class_image[images])
+        found, other = map(
+            np.asarray, (project(data.image[pairs]), project(data.class_image[images]))
+        )
         own = np.arange(len(pairs))[:, None]
         queries = (
             (found, captions, own),
@@ -183,12 +185,8 @@ class Trainer:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _project_rows(model: FunctionalModel, variables: Variables, features: jax.Array) -> jax.Array:
+def _project(model: FunctionalModel, variables: Variables, features: jax.Array) -> jax.Array:
     return objectives.normalize(model.bind(variables).image_projection(features))
-
-
-def _project(model: FunctionalModel, variables: Variables, features: np.ndarray) -> np.ndarray:
-    return np.asarray(_project_rows(model, variables, features))
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

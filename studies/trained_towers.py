@@ -6,9 +6,7 @@ The quickstart's pairs with 40 % of the captions shuffled; the last blocks of bo
 trained, as in configs/declip_quickstart.py. Nothing is tuned. What is finished is not run again.
 """
 
-import argparse
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from configs import declip_quickstart
 from otter_jax.data.sources import open_source
 from otter_jax.train import train
 from studies.collection import shuffled_captions
+from studies.small_runs import read_scores, run_all
 
 WRONG = 0.4
 METHODS = {
@@ -64,30 +63,11 @@ def table(folder: Path) -> str:
     lines = ["| method | seed | recall@1 / 5 / 10 | OpenMoji hit@1 / 5 / 10 |", "|---|---|---|---|"]
     for method in METHODS:
         for path in sorted(folder.glob(f"{method.replace(' ', '_')}_[0-9]/results.json")):
-            results = json.loads(path.read_text())
-            pairs, emoji = results["open_clipart"], results["openmoji"]
-            recalls = (
-                50 * (pairs[f"i2t_recall@{k}"] + pairs[f"t2i_recall@{k}"]) for k in (1, 5, 10)
-            )
-            cells = [
-                " / ".join(f"{value:.1f}" for value in values)
-                for values in (recalls, (100 * emoji[f"hit@{k}"] for k in (1, 5, 10)))
-            ]
+            texts = [f"{score:.1f}" for score in read_scores(path)]
+            cells = [" / ".join(texts[:3]), " / ".join(texts[3:])]
             lines.append(f"| {method} | {path.parent.name[-1]} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Runs all methods of a seed before those of the next."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", type=Path, required=True, help="where the runs are kept")
-    parser.add_argument("--seeds", type=int, default=2)
-    arguments = parser.parse_args()
-    for seed in range(arguments.seeds):
-        for method in METHODS:
-            run(method, seed, arguments.workdir)
-            print(table(arguments.workdir), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    run_all(__doc__.splitlines()[0], METHODS, 2, run, table)
