@@ -6,8 +6,11 @@ import tempfile
 # Before jax is imported: the sharded paths need several devices on any machine.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # On a busy machine eight devices on two cores may wait for each other for longer than XLA's 40 s.
+# Most of the time goes into compiling small programs that run a few times: machine code that is not
+# optimized is there in half the time. XLA_FLAGS of the caller override it.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
+    "--xla_backend_optimization_level=0 "
+    + os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
     + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
     + " --xla_cpu_enable_concurrency_optimized_scheduler=false"
