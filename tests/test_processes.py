@@ -62,12 +62,13 @@ except ValueError as error:
 def start_two(*arguments: Path | Sequence[Path], program: str = PROGRAM) -> list[subprocess.Popen]:
     """Starts both with these arguments; a list has one for each of them."""
     address = f"127.0.0.1:{free_port()}"
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "PYTHONPATH": str(ROOT)}
+    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    variables = {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     return [
         subprocess.Popen(
             [sys.executable, "-c", program, address, str(number)]
             + [str(each if isinstance(each, Path) else each[number]) for each in arguments],
-            env=os.environ | flags, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=os.environ | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for number in range(2)
     ]  # fmt: skip
