@@ -48,7 +48,7 @@ class Row(NamedTuple):
 
 
 class TextTable:
-    """The rows of a table, one record a row; sixteen bytes a row are kept in memory.
+    """The rows of a table, one record a row; twenty bytes a row are kept in memory.
 
     What cannot be used is left out and counted in `skipped` by reason; after a row that csv cannot
     make sense of, such as one with a quote that is never closed, reading goes on at the next line.
@@ -96,6 +96,7 @@ class TextTable:
 
     def _find_usable(self, file: BinaryIO) -> None:
         self._places = array("Q")  # Row and offset, in turn.
+        self.caption_counts = array("I")
         skipped: Counter[str] = Counter()
         digest = hashlib.sha256()
         for number, (offset, fields) in enumerate(self._rows(file)):
@@ -106,6 +107,7 @@ class TextTable:
                 skipped[str(error)] += 1
                 continue
             self._places.extend((number, offset))
+            self.caption_counts.append(len(row.captions))
             digest.update(repr((row.key, size, row.captions)).encode())
         self.skipped = dict(sorted(skipped.items()))
         self.fingerprint = digest.hexdigest()

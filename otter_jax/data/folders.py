@@ -77,6 +77,7 @@ class Folder:
         self._root = root
         self._has_captions = has_captions(root)
         self._paths = PackedStrings()
+        self.caption_counts = array("I")
         skipped: Counter[str] = Counter()
         digest = hashlib.sha256()
         for path in _image_paths(root):
@@ -86,6 +87,7 @@ class Folder:
                 skipped[str(error)] += 1
                 continue
             self._paths.append(path)
+            self.caption_counts.append(len(captions))
             digest.update(repr((os.fsencode(path), size, captions)).encode())
         self.skipped = dict(sorted(skipped.items()))
         self.fingerprint = digest.hexdigest()

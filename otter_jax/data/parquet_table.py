@@ -128,6 +128,7 @@ class ParquetTable:
 
     def _check_rows(self, digest: Any) -> None:
         self._rows = array("Q")
+        self.caption_counts = array("I")
         skipped: Counter[str] = Counter()
         for row in range(self._first_rows[-1]):
             try:
@@ -137,6 +138,7 @@ class ParquetTable:
                 skipped[str(error)] += 1
                 continue
             self._rows.append(row)
+            self.caption_counts.append(len(captions))
             digest.update(repr((row, size, captions)).encode())
         self.skipped = dict(sorted(skipped.items()))
         self.fingerprint = digest.hexdigest()

@@ -5,10 +5,13 @@ import json
 import math
 import os
 import stat
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 MAX_CAPTION_CHARACTERS = 10_000
 MAX_CAPTION_BYTES = 4 * MAX_CAPTION_CHARACTERS  # UTF-8 needs at most four bytes a character.
@@ -48,11 +51,14 @@ class Source(Protocol):
         name: What to call the data in logs.
         skipped: How many records were left out, by reason; of a truncated tar it is an estimate.
         fingerprint: A hexadecimal sha256 that changes when the list of records changes.
+        caption_counts: How many captions each record has, unsigned integers [n]; None where that
+            is not known before every record is read.
     """
 
     name: str
     skipped: dict[str, int]
     fingerprint: str
+    caption_counts: np.ndarray | array | None
 
     def __len__(self) -> int:
         """Return the number of records."""

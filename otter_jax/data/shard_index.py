@@ -6,7 +6,8 @@ shard that has changed is scanned again and the segments of the others are copie
 
     magic | segment, segment, ... | table as json | its length, 8 bytes | crc32 of all, 4 bytes
 
-A segment of n records holds n rows of byte offsets and sizes, n uint32 ends of keys, and the keys.
+A segment of n records holds n rows of byte offsets and sizes, n uint32 numbers of captions, n
+uint32 ends of keys, and the keys.
 """
 
 import bisect
@@ -30,7 +31,7 @@ from otter_jax.data import storage
 
 ROW = np.dtype([("offset", "<i8", 3), ("size", "<i8", 3)])  # In bytes; size 0: no such member.
 
-_MAGIC = b"otterix2"
+_MAGIC = b"otterix3"
 _END = struct.Struct("<QI")  # Length of the table, crc32 of all before.
 _CHUNK = 1 << 20
 _FOLDER = ".otter_jax"  # Beside the shards.
@@ -45,12 +46,14 @@ class Scan(NamedTuple):
     Attributes:
         rows: `ROW` [n], its records.
         keys: Their names, n of them.
+        caption_counts: uint32 [n], how many captions each has.
         skipped: What was left out, by reason.
         digest: Hexadecimal, of what the records hold.
     """
 
     rows: np.ndarray
     keys: list[bytes]
+    caption_counts: np.ndarray
     skipped: dict[str, int]
     digest: str
 
@@ -119,6 +122,15 @@ class ShardIndex:
         """The shards."""
         return [segment.path for segment in self.segments]
 
+    @property
+    def caption_counts(self) -> np.ndarray:
+        """How many captions each record has, uint32 [n]."""
+        counts = [
+            np.frombuffer(self._data, "<u4", s.records, s.start + s.records * ROW.itemsize)
+            for s in self.segments
+        ]
+        return np.concatenate(counts)
+
     def __len__(self) -> int:
         """Return the number of records."""
         return self._starts[-1]
@@ -131,7 +143,7 @@ class ShardIndex:
         shard = bisect.bisect_right(self._starts, number) - 1
         segment, local = self.segments[shard], number - self._starts[shard]
         row = np.frombuffer(self._data, ROW, 1, segment.start + local * ROW.itemsize)[0]
-        ends = segment.start + segment.records * ROW.itemsize
+        ends = segment.start + segment.records * (ROW.itemsize + 4)  # Behind rows and counts.
         keys = ends + 4 * segment.records
         first = np.frombuffer(self._data, "<u4", 1, ends + 4 * local - 4)[0] if local else 0
         last = np.frombuffer(self._data, "<u4", 1, ends + 4 * local)[0]
@@ -248,7 +260,8 @@ def _scan_changed(
 
 def _pack(scan: Scan, state: storage.State) -> _Packed:
     ends = np.cumsum([len(key) for key in scan.keys], dtype="<u4")
-    data = scan.rows.tobytes() + ends.tobytes() + b"".join(scan.keys)
+    counts = scan.caption_counts.astype("<u4")
+    data = scan.rows.tobytes() + counts.tobytes() + ends.tobytes() + b"".join(scan.keys)
     return _Packed(data, state, len(scan.rows), scan.skipped, scan.digest)
 
 

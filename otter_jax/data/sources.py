@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from otter_jax.data import storage
+from otter_jax.data.caption_pairs import CaptionPairs
 from otter_jax.data.csv_table import CsvTable
 from otter_jax.data.folders import Folder
 from otter_jax.data.parquet_table import ParquetTable
@@ -63,6 +64,7 @@ class _Wish(NamedTuple):
     split: str
     cache_dir: Path | None
     captions: CaptionRule
+    every_caption: bool
     progress: Progress
 
 
@@ -72,6 +74,7 @@ def open_source(
     *,
     cache_dir: Path | None = None,
     captions: CaptionRule = choose_captions,
+    every_caption: bool = False,
     progress: Progress = no_progress,
 ) -> Source:
     """Open the data set that a SPEC names, or several as a `Mixture`.
@@ -92,6 +95,7 @@ def open_source(
         cache_dir: Where the index of shards is kept if it cannot lie beside them.
         captions: How captions are made of the text and metadata in tar shards; a function of a
             module. Nothing else has metadata to make them of.
+        every_caption: Whether every caption of an image is a pair of its own, see `CaptionPairs`.
         progress: Shows how far indexing is.
 
     Raises:
@@ -99,7 +103,7 @@ def open_source(
         FileNotFoundError: For a path at which there is nothing.
         ModuleNotFoundError: If a package is missing; says which, and how to install it.
     """
-    wish = _Wish(split, cache_dir, captions, progress)
+    wish = _Wish(split, cache_dir, captions, every_caption, progress)
     if isinstance(spec, str):
         return _open_one(Spec.parse(spec), wish)
     if not spec:
@@ -108,6 +112,11 @@ def open_source(
 
 
 def _open_one(spec: Spec, wish: _Wish) -> Source:
+    source = _open_records(spec, wish)
+    return CaptionPairs(source) if wish.every_caption else source
+
+
+def _open_records(spec: Spec, wish: _Wish) -> Source:
     if spec.name == "open_clipart":
         paths = _embedded_shards(spec.name, wish.split)
         return TarShards(paths, f"{spec.name}/{wish.split}", captions=wish.captions)
@@ -211,6 +220,12 @@ class Mixture:
         parts = [(source.fingerprint, len(source)) for source in self.sources]
         self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()
 
+    @property
+    def caption_counts(self) -> np.ndarray | None:
+        """How many captions each record has; None if one of the sources does not know."""
+        counts = [source.caption_counts for source in self.sources]
+        return None if any(each is None for each in counts) else np.concatenate(counts)
+
     def __len__(self) -> int:
         """Return the number of records of all sources."""
         return self._starts[-1]
@@ -225,6 +240,8 @@ class Mixture:
 
 def skipped_files(source: Source) -> dict[str, str]:
     """Return the files that cannot be read to their end, and what is known of them, by path."""
+    if isinstance(source, CaptionPairs):
+        return skipped_files(source.source)
     return source.skipped_files if isinstance(source, TarShards | Mixture) else {}
 
 

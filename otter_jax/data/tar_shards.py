@@ -111,6 +111,11 @@ class TarShards:
                 f"({in_words(self.skipped)})"
             )
 
+    @property
+    def caption_counts(self) -> np.ndarray:
+        """How many captions each pair's image has, uint32 [n]."""
+        return self._index.caption_counts
+
     def __len__(self) -> int:
         """Return the number of pairs."""
         return len(self._index)
@@ -145,18 +150,20 @@ def scan_shard(path: str, captions: CaptionRule = choose_captions) -> Scan:
         if not complete:
             skipped[TRUNCATED] += 1
         last = next(reversed(groups), None)
-        keys, rows = [], []
+        keys, rows, counts = [], [], []
         for key, spans in groups.items():
             try:
-                contents = _read_usable(key, spans, file, captions)
+                count, *contents = _read_usable(key, spans, file, captions)
             except RecordError as error:
                 if complete or key != last:  # A pair the cut goes through is counted as the cut.
                     skipped[str(error)] += 1
                 continue
             keys.append(key.encode("utf-8", "surrogateescape"))
             rows.append(tuple(zip(*spans, strict=True)))
-            digest.update(repr((keys[-1], spans[_IMAGE][1], contents)).encode())
-    return Scan(np.array(rows, dtype=ROW), keys, dict(skipped), digest.hexdigest())
+            counts.append(count)
+            digest.update(repr((keys[-1], spans[_IMAGE][1], tuple(contents))).encode())
+    found = np.array(rows, dtype=ROW), keys, np.array(counts, np.uint32)
+    return Scan(*found, dict(skipped), digest.hexdigest())
 
 
 def _describe_missing(paths: Sequence[str]) -> str:
@@ -240,8 +247,8 @@ def _key_and_slot(member: tarfile.TarInfo) -> tuple[str, int | None]:
 
 def _read_usable(
     key: str, spans: _Spans, file: storage.Reader, choose: CaptionRule
-) -> tuple[bytes, ...]:
-    """Return texts, and a sample of the image, of a usable pair; RecordError for any other."""
+) -> tuple[int, bytes, bytes, bytes]:
+    """Return the number of captions, texts, and a sample of the image; RecordError if unusable."""
     if is_unsafe(key):
         raise RecordError("unsafe name")
     if not spans[_IMAGE][1]:
@@ -252,6 +259,7 @@ def _read_usable(
         caption = clean_caption(text)
     except UnicodeDecodeError:
         raise RecordError("caption not UTF-8") from None
-    if not choose(caption, parse_metadata(metadata)):
+    count = len(choose(caption, parse_metadata(metadata)))
+    if not count:
         raise RecordError("empty caption")
-    return text, metadata, storage.sample(file, *spans[_IMAGE])
+    return count, text, metadata, storage.sample(file, *spans[_IMAGE])

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from otter_jax.data import storage
 from otter_jax.data.columns import CAPTION_NAMES, IMAGE_NAMES, choose_column
 from otter_jax.data.records import Record, RecordError, clean_caption
@@ -57,6 +59,7 @@ class TfdsSource:
         self._caption = _choose_caption(features, options.get("caption", ""), name).split("/")
         self._class_names = getattr(features[self._caption[0]], "names", None)
         self._data = _open_split(builder, split, name)
+        self.caption_counts = _count_captions(features[self._caption[0]], len(self._data))
         self.skipped: dict[str, int] = {}
         self.fingerprint = _fingerprint(builder, split, len(self._data))
 
@@ -192,6 +195,14 @@ def _texts(name: str, feature: Any) -> list[str]:
             f"{name}/{key}" for key, kind in inner.items() if isinstance(kind, tfds.features.Text)
         ]
     return []
+
+
+def _count_captions(feature: Any, count: int) -> np.ndarray | None:
+    """Return how many captions each record has; None where records hold lists of captions."""
+    import tensorflow_datasets as tfds
+
+    is_list = isinstance(feature, tfds.features.Sequence)
+    return None if is_list else np.ones(count, np.uint32)
 
 
 def _fingerprint(builder: Any, split: str, count: int) -> str:

@@ -19,7 +19,8 @@ Shards = list[tuple[list[bytes], list[list[int]]]]  # By shard: keys; three offs
 
 def scan_of(keys: list[bytes], numbers: list[list[int]]) -> Scan:
     rows = np.array([(row[:3], row[3:]) for row in numbers], ROW)
-    return Scan(rows, keys, {"no image": len(keys)}, digest=repr((keys, numbers)))
+    counts = np.array([row[0] % 2**32 for row in numbers], np.uint32)
+    return Scan(rows, keys, counts, {"no image": len(keys)}, digest=repr((keys, numbers)))
 
 
 @dataclasses.dataclass
@@ -66,6 +67,7 @@ def test_entries_come_back_as_they_were_scanned(
     for number, (shard, key, row) in enumerate(flat):
         spans = list(zip(row[:3], row[3:], strict=True))
         assert index[number] == index[number - len(flat)] == (shard, key, spans)
+    np.testing.assert_array_equal(index.caption_counts, [row[0] % 2**32 for _, _, row in flat])
     with pytest.raises(IndexError):
         index[len(flat)]
     assert [each.skipped for each in index.segments] == [

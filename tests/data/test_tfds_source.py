@@ -91,6 +91,18 @@ def test_features_by_name(data_dir: Path, caption: str, expected: tuple[str, ...
     assert by_number(source)[1] == expected
 
 
+@pytest.mark.parametrize("caption", ["title", "label"])
+def test_single_captions_are_all_of_them(data_dir: Path, caption: str) -> None:
+    spec = f"tfds:pairs:test?data_dir={data_dir}&caption={caption}"
+    assert by_number(open_source(spec, every_caption=True)) == by_number(open_source(spec))
+
+
+@pytest.mark.parametrize("caption", ["words", "captions/text"])
+def test_lists_of_captions_are_not_counted(data_dir: Path, caption: str) -> None:
+    with pytest.raises(ValueError, match=r"captions='all' needs to know.*use 'one', or the tar"):
+        open_source(f"tfds:pairs?data_dir={data_dir}&caption={caption}", every_caption=True)
+
+
 def test_a_record_without_a_label_has_no_caption(data_dir: Path) -> None:
     source = open_source(f"tfds:{data_dir}/pairs/1.0.0?caption=label")
     found = by_number(source)
