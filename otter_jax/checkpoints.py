@@ -28,6 +28,7 @@ from otter_jax.step import TrainState
 
 ITEMS = ("variables", "training")
 CHECKSUMS = "sha256.json"
+NEWER = ("mean_loss",)  # What checkpoints of earlier versions lack: it begins anew.
 
 
 class Checkpoints(AbstractContextManager):
@@ -113,48 +114,52 @@ class Checkpoints(AbstractContextManager):
     def restore(self, template: TrainState) -> TrainState:
         """The latest state that is whole, placed like `template`, whose arrays are left alone.
 
-        Later checkpoints that are damaged are named and set aside as `<step>.damaged`.
+        Later checkpoints that are damaged are named and set aside as `<step>.damaged`. What one of
+        an earlier version lacks is as in the template.
 
         Raises:
           FileNotFoundError: if there is no finished checkpoint.
           ValueError: if it has other arrays than the template, or none is whole.
         """
         templates = {"variables": template.variables, "training": _without_variables(template)}
+        step, damaged = self._find_whole(*templates)
+        restored = self._restore(step, **templates)
+        self._set_aside(damaged)
+        return TrainState(**restored["training"], variables=restored["variables"])
+
+    def restore_variables(self, template: Variables) -> tuple[int, Variables]:
+        """The latest variables that are whole, placed like `template`, and their step.
+
+        Later checkpoints that are damaged are named; nothing is changed.
+
+        Raises:
+          FileNotFoundError: if there is no finished checkpoint.
+          ValueError: if it has other arrays than the template, or none is whole.
+        """
+        step, damaged = self._find_whole("variables")
+        for reason in damaged.values():
+            say(f"{reason}: that of step {step} is used")
+        return step, self._restore(step, variables=template)["variables"]
+
+    def _find_whole(self, *items: str) -> tuple[int, dict[int, str]]:
+        """The latest step of which these items are whole, and what is wrong with later ones."""
         damaged: dict[int, str] = {}
         self.finished_step()
         for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                restored = self._restore(step, **templates)
-            except DamagedError as error:
-                damaged[step] = str(error)
-                continue
-            self._set_aside(damaged)
-            return TrainState(**restored["training"], variables=restored["variables"])
+            folder = self.folder / str(step)
+            damage = find_damage(folder, items)
+            if damage is None:
+                return step, damaged
+            damaged[step] = f"the checkpoint {folder} is damaged ({damage})"
         if damaged:
             raise ValueError(f"no checkpoint is whole: {'; '.join(damaged.values())}")
         raise FileNotFoundError(f"there is no finished checkpoint in {self.folder}")
 
-    def restore_variables(self, template: Variables) -> Variables:
-        """The variables of the latest checkpoint, placed like `template`; changes nothing.
-
-        Raises:
-          FileNotFoundError: if there is no finished checkpoint.
-          ValueError: if it is damaged, or has other arrays than the template.
-        """
-        step = self.finished_step()
-        if step is None:
-            raise FileNotFoundError(f"there is no finished checkpoint in {self.folder}")
-        return self._restore(step, variables=template)["variables"]
-
     def _restore(self, step: int, **templates: Any) -> dict[str, Any]:
         folder = self.folder / str(step)
-        if damage := find_damage(folder, items=tuple(templates)):
-            raise DamagedError(
-                f"the checkpoint {folder} is damaged ({damage}); the run's own command goes on "
-                "from the one before, if there is one that is whole"
-            )
         flat = {name: _flatten(template) for name, template in templates.items()}
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, flat)
+        wanted = {name: _without_lacking(folder / name, arrays) for name, arrays in flat.items()}
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
         items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
@@ -162,7 +167,9 @@ class Checkpoints(AbstractContextManager):
             raise ValueError(
                 f"the checkpoint {folder} does not fit this config: {_one_line(error)}"
             ) from error
-        return {name: _unflatten(restored[name], templates[name]) for name in templates}
+        return {
+            name: _unflatten(flat[name] | restored[name], templates[name]) for name in templates
+        }
 
     def _set_aside(self, damaged: dict[int, str]) -> None:
         """Renames damaged checkpoints, so that their steps can be saved again."""
@@ -202,10 +209,6 @@ class Checkpoints(AbstractContextManager):
                 f"{_obstacle(error)}; "
                 + ("there is none before it" if kept is None else f"that of step {kept} is whole")
             ) from error
-
-
-class DamagedError(ValueError):
-    """A checkpoint whose files are not what was written."""
 
 
 def find_damage(folder: Path, items: tuple[str, ...] = ITEMS) -> str | None:
@@ -259,6 +262,13 @@ def _one_line(error: Exception) -> str:
 
 def _without_variables(state: TrainState) -> dict[str, Any]:
     return {name: value for name, value in state._asdict().items() if name != "variables"}
+
+
+def _without_lacking(item: Path, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Leaves out the `NEWER` arrays that this item of a checkpoint does not have."""
+    newer = [name for name in NEWER if name in arrays]
+    saved = ocp.StandardCheckpointHandler().metadata(item).tree if newer else {}
+    return {name: array for name, array in arrays.items() if name not in newer or name in saved}
 
 
 def _flatten(tree: Any) -> dict[str, jax.Array]:

@@ -25,6 +25,7 @@ BOOKKEEPING_KEYS = (
     "data.threads",
     "fsdp",
     "on_nan",
+    "max_loss_ratio",
     "max_nan_steps",
     "profile",
     "wandb_project",
@@ -49,11 +50,15 @@ def default_config() -> ConfigDict:
     config.deterministic = False
     config.profile = ()  # (first, last): keeps a trace of these steps in WORKDIR/profile.
     config.wandb_project = placeholder(str)  # Where set, metrics go to Weights & Biases as well.
-    # What follows a loss or update that is not finite, which never enters the parameters:
-    # stop | skip (go on with the next batch) | rollback (to the last checkpoint, whose parameters
-    # go on behind all the batches that came after it). Above the maximum, skip and rollback stop.
+    # What follows a loss or update that is not finite, or a loss that has exploded, none of which
+    # enters the parameters: stop | skip (go on with the next batch) | rollback (to the last
+    # checkpoint, whose parameters go on behind all the batches that came after it). Above the
+    # maximum, skip and rollback stop.
     config.on_nan = "stop"
     config.max_nan_steps = 10
+    # A loss has exploded above this many times its running mean, or times 1 if that is more.
+    # 0: never.
+    config.max_loss_ratio = 10.0
 
     config.data = ConfigDict()
     # A SPEC: open_clipart | webdataset:PATH | csv:FILE | folder:PATH | tfds:NAME[:SPLIT], see
@@ -62,6 +67,9 @@ def default_config() -> ConfigDict:
     # epoch of the run is always as many pairs as there are in all sources together.
     config.data.train = FieldReference("open_clipart", field_type=object)
     config.data.weights = ()
+    # one | all: of several captions of an image one is drawn at every step, or each is a pair of
+    # its own, so that an epoch has all of them.
+    config.data.captions = "one"
     config.data.max_bad_share = 0.05  # Where more of the records cannot be used, the run stops.
     config.data.image_size = 224
     config.data.fit = "crop"  # crop | pad (pads to a square on white; suits drawings).
@@ -196,6 +204,7 @@ def check(config: ConfigDict) -> None:
             f"config.wandb_project={config.wandb_project!r} needs: pip install 'otter_jax[wandb]'"
         )
     _check_sources(config)
+    _check_captions(config)
     _choice(config, "data.fit", ("crop", "pad"))
     _choice(config, "data.augmentation", AUGMENTATIONS)
     _choice(config, "data.view_augmentation", AUGMENTATIONS)
@@ -215,6 +224,10 @@ def check(config: ConfigDict) -> None:
                 "evaluate.every_steps", "checkpoint.every_minutes", "max_nan_steps"):  # fmt: skip
         if not _get(config, key) >= 0:
             raise ValueError(f"config.{key}={_get(config, key)}: it must not be negative")
+    if config.max_loss_ratio != 0 and not config.max_loss_ratio > 1:
+        raise ValueError(
+            f"config.max_loss_ratio={config.max_loss_ratio}: it must be above 1, or 0 for never"
+        )
     for key in ("teacher.decay", "optimizer.momentum", "optimizer.b2"):
         if not 0 <= _get(config, key) < 1:
             raise ValueError(f"config.{key}={_get(config, key)}: it must lie in [0, 1)")
@@ -311,6 +324,18 @@ def _check_sources(config: ConfigDict) -> None:
     if not 0 <= config.data.max_bad_share <= 1:
         raise ValueError(
             f"config.data.max_bad_share={config.data.max_bad_share}: it must lie in [0, 1]"
+        )
+
+
+def _check_captions(config: ConfigDict) -> None:
+    """Refuses what is no choice of captions, and trust where captions of one image would vote."""
+    _choice(config, "data.captions", ("one", "all"))
+    objective = config.objective
+    if config.data.captions == "all" and "estimated" in (objective.alpha, objective.pair_weight):
+        raise ValueError(
+            "config.data.captions='all': the captions of an image would vouch for each other where "
+            "trust is estimated; take 'one', or set neither objective.alpha nor "
+            "objective.pair_weight to 'estimated'"
         )
 
 

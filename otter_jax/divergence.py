@@ -1,9 +1,8 @@
-"""What to do about a loss that is no longer finite: stop, skip the step, or roll back.
+"""What to do about a loss that is not finite, or has exploded: stop, skip the step, or roll back.
 
-The step itself says on the device whether it was finite, and keeps the state as it was where it was
-not. That is looked at one step late, while the next one runs, so that the device never waits.
-What happened is kept in divergence.json, from which a resumed run knows what the run it goes on
-with has done.
+The step itself says on the device which it was, and then keeps the state as it was before. That is
+looked at one step late, while the next one runs, so that the device never waits. What happened is
+kept in divergence.json, from which a resumed run knows what the run it goes on with has done.
 """
 
 import math
@@ -17,6 +16,7 @@ from ml_collections import ConfigDict
 
 from otter_jax import reporting
 from otter_jax.reporting import say
+from otter_jax.step import VERDICT
 
 Event = dict[str, Any]
 
@@ -45,13 +45,15 @@ class DivergenceWatch:
         """Takes up what divergence.json says of steps up to the checkpoint.
 
         Args:
-          config: the run's; `on_nan` and `max_nan_steps` say what to do, and how often.
+          config: the run's; `on_nan` and `max_nan_steps` say what to do, and how often, and
+            `max_loss_ratio` what the step has called exploded.
           workdir: the run's.
           checkpoint: the step of the checkpoint that the run goes on from; 0 for none.
           last_checkpoint: the step of the last one there is, for a rollback.
           records_of: the records of the batch at a step, to be written down.
         """
         self._action, self._most = config.on_nan, config.max_nan_steps
+        self._max_ratio = config.max_loss_ratio
         self._path = workdir / "divergence.json"
         self._records_of = records_of
         self._checkpoint, self._last_checkpoint = checkpoint, last_checkpoint
@@ -87,25 +89,39 @@ class DivergenceWatch:
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
-        if not bool(metrics["finite"]):
+        if not bool(metrics["finite"]) or bool(metrics["exploded"]):
             self._judge(step, {name: float(np.asarray(metrics[name])) for name in sorted(metrics)})
 
-    def _way_on(self) -> str:
-        if self._action == "stop":
-            return "--config.on_nan=skip"
-        return f"a config.max_nan_steps above {self._most}"
+    def _reason(self, metrics: dict[str, float]) -> str:
+        if not metrics["finite"]:
+            return "the loss, a gradient or an update is not finite"
+        mean = metrics["mean_loss"]
+        ratio = metrics["loss"] / max(mean, 1.0)
+        return (
+            f"exploded to {ratio:.4g} times its running mean {mean:.4g}, or 1 if that is more; "
+            f"config.max_loss_ratio={self._max_ratio:g}"
+        )
+
+    def _way_on(self, metrics: dict[str, float]) -> str:
+        way = "--config.on_nan=skip"
+        if self._action != "stop":
+            way = f"a config.max_nan_steps above {self._most}"
+        if not metrics["finite"]:
+            return f"{way} here"
+        return f"{way} here, or --config.max_loss_ratio=0 where a loss may well rise like this"
 
     def _judge(self, step: int, metrics: dict[str, float]) -> None:
         happened = len(self._events) + 1
         action = self._action if happened <= self._most else "stop"
-        event = {"step": step, "action": action, "metrics": _readable(metrics)}
+        reason = self._reason(metrics)
+        event = {"step": step, "reason": reason, "action": action, "metrics": _readable(metrics)}
         if action == "rollback":
             event["from"] = self._last_checkpoint()
         event["records"] = self._records_of(step)
         self._events.append(event)
         reporting.write_json(self._path, self._events)
         losses = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k.startswith("loss"))
-        what = f"training has diverged at step {step} ({losses})"
+        what = f"training has diverged at step {step} ({losses}: {reason})"
         if action == "skip":
             say(f"{what}: its update is left out, {happened} of at most {self._most}")
         elif action == "rollback":
@@ -118,7 +134,7 @@ class DivergenceWatch:
             raise DivergedError(
                 f"{what}{_exceeded(self._action, self._most)}: its update was left out, earlier "
                 f"checkpoints are kept, and {self._path} names the batch; try a lower "
-                f"config.optimizer.learning_rate in another workdir, or {self._way_on()} here",
+                f"config.optimizer.learning_rate in another workdir, or {self._way_on(metrics)}",
                 rolls_back=False,
             )
 
@@ -133,7 +149,7 @@ def _readable(metrics: dict[str, float]) -> dict[str, float | str]:
     return {
         name: value if math.isfinite(value) else str(value)
         for name, value in metrics.items()
-        if name != "finite"
+        if name not in VERDICT
     }
 
 

@@ -345,11 +345,12 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 def load(path: str | Path) -> Encoder:
     """A trained model, from the latest checkpoint of a workdir or from a folder of `Encoder.save`.
 
-    Neither needs the pretrained weights that training began with.
+    Neither needs the pretrained weights that training began with. Where the latest checkpoint is
+    damaged, that is said, and the one before is used.
 
     Raises:
       FileNotFoundError: if it is neither, or has no finished checkpoint.
-      ValueError: if it is damaged.
+      ValueError: if the folder, or every checkpoint, is damaged.
     """
     folder = Path(path)
     if export.is_exported(folder):
@@ -369,7 +370,7 @@ def load(path: str | Path) -> Encoder:
         module = build_module(settings)
     model, template = dual_encoder.split(module)
     with checkpoints.Checkpoints(folder / "checkpoints") as saved:
-        variables = saved.restore_variables(_placed(template, mesh, fsdp=settings.fsdp))
+        _, variables = saved.restore_variables(_placed(template, mesh, fsdp=settings.fsdp))
     tokenizer_folder = folder / TOKENIZER_FOLDER if described else None
     return make_encoder(settings, model, variables, mesh, tokenizer_folder)
 

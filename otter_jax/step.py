@@ -22,6 +22,10 @@ from otter_jax.models.dual_encoder import Arrays, FunctionalModel, Variables
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
+MEAN_LOSS_DECAY = 0.99  # Of the running mean that a loss is compared with.
+# Metrics that only say whether the step was taken, see `make_train_step`.
+VERDICT = ("finite", "exploded", "mean_loss")
+
 
 class TrainState(NamedTuple):
     """All that a run is at one step."""
@@ -30,6 +34,7 @@ class TrainState(NamedTuple):
     variables: Variables
     opt_state: optax.OptState
     teacher: Arrays  # Moving average of variables.params; empty where no teacher is used.
+    mean_loss: jax.Array  # float32 scalar: running mean; infinite until there is a first loss.
     memory: objectives.Queue | None = None  # Texts of earlier batches, where an objective asks.
 
 
@@ -89,6 +94,7 @@ def initial_state(
         variables=variables,
         opt_state=optimizer.init(variables.params),
         teacher=jax.tree.map(jnp.copy, variables.params) if uses_teacher else {},
+        mean_loss=jnp.float32(jnp.inf),
         memory=memory,
     )
 
@@ -114,7 +120,7 @@ def place_state(mesh: Mesh, state: TrainState, *, fsdp: bool) -> TrainState:
 def at_step(opt_state: optax.OptState, step: jax.Array) -> optax.OptState:
     """The optimizer's state with its schedule at this step of the run.
 
-    It counts its updates itself, but those that were not finite, or that a rollback took back, were
+    It counts its updates itself, but those that were left out, or that a rollback took back, were
     not made, and the learning rate should end where the run does.
     """
 
@@ -135,6 +141,20 @@ def move_average(average: Arrays, params: Arrays, decay: jax.Array) -> Arrays:
     return jax.tree.map(lambda a, p: (a + (1.0 - decay) * (p - a)).astype(a.dtype), average, params)
 
 
+def next_mean_loss(mean: jax.Array, loss: jax.Array) -> jax.Array:
+    """The running mean of the loss, which starts at the first one (float32 scalars)."""
+    moved = mean + (1.0 - MEAN_LOSS_DECAY) * (loss - mean)
+    return jnp.where(jnp.isinf(mean), loss, moved).astype(jnp.float32)
+
+
+def is_exploded(loss: jax.Array, mean: jax.Array, max_ratio: float) -> jax.Array:
+    """Whether a loss is more than `max_ratio` (0: never) times its running mean, or times 1.
+
+    The 1 is for losses near zero, or below, which may well grow many times over.
+    """
+    return loss > max_ratio * jnp.maximum(mean, 1.0) if max_ratio else jnp.array(False)
+
+
 def make_train_step(
     model: FunctionalModel,
     options: objectives.Options,
@@ -145,8 +165,10 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The jitted step over `mesh`; the state it is given is consumed.
 
-    The metric `finite` says whether loss, gradients and updates are finite. Where they are not, the
-    state stays as it was, but for its step: nothing that is not finite ever enters it.
+    Three metrics say whether the step was taken: `finite`, whether loss, gradients and updates are;
+    `exploded`, whether the loss is too far above its running mean before the step, `mean_loss` (see
+    `is_exploded`). Where a step is not finite or has exploded, the state stays as it was, but for
+    its step: nothing of the batch ever enters it.
     """
     parts = _TrainStep(model, options, optimizer, schedule, config, mesh)
     return jax.jit(parts.train_step, donate_argnums=0)
@@ -183,11 +205,14 @@ class _TrainStep:
         metrics |= {"loss": loss, "learning_rate": self.schedule(state.step)}
         # One number that is finite where all of them are.
         finite = jnp.isfinite(loss + optax.tree.norm(gradients) + optax.tree.norm(updates))
-        metrics["finite"] = finite
+        exploded = is_exploded(loss, state.mean_loss, self.config.max_loss_ratio)
+        metrics |= {"finite": finite, "exploded": exploded, "mean_loss": state.mean_loss}
         variables = state.variables._replace(params=params, batch_stats=batch_stats)
-        updated = TrainState(state.step + 1, variables, opt_state, teacher, memory)
+        mean_loss = next_mean_loss(state.mean_loss, loss)
+        updated = TrainState(state.step + 1, variables, opt_state, teacher, mean_loss, memory)
         unchanged = state._replace(step=state.step + 1)
-        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, unchanged)
+        taken = finite & ~exploded
+        state = jax.tree.map(lambda new, old: jnp.where(taken, new, old), updated, unchanged)
         # Where the arrays are is said here, so that it stays so.
         places = state_places(self.mesh, state, fsdp=self.config.fsdp)
         return jax.lax.with_sharding_constraint(

@@ -41,6 +41,7 @@ from otter_jax.models.dual_encoder import FunctionalModel
 from otter_jax.pair_features import PairFeatures, embed_pairs
 from otter_jax.reporting import Reporter, say
 from otter_jax.step import (
+    VERDICT,
     Batch,
     Metrics,
     TrainState,
@@ -141,8 +142,8 @@ def train(config: ConfigDict, workdir: Path) -> Results:
       ValueError, FileNotFoundError, ModuleNotFoundError: one line on what is wrong with the config,
         the data or the workdir, before anything is written.
       OSError: if the workdir cannot be written any more, or was removed.
-      DivergedError: if the loss or an update is not finite and config.on_nan does not allow for it;
-        nothing of it is saved.
+      DivergedError: if the loss or an update is not finite, or the loss has exploded, and
+        config.on_nan does not allow for it; nothing of it is saved.
       Interrupted: on SIGTERM or SIGINT, when all finished steps have been saved.
     """
     with Interruption() as interruption:
@@ -159,7 +160,12 @@ def train(config: ConfigDict, workdir: Path) -> Results:
                 sharding.check_batch_size(mesh, config.micro_batch, "micro_batch")
             objectives.check_queue(options, config.batch_size, mesh.devices.size)
             views_of(config, options)  # Refuses what the data cannot give.
-            source = open_source(config.data.train, cache_dir=workdir, progress=reporting.progress)
+            source = open_source(
+                config.data.train,
+                cache_dir=workdir,
+                every_caption=config.data.captions == "all",
+                progress=reporting.progress,
+            )
             if damage := describe_skipped_files(source):
                 say(damage)
             refuse_bad_data(config, source, {})
@@ -345,7 +351,7 @@ def report_step(
     if run.data.share_unreadable():
         write_data_note(run.parts, run.data)
     refuse_bad_data(run.parts.config, run.data.source, run.data.unreadable)
-    shown = {name: value for name, value in metrics.items() if name != "finite"}
+    shown = {name: value for name, value in metrics.items() if name not in VERDICT}
     if run.parts.config.on_nan == "skip":
         shown["skipped_steps"] = watch.skipped
     report.step(number, shown)
@@ -412,10 +418,11 @@ def finish(
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> Results:
-    """Repeats the final evaluation of `workdir` from its latest checkpoint.
+    """Repeats the final evaluation of `workdir` from its latest checkpoint that is whole.
 
-    `evaluate.*` may differ from the run's own config. Writes results.json if the run has finished
-    and they do not, else evaluation.json; so it may look at a run that is under way.
+    `evaluate.*` may differ from the run's own config. Writes results.json if the run has finished,
+    its last checkpoint is whole, and they do not, else evaluation.json with the step of the model
+    as `step`; so it may look at a run that is under way.
 
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong with the config or the workdir.
@@ -434,17 +441,19 @@ def evaluate(config: ConfigDict, workdir: Path) -> Results:
     parts.store.keep_trained = True  # The model is finished: its features are worth a file.
     with Checkpoints(workdir / "checkpoints") as saved:
         untrained = parts.encoder.variables
-        variables = saved.restore_variables(
+        step, variables = saved.restore_variables(
             sharding.describe_state(parts.mesh, untrained, fsdp=config.fsdp)
         )
-        say(f"{workdir} after step {saved.latest_step}")
+        is_latest = step == saved.latest_step
+        say(f"{workdir} after step {step}")
     after = parts.evaluate(variables)
     draw_sets(parts, variables)
     # Only a run that has finished, and was asked for the same evaluation, has its results renewed.
     as_trained = not config_lib.differences(config_lib.load(workdir / "config.json"), config)
     before = before_training(workdir) if as_trained else {}
-    finished = as_trained and (workdir / "results.json").is_file()
-    return write_results(parts, before, after, "results.json" if finished else "evaluation.json")
+    if as_trained and is_latest and (workdir / "results.json").is_file():
+        return write_results(parts, before, after, "results.json")
+    return write_results(parts, before, after, "evaluation.json", step=step)
 
 
 def build_parts_together(
@@ -696,18 +705,20 @@ def write_results(
     before: dict[str, dict[str, float]],
     after: dict[str, dict[str, float]],
     name: str,
+    **facts: int,
 ) -> Results:
-    """The results as a file of the workdir, and the table on the screen."""
+    """The results, with facts about them, as a file of the workdir, and the table on the screen."""
     results = after | {
         "before": {name: before[name] for name in after if name in before},
         "chance": {each.name: each.chance() for each in parts.sets},
     }
     tables.write_csv((parts.workdir / name).with_suffix(".csv"), results)
-    reporting.write_json(parts.workdir / name, results)  # Last of all: with it the run is finished.
+    # Last of all: with it the run is finished.
+    reporting.write_json(parts.workdir / name, results | facts)
     if parts.sets:
         say("")
         say(reporting.results_table(results))
-    return results
+    return results | facts
 
 
 def every(period: int, step: int) -> bool:

@@ -40,8 +40,9 @@ def test_round_trip_on_another_number_of_devices(tmp_path: Path) -> None:
     with Checkpoints(tmp_path) as saved:
         assert saved.latest_step == 7
         restored = saved.restore(sharding.put_state(mesh, zeros_like(state)))
-        variables = saved.restore_variables(zeros_like(state).variables)
+        found, variables = saved.restore_variables(zeros_like(state).variables)
     assert_equal(restored, state)
+    assert found == 7
     assert restored.step.sharding.mesh.devices.size == 4
     jax.tree.map(np.testing.assert_array_equal, variables, state.variables)
 
@@ -88,8 +89,9 @@ def test_damage_is_named_and_set_aside(
             saved.save(make_state(updates=updates))
     damage(tmp_path / "2", harm)
     with Checkpoints(tmp_path) as saved:
-        with pytest.raises(ValueError, match=r"checkpoint .*/2 is damaged"):
-            saved.restore_variables(make_state().variables)
+        found, variables = saved.restore_variables(zeros_like(make_state()).variables)
+        assert found == 1 and "that of step 1 is used" in capsys.readouterr().out
+        jax.tree.map(np.testing.assert_array_equal, variables, make_state().variables)
         assert (tmp_path / "2").is_dir()  # Whoever only reads changes nothing.
         assert_equal(saved.restore(zeros_like(make_state())), make_state(updates=1))
         assert saved.latest_step == 1
@@ -127,6 +129,8 @@ def test_where_none_is_whole_nothing_is_touched(tmp_path: Path) -> None:
         pytest.raises(ValueError, match=r"no checkpoint is whole: .* has changed since"),
     ):
         saved.restore(make_state())
+    with Checkpoints(tmp_path) as saved, pytest.raises(ValueError, match="no checkpoint is whole"):
+        saved.restore_variables(make_state().variables)
     assert [path.name for path in tmp_path.iterdir()] == ["2"]
 
 
@@ -137,6 +141,24 @@ def test_checkpoints_without_checksums_are_taken_as_they_are(tmp_path: Path) -> 
     (tmp_path / "2" / "sha256.json").unlink()
     with Checkpoints(tmp_path) as saved:
         assert_equal(saved.restore(zeros_like(make_state())), make_state(updates=2))
+
+
+def test_what_an_earlier_version_did_not_save_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = make_state(updates=7)._replace(mean_loss=jnp.float32(3.5))
+    keep = checkpoints._without_variables
+
+    def forget(state: step.TrainState) -> dict:
+        return {name: value for name, value in keep(state).items() if name != "mean_loss"}
+
+    with monkeypatch.context() as patch, Checkpoints(tmp_path) as saved:
+        patch.setattr(checkpoints, "_without_variables", forget)
+        saved.save(state)
+    with Checkpoints(tmp_path) as saved:
+        assert_equal(saved.restore(make_state()), state._replace(mean_loss=jnp.float32(jnp.inf)))
+        saved.save(state._replace(step=jnp.int32(8)))
+        assert_equal(saved.restore(make_state()), state._replace(step=jnp.int32(8)))
 
 
 def test_half_written_is_not_there(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
-"""Signals: where they are heard, when they stop a run, and that a stopped run goes on exactly."""
+"""Signals, kills and clocks: when they stop a run, and that a stopped run goes on exactly."""
 
+import datetime
+import itertools
 import json
 import os
 import random
@@ -14,11 +16,13 @@ from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
+from test_processes import free_port
 
 from otter_jax import config as config_lib
 from otter_jax import interruption, train
 from otter_jax.checkpoints import Checkpoints
 from otter_jax.interruption import Interrupted, Interruption
+from otter_jax.workdir import refuse_in_use
 
 ROOT = Path(__file__).parents[1]
 SAME_FILES = ("metrics.jsonl", "results.json", "data.json")
@@ -28,6 +32,15 @@ FROZEN = {
     "data.augmentation": "none",
     "evaluate.every_steps": 4,
 }
+# Trained towers with batch norm: whatever a run keeps, it must keep.
+STUDIED = {
+    "total_steps": 1200,
+    "log_every_steps": 1,
+    "checkpoint.every_steps": 8,
+    "evaluate.every_steps": 20,
+}
+STUDIED_SIGNALS = [signal.SIGKILL] * 20 + [signal.SIGTERM] * 5
+KILLS_OF_TWO = 6
 
 
 def tell(number: int = signal.SIGTERM) -> None:
@@ -165,6 +178,62 @@ def tell_at(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
         monkeypatch.setattr(train.Parts, "evaluate", during_evaluation)
 
 
+@pytest.mark.parametrize("days", [-1, 365])
+def test_a_wall_clock_that_jumps_changes_nothing(
+    tiny_config: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    whole: Path,
+    days: int,
+) -> None:
+    config = tiny_config(**FROZEN)
+    train.train(config, whole)  # Once: it is finished then.
+    left = {"process": 1, "host": "here", "user": "me", "started": "2999-01-01T00:00:00+00:00"}
+    (tmp_path / "run.lock").write_text(json.dumps(left))
+    report, reported = train.Reporter.step, []
+
+    def jump(self: train.Reporter, step: int, metrics: dict) -> None:
+        if not reported:
+            set_clocks(monkeypatch, datetime.timedelta(days=days))
+        report(self, step, metrics)
+        reported.append(step)
+        with pytest.raises(ValueError, match=f"in use by process {os.getpid()} of"):
+            refuse_in_use(tmp_path)
+
+    monkeypatch.setattr(train.Reporter, "step", jump)
+    train.train(config, tmp_path)
+    assert reported == [2, 4, 6]
+    said = capsys.readouterr().out
+    assert "was left by process 1 of me on here, started 2999" in said and " 0 s left" in said
+    for name in SAME_FILES:
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
+    kept = [{path.name for path in (each / "checkpoints").iterdir()} for each in (tmp_path, whole)]
+    assert kept[0] == kept[1] == {"3", "6"}
+    timings = [json.loads(line) for line in (tmp_path / "timings.jsonl").open()]
+    seconds, rates = (
+        [each[name] for each in timings if name in each]
+        for name in ("time/wall_seconds", "time/steps_per_second")
+    )
+    assert 0 < seconds[0] < seconds[1] < seconds[2] < 3600 and min(rates) > 1 / 3600
+
+
+def set_clocks(monkeypatch: pytest.MonkeyPatch, change: datetime.timedelta) -> None:
+    """Sets the wall clock, as far as Python's own code asks for it; the others go on."""
+    seconds, nanoseconds = time.time, time.time_ns
+
+    class Clock(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> datetime.datetime:
+            return super().now(tz) + change
+
+    monkeypatch.setattr(datetime, "datetime", Clock)
+    monkeypatch.setattr(time, "time", lambda: seconds() + change.total_seconds())
+    monkeypatch.setattr(
+        time, "time_ns", lambda: nanoseconds() + 10**9 * round(change.total_seconds())
+    )
+
+
 def main_command(config: ConfigDict, tmp_path: Path) -> list[str]:
     """main.py on a config; the workdir is to be added."""
     return [sys.executable, "main.py", f"--config={write_config(config, tmp_path)}"]
@@ -276,21 +345,19 @@ def parameters(workdir: Path) -> list[bytes]:
 
 
 @pytest.mark.slow
-def test_twenty_kills_and_five_stops_at_random_moments(
-    tiny_config: Callable, tmp_path: Path
-) -> None:
+def test_killed_and_stopped_at_random_moments(tiny_config: Callable, tmp_path: Path) -> None:
     """One run, interrupted 25 times; `-s` shows the table."""
-    changes = {"total_steps": 1200, "log_every_steps": 1, "evaluate.every_steps": 20}
-    config = tiny_config(**FROZEN | changes | {"checkpoint.every_steps": 8})
+    config = tiny_config(**STUDIED)
     command, workdir, whole = main_command(config, tmp_path), tmp_path / "run", tmp_path / "whole"
-    start(command, whole).communicate(timeout=600)
+    finish(start(command, whole))
     wanted = (whole / "metrics.jsonl").read_bytes()
     rng = random.Random(0)
-    signals = [signal.SIGKILL] * 20 + [signal.SIGTERM] * 5
-    moments = ["step", "save", "evaluation"] * 8 + ["step"]
-    rng.shuffle(signals)
     rows = []
-    for number, moment in zip(signals, moments, strict=True):
+    for number, moment in zip(
+        rng.sample(STUDIED_SIGNALS, len(STUDIED_SIGNALS)),
+        itertools.cycle(["step", "save", "evaluation"]),
+        strict=False,
+    ):
         process = start(command, workdir)
         wait_for_moment(moment, workdir, process, rng)
         process.send_signal(number)
@@ -301,9 +368,7 @@ def test_twenty_kills_and_five_stops_at_random_moments(
         rows.append(
             (number.name, moment, resumed[1] if resumed else "-", last_step(workdir), equal)
         )
-    process = start(command, workdir)
-    output = process.communicate(timeout=600)[0]
-    assert process.returncode == 0, output[-3000:]
+    finish(start(command, workdir))
     print("\nsignal   moment      resumed from  until step  metrics equal")
     for name, moment, resumed, until, equal in rows:
         print(f"{name}  {moment:10}  {resumed:>12}  {until:>10}  {equal}")
@@ -311,12 +376,61 @@ def test_twenty_kills_and_five_stops_at_random_moments(
     assert_equal_runs(workdir, whole)
 
 
+@pytest.mark.slow
+def test_one_of_two_processes_killed_at_random_moments(
+    tiny_config: Callable, tmp_path: Path
+) -> None:
+    """One run of two processes, one of which is killed 6 times; `-s` shows the table."""
+    config = tiny_config(**STUDIED | {"total_steps": 400})
+    command, workdir, whole = main_command(config, tmp_path), tmp_path / "run", tmp_path / "whole"
+    finish(*start_two(command, whole))
+    wanted = (whole / "metrics.jsonl").read_bytes()
+    rng = random.Random(0)
+    rows = []
+    for _ in range(KILLS_OF_TWO):
+        both, killed = start_two(command, workdir), rng.randrange(2)
+        wait_for_lines(rng.randrange(1, 30), workdir, both[0])
+        time.sleep(rng.random() / 5)
+        moment = what_goes_on(workdir)
+        kill(both[killed])
+        since = time.monotonic()
+        output = both[1 - killed].communicate(timeout=300)[0]
+        assert both[1 - killed].returncode != 0, output[-3000:]
+        equal = wanted.startswith(complete_lines(workdir))
+        rows.append((killed, moment, last_step(workdir), time.monotonic() - since, equal))
+    finish(*start_two(command, workdir))
+    print("\nkilled  moment      until step  other ended after  metrics equal")
+    for killed, moment, until, seconds, equal in rows:
+        print(f"{killed:6}  {moment:10}  {until:10}  {seconds:15.0f} s  {equal}")
+    assert all(equal for *_, equal in rows)
+    assert_equal_runs(workdir, whole)
+
+
+def start_two(command: list[str], workdir: Path) -> list[subprocess.Popen]:
+    """Starts a run of two processes on this machine."""
+    together = [f"--coordinator_address=127.0.0.1:{free_port()}", "--num_processes=2"]
+    return [start([*command, *together, f"--process_id={n}"], workdir) for n in range(2)]
+
+
+def finish(*processes: subprocess.Popen) -> None:
+    """Waits until these processes have come to the end of their run."""
+    for process in processes:
+        output = process.communicate(timeout=1800)[0]
+        assert process.returncode == 0, output[-3000:]
+
+
+def what_goes_on(workdir: Path) -> str:
+    """What a run seems to be at, as far as its files tell."""
+    if is_saving(workdir):
+        return "save"
+    return "evaluation" if last_step(workdir) % STUDIED["evaluate.every_steps"] == 0 else "step"
+
+
 def wait_for_moment(
     moment: str, workdir: Path, process: subprocess.Popen, rng: random.Random
 ) -> None:
     """Waits for a moment of this kind in a process that has just been started."""
-    opened = process_started_writing(workdir, process)
-    wait_for(lambda: lines_of(workdir) > opened + rng.randrange(1, 12), process)
+    wait_for_lines(rng.randrange(1, 12), workdir, process)
     if moment == "save":
         wait_for(lambda: is_saving(workdir), process)
     elif moment == "evaluation":
@@ -324,11 +438,11 @@ def wait_for_moment(
         time.sleep(rng.random() / 50)
 
 
-def process_started_writing(workdir: Path, process: subprocess.Popen) -> int:
-    """How many lines metrics.jsonl has when this process goes on with it."""
-    lock = workdir / "run.lock"
-    wait_for(lambda: lock.exists() and f": {process.pid}," in lock.read_text(), process)
-    return lines_of(workdir)
+def wait_for_lines(number: int, workdir: Path, process: subprocess.Popen) -> None:
+    """Waits until a process that has just been started has added more lines to metrics.jsonl."""
+    wait_for(lambda: (workdir / "run.lock").exists() and holds(workdir, process), process)
+    opened = lines_of(workdir)
+    wait_for(lambda: lines_of(workdir) > opened + number, process)
 
 
 def complete_lines(workdir: Path) -> bytes:

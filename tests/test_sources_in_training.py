@@ -44,15 +44,16 @@ def write_tfds(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "weights"),
+    ("spec", "pairs", "weights"),
     [
-        ("webdataset:{}/pairs.tar", ()),
-        ("csv:{}/pairs.csv", ()),
-        ("csv:{}/pairs.tsv", ()),
-        ("csv:{}/pairs.parquet", ()),
-        ("folder:{}/classes", ()),
-        ("tfds:{}/tfds", ()),
-        (("webdataset:{}/pairs.tar", "csv:{}/pairs.csv"), (1.0, 3.0)),
+        ("open_clipart", 4751, ()),
+        ("webdataset:{}/pairs.tar", 24, ()),
+        ("csv:{}/pairs.csv", 24, ()),
+        ("csv:{}/pairs.tsv", 24, ()),
+        ("csv:{}/pairs.parquet", 24, ()),
+        ("folder:{}/classes", 24, ()),
+        ("tfds:{}/tfds", 24, ()),
+        (("webdataset:{}/pairs.tar", "csv:{}/pairs.csv"), 48, (1.0, 3.0)),
     ],
 )
 def test_training_on_every_kind_of_source(
@@ -61,6 +62,7 @@ def test_training_on_every_kind_of_source(
     data: Path,
     shape_pairs: list,
     spec: str | tuple[str, str],
+    pairs: int,
     weights: tuple[float, ...],
 ) -> None:
     if "parquet" in spec:
@@ -75,7 +77,24 @@ def test_training_on_every_kind_of_source(
     })  # fmt: skip
     train.train(config, tmp_path)
     note = json.loads((tmp_path / "data.json").read_text())["train"]
-    assert note["pairs"] == (48 if several else 24)
+    assert note["pairs"] == pairs
     assert note["skipped"] == note["unreadable"] == note["unreadable_by_reason"] == {}
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()]
     assert steps == [2, 3]
+
+
+def test_training_on_every_caption(
+    tiny_config: Callable, tmp_path: Path, shape_pairs: list
+) -> None:
+    for number, (image, caption) in enumerate(shape_pairs[:12]):
+        (tmp_path / f"{number}.png").write_bytes(image)
+        (tmp_path / f"{number}.txt").write_text(f"{caption}\nnot {caption}")
+    config = tiny_config(**{
+        "data.train": f"folder:{tmp_path}", "data.captions": "all", "total_epochs": 2.0,
+        "total_steps": None, "batch_size": 8, "model.text.frozen": True,
+        "objective.name": "infonce", "evaluate.sets": (),
+    })  # fmt: skip
+    train.train(config, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "data.json").read_text())["train"]["pairs"] == 24
+    last = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last)["step"] == 6  # Two epochs of 24 pairs, and not of 12.

@@ -12,8 +12,18 @@ import numpy as np
 import pytest
 from conftest import write_shard
 from ml_collections import ConfigDict
+from test_checkpoints import damage
 
-from otter_jax import checkpoints, encoder, objectives, sharding, step, train
+from otter_jax import (
+    checkpoints,
+    encoder,
+    export,
+    objectives,
+    reporting,
+    sharding,
+    step,
+    train,
+)
 from otter_jax.models import dual_encoder
 
 FROZEN = {
@@ -195,9 +205,35 @@ def test_evaluate_repeats_the_results(tiny_config: Callable, tmp_path: Path) -> 
     config = tiny_config(**FROZEN)
     results = run(config, tmp_path)
     (tmp_path / "results.json").unlink()
-    assert train.evaluate(config, tmp_path) == results
+    assert train.evaluate(config, tmp_path) == results | {"step": 6}
     shutil.rmtree(tmp_path / "features")
-    assert train.evaluate(config, tmp_path) == results
+    assert train.evaluate(config, tmp_path) == results | {"step": 6}
+
+
+def test_a_damaged_last_checkpoint_is_passed_over_by_evaluation_and_export(
+    tiny_config: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    workdir = tmp_path / "run"
+    config = tiny_config(**FROZEN, **{"evaluate.every_steps": 3})
+    run(config, workdir)
+    kept, last = (workdir / "results.json").read_bytes(), encoder.load(workdir).variables
+    damage(workdir / "checkpoints" / "6", "flip")
+    capsys.readouterr()
+    results = train.evaluate(config, workdir)
+    named = "6 is damaged (variables/"
+    assert named in (said := capsys.readouterr().out) and ": that of step 3 is used" in said
+    (name,) = config.evaluate.sets
+    lines = reporting.read_evaluation(workdir / "metrics.jsonl", 3)
+    assert results["step"] == 3 and {name: results[name]} == lines
+    assert json.loads((workdir / "evaluation.json").read_text()) == results
+    assert (workdir / "results.json").read_bytes() == kept
+    export.main([str(workdir), str(tmp_path / "out")])
+    assert named in (said := capsys.readouterr().out) and ": that of step 3 is used" in said
+    exported, used = (encoder.load(path).variables.params for path in (tmp_path / "out", workdir))
+    for name in ("image_projection", "text_projection"):
+        np.testing.assert_array_equal(exported[name]["kernel"], used[name]["kernel"])
+        assert (used[name]["kernel"] != last.params[name]["kernel"]).any()
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"3", "6"}
 
 
 def test_evaluate_needs_a_run(tiny_config: Callable, tmp_path: Path) -> None:
@@ -356,6 +392,7 @@ def test_sources_are_mixed_by_their_weights(
         ({"model.text.pretrained": "/nowhere"}, "no pretrained weights at /nowhere"),
         ({"optimizer.warmup_steps": 99}, "warmup_steps=99"),
         ({"on_nan": "ignore"}, "choose from stop, skip, rollback"),
+        ({"max_loss_ratio": 0.5}, "config.max_loss_ratio=0.5: it must be above 1, or 0 for never"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(

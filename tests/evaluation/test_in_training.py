@@ -70,7 +70,7 @@ def test_a_workdir_is_evaluated_on_other_sets(
     changes = {"evaluate.sets": specs, "evaluate.template": str(tmp_path / "prompts.txt")}
     other = tiny_config(**changes, total_steps=2)
     results = train.evaluate(other, tmp_path / "run")
-    assert set(results) == {*specs, "before", "chance"}
+    assert set(results) == {*specs, "before", "chance", "step"} and results["step"] == 2
     assert set(results[specs[0]]) == {"hit@1", "hit@2", "hit@5", "hit@10"}
     assert set(results[specs[1]]) == {"probe_accuracy", "knn_accuracy"}
     assert results[specs[2]]["hit@2"] == 1.0
