@@ -3,10 +3,10 @@
 import os
 import tempfile
 
-# Before jax is imported: the sharded paths need several devices on any machine. On a busy one, eight
-# devices on two cores may wait for each other for longer than XLA's 40 s. Most of the time goes into
-# compiling small programs that run a few times: machine code that is not optimized is there in half
-# the time (XLA_FLAGS of the caller override that).
+# Before jax is imported: the sharded paths need several devices on any machine. On a busy one eight
+# devices on two cores may wait for each other for longer than XLA's 40 s. Most of the time goes
+# into compiling small programs that run a few times: machine code that is not optimized is there in
+# half the time (XLA_FLAGS of the caller override that).
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
     "--xla_backend_optimization_level=0 "
