@@ -604,6 +604,12 @@ def add_trust(parts: Parts, data: TrainingData) -> None:
 def estimate_trust(parts: Parts, data: TrainingData, folder: Path) -> tuple[Trust, np.ndarray]:
     """The trust of pairs by the towers as they are before training, and their records' numbers."""
     config, fixed = parts.config, data.fixed
+    for tower in ("image", "text"):
+        if config.model[tower].pretrained is None:
+            say(
+                f"trust is estimated with the {tower} tower's random weights, which say nothing of "
+                f"what is right; set config.model.{tower}.pretrained"
+            )
     if not fixed:
         pairs = embed_pairs(data.source, parts.place_encoder(), folder)
     elif "text_features" in fixed:

@@ -19,7 +19,14 @@ import numpy as np
 
 from studies import runs
 from studies.collection import NUM_SPLITS
-from studies.methods import BASELINE, METHODS, SETTINGS
+from studies.methods import (
+    BASELINE,
+    COMMON_DEFAULTS,
+    METHODS,
+    NUM_TRIALS,
+    SETTINGS,
+    hyperparameters,
+)
 from studies.noisy_pairs import Record, best_trial, ranks_file, read_records, score
 
 METRICS = tuple(f"{kind}@{k}" for kind in ("recall", "hit") for k in runs.KS)
@@ -184,6 +191,19 @@ def setting_table(study: Study, setting: str) -> list[str]:
     return lines
 
 
+def trials_table() -> list[str]:
+    """What each trial had: first what all methods have in common, then each method's own."""
+    trials = range(NUM_TRIALS)
+    lines = [_row(["method", *map(str, trials)]), _row(["---"] * (1 + NUM_TRIALS))]
+    for method in METHODS:
+        tried = [hyperparameters(METHODS[method], trial) for trial in trials]
+        for name in tried[0]:
+            if (name in COMMON_DEFAULTS) == (method == BASELINE):
+                whose = "all" if method == BASELINE else method
+                lines.append(_row([f"{whose}: {name}", *(f"{each[name]:.3g}" for each in tried)]))
+    return lines
+
+
 def sweep_table(records: Sequence[Record]) -> list[str]:
     """OTTER with one thing changed: retrieval and zero-shot, means of the runs."""
     lines = [_row(["change", "mean recall", "mean hit", "of all six"]), _row(["---"] * 4)]
@@ -243,6 +263,7 @@ def main() -> None:
     records = read_records(arguments.workdir / "records.jsonl")
     if any(record["kind"] == "sweep" for record in records):
         lines += ["", "## OTTER, one thing changed", "", *sweep_table(records)]
+    lines += ["", "## What the trials had", "", *trials_table()]
     (arguments.out / "study_tables.md").write_text("\n".join(lines) + "\n")
     draw(study, arguments.out / "study.png")
 

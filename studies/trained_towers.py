@@ -29,6 +29,9 @@ METHODS = {
 
 def write_pairs(folder: Path, seed: int) -> Path:
     """A CSV of the quickstart's training pairs, of which a share has the caption of another."""
+    path = folder / f"shuffled_{seed}.csv"
+    if path.is_file():  # All methods have the same.
+        return path
     source = open_source("open_clipart")
     records = [source[number] for number in range(len(source))]
     order, _ = shuffled_captions(
@@ -36,8 +39,8 @@ def write_pairs(folder: Path, seed: int) -> Path:
     )
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
-    path = folder / f"shuffled_{seed}.csv"
-    with path.open("w", newline="") as file:
+    unfinished = path.with_suffix(".tmp")
+    with unfinished.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["image", "caption"])
         for record, other in zip(records, order, strict=True):
@@ -45,7 +48,7 @@ def write_pairs(folder: Path, seed: int) -> Path:
             if not image.is_file():
                 image.write_bytes(record.image)
             rows.writerow([f"images/{image.name}", records[other].caption])
-    return path
+    return unfinished.rename(path)
 
 
 def run(method: str, seed: int, folder: Path) -> None:

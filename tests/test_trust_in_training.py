@@ -53,7 +53,9 @@ def test_estimated_once_and_resumed_bit_for_bit(
     train.train(config, tmp_path / "whole")
     found = read(tmp_path / "whole")
     share = round(100 * float(found["share_wrong"]))
-    assert f"estimated share of wrong pairs: {share} %; of only 48" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"estimated share of wrong pairs: {share} %; of only 48" in said
+    assert "the image tower's random weights" in said and "config.model.text.pretrained" in said
     assert found["records"].tolist() == list(range(48))
     with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
         stop_at_step(context, 4)
