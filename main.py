@@ -4,6 +4,7 @@ This file is short on purpose: everything is in otter_jax/, where it can be impo
 """
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ _ADDRESS = flags.DEFINE_string("coordinator_address", None, "Or JAX_COORDINATOR_
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Or JAX_NUM_PROCESSES.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Or JAX_PROCESS_ID; counted from 0.")
 flags.mark_flags_as_required(["config", "workdir"])
+
+EXPECTED = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -67,12 +70,32 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
             fail(f"--config={path}: there is no such file")
     try:
         return flags.FLAGS(list(argv))
-    except (AttributeError, KeyError) as error:
-        # The library quotes its message twice.
-        text = str(error.args[0]).replace("\\n", ". ").replace("\\", "").replace("'", "")
-        fail(f"unknown config key {text}")
-    except (flags.Error, TypeError, ValueError, OSError) as error:
-        fail(error)
+    except flags.IllegalFlagValueError as error:
+        fail(describe_wrong_value(str(error)))
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        # One of the library's messages ends in all that the config has.
+        fail(describe_unknown_key(argv, error) or str(error).partition(" Other fields present")[0])
+
+
+def describe_wrong_value(message: str) -> str:
+    """absl's message on a flag of the wrong type, with what would be right where it is known."""
+    if not (found := re.match(r"flag --(.+?)=(.*?): ", message)):
+        return message
+    name, value = found.groups()
+    expected = EXPECTED.get(flags.FLAGS[name].flag_type())
+    return f"--{name}={value}: it must be {expected}" if expected else message
+
+
+def describe_unknown_key(argv: Sequence[str], error: Exception) -> str | None:
+    """What is wrong with the first key that does not exist; None if all of them do.
+
+    Looked for among the flags --config.KEY and, as it may be the config file's, in the error.
+    """
+    from otter_jax import config
+
+    keys = re.findall(r"^--?config\.([^=\n]+)", "\n".join(argv), re.MULTILINE)
+    keys += re.findall(r"^\W*(?:Key )?[\"'](\w+)[\"']", str(error))
+    return next(filter(None, map(config.describe_unknown_key, keys)), None)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A SLURM job, one process a GPU; every process finds its peers through SLURM's variables. GPUS is
 # how many a node has (default: 1); tasks are not bound to GPUs, each takes the one of its number.
+# It runs in the checkout: relative paths, of --workdir and of data too, count from there.
 #
 #   launch/slurm.sh [--dry-run] [SBATCH OPTIONS...] -- --config=configs/X.py --workdir=DIR [FLAGS...]
 #   GPUS=8 launch/slurm.sh --nodes=2 --time=8:00:00 -- --config=... --workdir=...
@@ -9,13 +10,16 @@
 # it is preempted, and two minutes before its time is up. The same command again resumes.
 set -euo pipefail
 
-usage() { sed -n '2,9s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,10s/^# \{0,1\}//p' "$0"; }
 
-run=()
-case "${1:-}" in
-  "" | -h | --help) usage; exit 0 ;;
-  --dry-run) run=(echo); shift ;;
-esac
+# What a dry run prints can be pasted.
+show() { printf 'cd %q &&' "$PWD"; printf ' %q' "$@"; echo; }
+case "${1:-}" in "" | -h | --help) usage; exit 0 ;; esac
+run=() given=()
+for argument; do
+  if [[ "$argument" == --dry-run ]]; then run=(show); else given+=("$argument"); fi
+done
+set -- "${given[@]}"
 options=()
 while [[ $# -gt 0 && "$1" != -- ]]; do options+=("$1"); shift; done
 if [[ $# -lt 2 ]]; then usage >&2; exit 2; fi

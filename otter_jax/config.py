@@ -5,6 +5,7 @@ that the difference of two files is the difference of two experiments. The confi
 misspelt key is an error, never a silent no-op.
 """
 
+import difflib
 import importlib.util
 import json
 import re
@@ -293,6 +294,18 @@ def load(path: Path) -> ConfigDict:
     return config
 
 
+def describe_unknown_key(key: str) -> str | None:
+    """What to write instead of a key such as `data.trian`; None if it may exist."""
+    known = list(_flatten(default_config().to_dict()))
+    if key in known or OVERRIDE.fullmatch(key):
+        return None
+    name = key.rpartition(".")[2]
+    near = [other for other in known if other.rpartition(".")[2] == name]
+    near = near or difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {' or '.join(near)}? All keys" if near else "all keys"
+    return f"unknown config key {key}: {hint} are in otter_jax/config.py"
+
+
 def differences(
     saved: ConfigDict, asked: ConfigDict, ignore: Iterable[str] = BOOKKEEPING_KEYS
 ) -> list[str]:
@@ -316,11 +329,16 @@ def _check_profile(steps: tuple[int, ...]) -> None:
 
 
 def _check_sources(config: ConfigDict) -> None:
-    """Refuses what cannot be a list of SPECs, and a share that is none."""
+    """Refuses what cannot be a list of SPECs or of weights, and a share that is none."""
     train = config.data.train
     specs = (train,) if isinstance(train, str) else train
     if not isinstance(specs, tuple | list) or not all(isinstance(s, str) for s in specs):
         raise ValueError(f"config.data.train={train!r}: it must be a SPEC, or several as a tuple")
+    weights = config.data.weights
+    if not all(isinstance(weight, int | float) for weight in weights):
+        raise ValueError(f"config.data.weights={weights}: it must be numbers, one for each source")
+    if not all(isinstance(text, str) for text in config.evaluate.sets):
+        raise ValueError(f"config.evaluate.sets={config.evaluate.sets}: it must be SPECs")
     if not 0 <= config.data.max_bad_share <= 1:
         raise ValueError(
             f"config.data.max_bad_share={config.data.max_bad_share}: it must lie in [0, 1]"

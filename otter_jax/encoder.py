@@ -4,10 +4,11 @@ This is what `otter_jax.load` gives to users, what evaluates during training, an
 features of frozen towers once.
 """
 
+import contextlib
 import dataclasses
 import functools
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,17 +73,18 @@ def _locks(config: ConfigDict) -> dict[str, dual_encoder.Lock]:
 def _build_side(config: ConfigDict, kind: Kind, projections: nnx.Rngs) -> pretrained.ProjectedTower:
     """One tower with the layer after it, which is drawn at random unless it is pretrained."""
     settings, embed_dim = config.model[kind], config.model.embed_dim
-    tower, projection = pretrained.create_tower(
-        kind,
-        settings.name,
-        settings.pretrained,
-        rngs=_rngs(config, f"{kind} tower"),
-        dtype=np.dtype(config.model.dtype),
-        allow_missing=settings.allow_missing,
-        where_known={"image_size": config.data.image_size},
-        **({"remat": True} if settings.remat else {}),
-        **settings.overrides,
-    )
+    with _naming(f"config.model.{kind}.pretrained"):
+        tower, projection = pretrained.create_tower(
+            kind,
+            settings.name,
+            settings.pretrained,
+            rngs=_rngs(config, f"{kind} tower"),
+            dtype=np.dtype(config.model.dtype),
+            allow_missing=settings.allow_missing,
+            where_known={"image_size": config.data.image_size},
+            **({"remat": True} if settings.remat else {}),
+            **settings.overrides,
+        )
     key = f"config.model.{kind}.projection={settings.projection!r}"
     if settings.projection != "pretrained":
         made = make_projection(settings.projection, tower.width, embed_dim, rngs=projections)
@@ -97,12 +99,23 @@ def _build_side(config: ConfigDict, kind: Kind, projections: nnx.Rngs) -> pretra
     return pretrained.ProjectedTower(tower, projection)
 
 
+@contextlib.contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Puts the config key in front of what is said of something that cannot be found."""
+    try:
+        yield
+    except (FileNotFoundError, ModuleNotFoundError) as error:
+        raise type(error)(f"{key}: {error}") from error
+
+
 def find_tokenizer(config: ConfigDict) -> Path:
     """Where the text tower's tokenizer lies: `model.text.tokenizer`, else beside its weights."""
-    path = config.model.text.tokenizer or config.model.text.pretrained
-    if path is None:
+    settings = config.model.text
+    if not settings.tokenizer and settings.pretrained is None:
         raise ValueError("config.model.text.tokenizer: a text tower without weights needs one")
-    location = find_pretrained(path)
+    key = "tokenizer" if settings.tokenizer else "pretrained"
+    with _naming(f"config.model.text.{key}"):
+        location = find_pretrained(settings[key])
     return location if location.is_dir() else location.parent
 
 
@@ -357,6 +370,10 @@ def load(path: str | Path) -> Encoder:
         return _load_exported(folder)
     from otter_jax import checkpoints, config
 
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} is neither a workdir nor a folder of Encoder.save: it has no config.json"
+        )
     settings = config.load(folder / "config.json")
     mesh = sharding.make_mesh()
     described = (folder / MODEL_FILE).is_file()

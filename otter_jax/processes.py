@@ -23,6 +23,7 @@ PACKAGES = (
 IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 COORDINATOR = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # What a TPU slice, SLURM's srun and Open MPI's mpirun tell each process, and JAX reads.
+FLAGS = ("--coordinator_address", "--num_processes", "--process_id")
 LAUNCHERS = ("TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES", "SLURM_JOB_ID", "SLURM_PROCID",
              "SLURM_NTASKS", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")  # fmt: skip
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
@@ -65,22 +66,27 @@ def join(
       process_id: which one this is, from 0.
 
     Raises:
-      ValueError: saying which variables were found, if the others cannot be.
+      ValueError: saying what was given and which variables were found, if the others cannot be.
     """
     # XLA's CPU runtime otherwise starts whatever it can at once, and collectives that do not depend
     # on each other then meet in another order in each process, which ends all of them.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {IN_ORDER}"
-    given = zip(COORDINATOR, (address, num_processes, process_id), strict=True)
-    address, *numbers = (os.environ.get(name) if value is None else value for name, value in given)
+    arguments = (address, num_processes, process_id)
+    address, *numbers = (
+        os.environ.get(name) if value is None else value
+        for name, value in zip(COORDINATOR, arguments, strict=True)
+    )
     try:
         count, number = (None if value is None else int(value) for value in numbers)
         jax.distributed.initialize(address, count, number)
     except (TypeError, ValueError, RuntimeError, OSError) as error:
-        found = [f"{k}={os.environ[k]}" for k in (*COORDINATOR, *LAUNCHERS) if k in os.environ]
+        given = zip(FLAGS, arguments, strict=True)
+        found = [f"{flag}={value}" for flag, value in given if value is not None]
+        found += [f"{k}={os.environ[k]}" for k in (*COORDINATOR, *LAUNCHERS) if k in os.environ]
         raise ValueError(
-            f"--distributed: the other processes cannot be found ({' '.join(str(error).split())}); "
-            f"found in the environment: {', '.join(found) or 'nothing'}; needed: a TPU slice, srun "
-            f"or mpirun, or all of {', '.join(COORDINATOR)}"
+            f"the other processes cannot be found ({' '.join(str(error).split())}); "
+            f"found: {', '.join(found) or 'nothing'}; needed: a TPU slice, srun or mpirun, "
+            f"or all of {', '.join(FLAGS)} (or {', '.join(COORDINATOR)})"
         ) from error
 
 

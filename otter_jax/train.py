@@ -33,7 +33,7 @@ from otter_jax.divergence import DivergedError, DivergenceWatch
 from otter_jax.encoder import Encoder, build_module, keep_description, make_encoder
 from otter_jax.evaluation import tables
 from otter_jax.evaluation.image_collections import compute_features, from_source, named_records
-from otter_jax.evaluation.sets import EvaluationSet, open_sets
+from otter_jax.evaluation.sets import EvaluationSet, open_sets, refuse_unknown_sets
 from otter_jax.features import FeatureStore, fingerprint
 from otter_jax.interruption import Interrupted, Interruption
 from otter_jax.models import dual_encoder
@@ -160,6 +160,7 @@ def train(config: ConfigDict, workdir: Path) -> Results:
                 sharding.check_batch_size(mesh, config.micro_batch, "micro_batch")
             objectives.check_queue(options, config.batch_size, mesh.devices.size)
             views_of(config, options)  # Refuses what the data cannot give.
+            refuse_unknown_sets(config.evaluate.sets)  # Before data that take long to index.
             source = open_source(
                 config.data.train,
                 cache_dir=workdir,
@@ -694,11 +695,12 @@ def draw(parts: Parts, data: TrainingData, state: TrainState) -> None:
 
 
 def draw_sets(parts: Parts, variables: dual_encoder.Variables) -> None:
-    """Hits and misses of every evaluation set."""
+    """Hits and misses of every evaluation set, and where all pictures are, if there are any."""
     folder, encoder = parts.workdir / "figures", parts.encoder.replace(variables)
     for each in parts.sets:
         gallery.draw_set(folder, each, encoder, parts.store)
-    say(f"pictures in {folder}")
+    if folder.is_dir():
+        say(f"pictures in {folder}")
 
 
 def before_training(workdir: Path) -> dict[str, dict[str, float]]:

@@ -37,6 +37,8 @@ def test_misspelt_key_is_an_error() -> None:
         ("profile", (5, 3), r"profile=\(5, 3\): it must be a first and a last step"),
         ("profile", (5,), "must be a first and a last step"),
         ("profile", (0, 1), "must be a first and a last step"),
+        ("data.weights", ("nope",), "must be numbers, one for each source"),
+        ("evaluate.sets", (3,), r"evaluate\.sets=\(3,\): it must be SPECs"),
     ],
 )
 def test_bad_value_is_named(key: str, value: object, message: str) -> None:
@@ -44,6 +46,22 @@ def test_bad_value_is_named(key: str, value: object, message: str) -> None:
     config.update_from_flattened_dict({key: value})
     with pytest.raises(ValueError, match=message):
         config_lib.check(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("nonsense", "unknown config key nonsense: all keys are in otter_jax/config.py"),
+        ("batchsize", "unknown config key batchsize: did you mean batch_size? All keys are in"),
+        ("data.trian", "unknown config key data.trian: did you mean data.train?"),
+        ("decay", "did you mean teacher.decay?"),
+        ("train.pretrained", "did you mean model.image.pretrained or model.text.pretrained?"),
+    ],
+)
+def test_unknown_key_is_explained(key: str, said: str) -> None:
+    assert said in config_lib.describe_unknown_key(key)
+    for known in ("objective.alpha", "model.image.overrides.width"):
+        assert config_lib.describe_unknown_key(known) is None
 
 
 def test_wandb_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -237,8 +237,22 @@ def test_a_projection_comes_from_the_towers_file(tiny_config: Callable, tmp_path
         encoder.build_module(config)
 
 
+def test_what_cannot_be_found_is_said_with_its_key(tiny_config: Callable) -> None:
+    for key in ("image.pretrained", "text.pretrained"):
+        with pytest.raises(FileNotFoundError, match=rf"config\.model\.{key}: .* at /nowhere"):
+            encoder.build_module(tiny_config(**{f"model.{key}": "/nowhere"}))
+    with pytest.raises(ModuleNotFoundError, match=r"config\.model\.image\.pretrained: .*no_such"):
+        encoder.build_module(tiny_config(**{"model.image.pretrained": "package:no_such"}))
+    config = tiny_config(**{"model.text.tokenizer": "/nowhere"})
+    with pytest.raises(FileNotFoundError, match=r"config\.model\.text\.tokenizer: .* at /nowhere"):
+        encoder.find_tokenizer(config)
+    config.model.text.update(tokenizer=None, pretrained="/nowhere")
+    with pytest.raises(FileNotFoundError, match=r"config\.model\.text\.pretrained: .* at /nowhere"):
+        encoder.find_tokenizer(config)
+
+
 def test_loading_what_is_no_workdir(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="is not a workdir"):
+    with pytest.raises(FileNotFoundError, match=r"neither a workdir nor a folder of Encoder\.save"):
         otter_jax.load(tmp_path)
     with pytest.raises(AttributeError, match="no attribute 'laod'"):
         _ = otter_jax.laod

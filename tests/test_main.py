@@ -24,8 +24,15 @@ def run_main(*arguments: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.batchsize=3"], "unknown config key batchsize. Did you mean"),
-        (["--config.batch_size=many"], "many"),
+        (["--config.batchsize=3"], "key batchsize: did you mean batch_size? All keys are in"),
+        (
+            ["--config.nonsense=1"],
+            "unknown config key nonsense: all keys are in otter_jax/config.py",
+        ),
+        (["--config.model.image.overrides.foo=1"], "unknown config key foo"),
+        (["--config.batch_size=many"], "--config.batch_size=many: it must be a whole number"),
+        (["--config.total_epochs=a:b"], "--config.total_epochs=a:b: it must be a number"),
+        (["--config.fsdp=maybe"], "--config.fsdp=maybe: it must be true or false"),
         (["--confg.batch_size=3"], "confg"),
         (["--workdir="], "--workdir is empty"),
         (["surplus"], "unknown argument 'surplus'"),
@@ -44,6 +51,26 @@ def test_mistakes_end_in_one_line(tmp_path: Path, arguments: list, message: str)
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("config.batchsize = 3", "unknown config key batchsize: did you mean batch_size?"),
+        ("config.data.trian = ''", "unknown config key trian: all keys are in otter_jax/config.py"),
+        ("config.data.seed = 3", 'Key "seed" does not exist'),
+    ],
+)
+def test_mistakes_of_a_config_file_end_in_one_short_line(
+    tmp_path: Path, line: str, message: str
+) -> None:
+    (tmp_path / "x.py").write_text(
+        "from otter_jax.config import default_config\n"
+        f"def get_config():\n    config = default_config()\n    {line}\n    return config\n"
+    )
+    result = run_main(f"--config={tmp_path / 'x.py'}", f"--workdir={tmp_path / 'run'}")
+    assert result.returncode != 0 and message in result.stderr
+    assert len(result.stderr) < 200 and result.stderr.count("\n") == 1
+
+
 def test_no_arguments_show_what_is_needed() -> None:
     result = run_main()
     assert result.returncode != 0
@@ -59,10 +86,12 @@ def test_workdir_below_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_nobody_to_join_ends_in_one_line(tmp_path: Path) -> None:
     workdir = f"--workdir={tmp_path / 'run'}"
-    result = run_main("--config=configs/quickstart.py", workdir, "--distributed", "--process_id=1")
+    result = run_main("--config=configs/quickstart.py", workdir, "--process_id=1")
     (line,) = result.stderr.splitlines()
     assert result.returncode != 0
-    assert line.startswith("otter_jax: --distributed: the other processes cannot be found")
+    assert line.startswith("otter_jax: the other processes cannot be found")
+    assert "found: --process_id=1" in line
+    assert "all of --coordinator_address, --num_processes, --process_id (or JAX_COORD" in line
 
 
 def test_a_slurm_job_is_queued_again_where_its_time_is_up(tmp_path: Path) -> None:
@@ -86,20 +115,42 @@ def test_a_slurm_job_is_queued_again_where_its_time_is_up(tmp_path: Path) -> Non
     assert said == "scancel --signal=TERM 7\nscontrol requeue 7\n"
 
 
-@pytest.mark.parametrize("script", ["gpu.sh", "slurm.sh", "tpu_pod.sh"])
-def test_launch_scripts_show_what_they_would_run(script: str) -> None:
-    environment = os.environ | {"TPU": "pod", "ZONE": "here"}
-    flags = ["--config=configs/quickstart.py", "--workdir=runs/x y"]
-    between = ["--nodes=2", "--"] if script == "slurm.sh" else []
-    result = subprocess.run(
-        [ROOT / "launch" / script, "--dry-run", *between, *flags],
-        env=environment, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert "main.py" in result.stdout and "--config=configs/quickstart.py" in result.stdout
-    quoted = "runs/x y" if script == "gpu.sh" else "runs/x\\ y"
-    assert quoted in result.stdout
+FLAGS = ["--config=configs/x.py", "--workdir=runs/x y", "--config.data.weights=(1.0, 2.0)"]
+RUN_BY = {"gpu.sh": "python", "slurm.sh": "sbatch", "tpu_pod.sh": "gcloud"}
+
+
+@pytest.mark.parametrize("place", [0, 1, -1])
+@pytest.mark.parametrize("script", RUN_BY)
+def test_a_dry_run_prints_what_can_be_pasted(tmp_path: Path, script: str, place: int) -> None:
+    fake = tmp_path / RUN_BY[script]
+    fake.write_text('#!/usr/bin/env bash\nprintf "[%s]\\n" "$PWD" "$@" >"$SAID"\n')
+    fake.chmod(0o755)
+    said = tmp_path / "said"
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SAID": str(said),
+                                "TPU": "pod", "ZONE": "here"}  # fmt: skip
+
+    def run(*command: str | Path) -> str:
+        said.unlink(missing_ok=True)
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        ).stdout
+
+    arguments = [*(["--nodes=2", "--"] if script == "slurm.sh" else []), *FLAGS]
+    run(ROOT / "launch" / script, *arguments)
+    wanted = said.read_text()
+    assert "main.py" in wanted and "configs/x.py" in wanted
+    arguments.insert(place % (len(arguments) + 1), "--dry-run")
+    printed = run(ROOT / "launch" / script, *arguments)
+    assert not said.exists()
+    run("bash", "-c", printed)
+    assert said.read_text() == wanted
     if script == "slurm.sh":
-        assert "--requeue" in result.stdout
-        assert "--ntasks-per-node=1 --gpus-per-node=1 --nodes=2" in result.stdout
-    usage = subprocess.run([ROOT / "launch" / script], capture_output=True, text=True)
-    assert "--dry-run" in usage.stdout
+        assert "--requeue" in wanted
+        assert "[--ntasks-per-node=1]\n[--gpus-per-node=1]\n[--nodes=2]" in wanted
+
+
+@pytest.mark.parametrize("script", RUN_BY)
+def test_launch_scripts_show_their_usage(script: str) -> None:
+    usage = subprocess.run([ROOT / "launch" / script], capture_output=True, text=True, check=True)
+    assert "--dry-run" in usage.stdout and "workdir must be" in usage.stdout
+    assert "set -euo" not in usage.stdout

@@ -48,6 +48,28 @@ def test_every_objective_trains(tiny_config: Callable, tmp_path: Path, name: str
     assert results["chance"][pairs]["i2t_recall@1"] == pytest.approx(1 / 48)
 
 
+def test_pictures_are_announced_where_there_are_some(
+    tiny_config: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    changes = {"objective.name": "infonce", "total_steps": 1, **FROZEN}
+    run(tiny_config(**changes, **{"evaluate.sets": ()}), tmp_path / "without")
+    assert "pictures in" not in capsys.readouterr().out
+    assert not (tmp_path / "without" / "figures").exists()
+    run(tiny_config(**changes), tmp_path / "with")
+    assert f"pictures in {tmp_path}/with/figures" in capsys.readouterr().out
+
+
+def test_bad_sets_are_found_before_the_training_data_are_opened(
+    tiny_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("opened")
+
+    monkeypatch.setattr(train, "open_source", refuse)
+    with pytest.raises(FileNotFoundError, match=r"config\.evaluate\.sets: csv:/nowhere"):
+        run(tiny_config(**{"evaluate.sets": ("csv:/nowhere",)}), tmp_path / "run")
+
+
 def test_workdir_holds_what_is_promised(tiny_config: Callable, tmp_path: Path) -> None:
     config = tiny_config(**FROZEN)
     results = run(config, tmp_path)
@@ -389,7 +411,7 @@ def test_sources_are_mixed_by_their_weights(
         ({"data.train": "clipart"}, "unknown data source 'clipart'"),
         ({"evaluate.sets": ("imagenot",)}, "unknown set 'imagenot'"),
         ({"model.image.name": "resnet51"}, "there is no image tower 'resnet51'"),
-        ({"model.text.pretrained": "/nowhere"}, "no pretrained weights at /nowhere"),
+        ({"model.text.pretrained": "/nowhere"}, "config.model.text.pretrained: there are no"),
         ({"optimizer.warmup_steps": 99}, "warmup_steps=99"),
         ({"on_nan": "ignore"}, "choose from stop, skip, rollback"),
         ({"max_loss_ratio": 0.5}, "config.max_loss_ratio=0.5: it must be above 1, or 0 for never"),

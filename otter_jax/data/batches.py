@@ -103,7 +103,9 @@ def whole_weights(weights: Sequence[float], num_sources: int) -> list[int]:
     """
     what = f"config.data.weights={tuple(weights)}"
     if len(weights) != num_sources:
-        raise ValueError(f"{what}: there are {num_sources} sources in config.data.train")
+        raise ValueError(
+            f"{what}: give one weight for each source; config.data.train has {num_sources}"
+        )
     if not all(0 < weight < float("inf") for weight in weights):
         raise ValueError(f"{what}: weights must be positive")
     fractions = [Fraction(str(weight)) for weight in weights]

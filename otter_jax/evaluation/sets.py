@@ -1,9 +1,10 @@
 """The sets a run is evaluated on: pairs give retrieval, labelled images give zero-shot ranking."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from otter_jax.data import storage
 from otter_jax.data.folders import has_captions
 from otter_jax.data.sources import open_source
 from otter_jax.encoder import Encoder
@@ -12,12 +13,13 @@ from otter_jax.evaluation.answers import Answers
 from otter_jax.evaluation.benchmarks import own
 from otter_jax.evaluation.labelled_set import LabelledSet
 from otter_jax.evaluation.pair_set import PairSet, pairs_of_csv, pairs_of_source
-from otter_jax.evaluation.probe_set import ProbeSet
+from otter_jax.evaluation.probe_set import OPTIONS, ProbeSet
 from otter_jax.evaluation.specs import Spec
 from otter_jax.evaluation.templates import DEFAULT_TEMPLATE, read_templates
 from otter_jax.features import FeatureStore
 
 Metrics = dict[str, float]
+WITHOUT_PATH = ("open_clipart", "openmoji")  # They come with packages.
 
 
 class EvaluationSet(Protocol):
@@ -73,21 +75,47 @@ def open_sets(
             yield opened
 
 
+def refuse_unknown_sets(specs: Sequence[str]) -> None:
+    """Refuses early, opening nothing: names that mean nothing, local paths with nothing there.
+
+    Raises:
+      ValueError, FileNotFoundError: as `open_sets`, which looks at the contents as well.
+    """
+    for text in specs:
+        plain = text.removeprefix("probe:")
+        spec = Spec.parse(plain, ("classes",) if plain == text else tuple(OPTIONS))
+        _refuse_unknown(spec)
+        if spec.kind in WITHOUT_PATH or spec.kind == "tfds" or storage.is_remote(spec.path):
+            continue
+        paths = [spec.path]
+        if spec.kind == "webdataset":
+            paths = storage.find_files(spec.path, ".tar")
+        if not any(Path(path).exists() for path in paths):
+            raise FileNotFoundError(f"config.evaluate.sets: {text}: there is no {spec.path}")
+
+
+def _refuse_unknown(spec: Spec) -> None:
+    """Refuses a kind that does not exist, or that needs a path and has none (ValueError)."""
+    paths = [kind for kind in (*benchmarks.BENCHMARKS, "webdataset") if kind not in WITHOUT_PATH]
+    if spec.kind in WITHOUT_PATH or (spec.path and spec.kind in (*paths, "tfds")):
+        return
+    known = [*WITHOUT_PATH, *(f"{kind}:PATH" for kind in paths)]
+    raise ValueError(
+        f"config.evaluate.sets: unknown set {spec.name!r}; choose from {', '.join(known)}, "
+        "tfds:NAME:SPLIT or probe:folder:PATH"
+    )
+
+
 def open_one(text: str, image_size: int) -> benchmarks.ZeroShotSet | PairSet:
     """Labelled images or pairs; arguments and errors as in `open_sets`."""
     spec = Spec.parse(text)
+    _refuse_unknown(spec)
     if spec.kind == "csv" and "caption" in own.read_header(spec.path) and not spec.options:
         return pairs_of_csv(text, spec.path)
     if spec.kind == "folder" and not spec.options and _is_captioned(spec.path):
         return pairs_of_source(text, open_source(text))
     if spec.kind in benchmarks.BENCHMARKS:
         return benchmarks.load(spec, image_size)
-    if not spec.path and spec.kind != "open_clipart":
-        known = ", ".join(["open_clipart", *benchmarks.BENCHMARKS])
-        raise ValueError(
-            f"config.evaluate.sets: unknown set {text!r}; choose from {known}, webdataset:PATH, "
-            "tfds:NAME:SPLIT or probe:folder:PATH; all but open_clipart and openmoji with :PATH"
-        )
     source = open_source(spec.source, split="heldout")
     classes = spec.class_list()
     return own.from_pairs(text, source, classes) if classes else pairs_of_source(text, source)

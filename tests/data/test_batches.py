@@ -135,7 +135,7 @@ def test_weights_are_taken_as_they_are_written(weights: tuple, expected: list[in
 @pytest.mark.parametrize(
     ("lengths", "weights", "message"),
     [
-        ([9, 9], (1, 2, 3), r"weights=\(1, 2, 3\): there are 2 sources"),
+        ([9, 9], (1, 2, 3), "give one weight for each source; config.data.train has 2"),
         ([9, 9], (1, 0), "must be positive"),
         ([9, 9], (1, -2), "must be positive"),
         ([9, 9], (1, float("nan")), "must be positive"),

@@ -92,9 +92,12 @@ def test_a_workdir_is_evaluated_on_other_sets(
         ({"evaluate.template": "photo"}, r"config.evaluate.template: .* needs a \{\}"),
         ({"evaluate.template": "nowhere.txt"}, "no file of templates at nowhere.txt"),
         ({"evaluate.names": "first"}, "choose from joined, averaged"),
-        ({"evaluate.sets": ("folder:/nowhere",)}, "there is no folder /nowhere"),
-        ({"evaluate.sets": ("open_images:/nowhere",)}, "there is no folder /nowhere"),
-        ({"evaluate.sets": ("csv:/nowhere.csv",)}, "there is no file /nowhere.csv"),
+        (
+            {"evaluate.sets": ("folder:/nowhere",)},
+            "evaluate.sets: folder:/nowhere: there is no /nowhere",
+        ),
+        ({"evaluate.sets": ("open_images:/nowhere",)}, "there is no /nowhere"),
+        ({"evaluate.sets": ("csv:/nowhere.csv",)}, "there is no /nowhere.csv"),
     ],
 )
 def test_bad_sets_are_refused_before_anything_is_written(

@@ -260,15 +260,29 @@ def test_pairs_with_a_class_list(parts: tuple, tmp_path: Path) -> None:
     ("spec", "message"),
     [
         ("imagenot", "unknown set 'imagenot'; choose from open_clipart"),
-        ("folder", "folder: write folder:PATH"),
+        ("folder", "unknown set 'folder'.* folder:PATH"),
         ("folder:/x?class=/y", "unknown option 'class'; there are: classes"),
-        ("laion:/x", "unknown data source 'laion:/x'"),
+        ("laion:/x", "unknown set 'laion:/x'.* webdataset:PATH, tfds"),
         ("probe:csv:/x", "a probe is written probe:folder:PATH"),
     ],
 )
 def test_what_means_nothing_is_refused(spec: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         open_one(spec)
+    if not spec.startswith("probe:csv"):  # Early, only the path is looked at.
+        with pytest.raises(ValueError, match=message):
+            sets.refuse_unknown_sets(["open_clipart", spec])
+
+
+@pytest.mark.parametrize("form", ["folder:{}", "csv:{}", "imagenet1k:{}?classes=x", "webdataset:{}",
+                                  "webdataset:{}/{{0..3}}.tar", "probe:folder:{}"])  # fmt: skip
+def test_missing_paths_are_refused_before_anything_is_opened(tmp_path: Path, form: str) -> None:
+    missing = form.format(tmp_path / "missing")
+    with pytest.raises(FileNotFoundError, match=r"config\.evaluate\.sets: .*missing"):
+        sets.refuse_unknown_sets([missing])
+    for number in range(4):
+        (tmp_path / f"{number}.tar").touch()
+    sets.refuse_unknown_sets([form.format(tmp_path), "tfds:mnist:test", "webdataset:gs://a/b.tar"])
 
 
 def test_one_set_twice_is_refused() -> None:
