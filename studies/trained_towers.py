@@ -1,6 +1,6 @@
 """The smaller part of the study with towers that are trained, through the package's own `train`.
 
-    python -m studies.trained_towers --workdir=runs/trained_towers [--seeds=2]
+    python -m studies.trained_towers --workdir=runs/trained_towers [--seeds=1]
 
 The quickstart's pairs with 40 % of the captions shuffled; the last blocks of both towers are
 trained, as in configs/declip_quickstart.py. Nothing is tuned. What is finished is not run again.
@@ -20,6 +20,7 @@ from studies.small_runs import read_scores, run_all
 WRONG = 0.4
 METHODS = {
     "infonce": {"name": "infonce"},
+    "trust weights": {"name": "infonce", "pair_weight": "estimated"},
     "otter": {"name": "otter"},
     "trust + otter": {"name": "otter", "alpha": "estimated"},
     "sigmoid": {"name": "sigmoid"},
@@ -73,4 +74,4 @@ def table(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    run_all(__doc__.splitlines()[0], METHODS, 2, run, table)
+    run_all(__doc__.splitlines()[0], METHODS, 1, run, table)
