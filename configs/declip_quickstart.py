@@ -6,7 +6,7 @@ Command:  python main.py --config=configs/declip_quickstart.py --workdir=runs/de
           parts of it: --config.objective.ss=False (self-supervision), mvs (several views),
           nns (nearest neighbours); with all three off it is CLIP on the same augmentation
 Hardware: two CPU cores, no accelerator.
-Time:     about 10 minutes on one core: 111 steps of 4 to 5 s.
+Time:     4 to 5 minutes on two free cores (111 steps of 2 s), 10 on one.
 Expected: recall@1 / 5 / 10 (mean of both directions) 5.5 / 18.6 / 30.4 %, OpenMoji hit@1 / 5 / 10
           0.7 / 2.9 / 5.0 % (means of seeds 0 to 2). CLIP with a light augmentation is better here;
           docs/declip.md has the parts one by one.
