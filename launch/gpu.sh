@@ -15,12 +15,8 @@ usage() { sed -n '2,11s/^# \{0,1\}//p' "$0"; }
 
 # What a dry run prints can be pasted.
 show() { printf 'cd %q &&' "$PWD"; printf ' %q' "$@"; echo; }
-case "${1:-}" in "" | -h | --help) usage; exit 0 ;; esac
-run=() given=()
-for argument; do
-  if [[ "$argument" == --dry-run ]]; then run=(show); else given+=("$argument"); fi
-done
-set -- "${given[@]}"
+# shellcheck source=launch/arguments.sh
+. "$(dirname "$0")/arguments.sh"
 cd "$(dirname "$0")/.."
 # Preallocation off: a contrastive loss peaks well above the rest of the step.
 # The CPU is there for what is made in the host's memory before the GPUs get their parts.

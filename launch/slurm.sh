@@ -14,12 +14,8 @@ usage() { sed -n '2,10s/^# \{0,1\}//p' "$0"; }
 
 # What a dry run prints can be pasted.
 show() { printf 'cd %q &&' "$PWD"; printf ' %q' "$@"; echo; }
-case "${1:-}" in "" | -h | --help) usage; exit 0 ;; esac
-run=() given=()
-for argument; do
-  if [[ "$argument" == --dry-run ]]; then run=(show); else given+=("$argument"); fi
-done
-set -- "${given[@]}"
+# shellcheck source=launch/arguments.sh
+. "$(dirname "$0")/arguments.sh"
 options=()
 while [[ $# -gt 0 && "$1" != -- ]]; do options+=("$1"); shift; done
 if [[ $# -lt 2 ]]; then usage >&2; exit 2; fi

@@ -12,12 +12,8 @@ usage() { sed -n '2,8s/^# \{0,1\}//p' "$0"; }
 
 # What a dry run prints can be pasted.
 show() { printf '%q ' "$@"; echo; }
-case "${1:-}" in "" | -h | --help) usage; exit 0 ;; esac
-run=() given=()
-for argument; do
-  if [[ "$argument" == --dry-run ]]; then run=(show); else given+=("$argument"); fi
-done
-set -- "${given[@]}"
+# shellcheck source=launch/arguments.sh
+. "$(dirname "$0")/arguments.sh"
 : "${TPU:?set TPU to the name of the slice}" "${ZONE:?set ZONE to its zone}"
 arguments=$(printf '%q ' "$@")
 # shellcheck disable=SC2016  # HOME is the worker's.
