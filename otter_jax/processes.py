@@ -22,8 +22,8 @@ PACKAGES = (
 )
 IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 COORDINATOR = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+FLAGS = ("--coordinator_address", "--num_processes", "--process_id")  # In the same order.
 # What a TPU slice, SLURM's srun and Open MPI's mpirun tell each process, and JAX reads.
-FLAGS = ("--coordinator_address", "--num_processes", "--process_id")
 LAUNCHERS = ("TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES", "SLURM_JOB_ID", "SLURM_PROCID",
              "SLURM_NTASKS", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")  # fmt: skip
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"

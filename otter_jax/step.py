@@ -136,14 +136,14 @@ def teacher_decay(step: jax.Array, decay: float, warmup: bool) -> jax.Array:
     return jnp.minimum(decay, (1.0 + updates) / (10.0 + updates)) if warmup else jnp.float32(decay)
 
 
-def move_average(average: Arrays, params: Arrays, decay: jax.Array) -> Arrays:
+def move_average(average: Arrays, params: Arrays, decay: jax.Array | float) -> Arrays:
     """decay * average + (1 - decay) * params, leaf by leaf."""
     return jax.tree.map(lambda a, p: (a + (1.0 - decay) * (p - a)).astype(a.dtype), average, params)
 
 
 def next_mean_loss(mean: jax.Array, loss: jax.Array) -> jax.Array:
     """The running mean of the loss, which starts at the first one (float32 scalars)."""
-    moved = mean + (1.0 - MEAN_LOSS_DECAY) * (loss - mean)
+    moved = move_average(mean, loss, MEAN_LOSS_DECAY)
     return jnp.where(jnp.isinf(mean), loss, moved).astype(jnp.float32)
 
 
