@@ -35,7 +35,8 @@ def main(argv: Sequence[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # The libraries' own diaries, on request only.
     if not _WORKDIR.value:
         fail("--workdir is empty: name the folder of the run")
-    from otter_jax import processes, train
+    from otter_jax import train
+    from otter_jax.runs import processes
 
     run = {"train": train.train, "evaluate": train.evaluate}[_MODE.value]
     try:

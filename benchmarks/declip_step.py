@@ -17,10 +17,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from otter_jax import encoder, objectives, sharding, step, train
+from otter_jax import objectives, sharding, train
 from otter_jax.data.masking import num_masked_slots
+from otter_jax.embedding import encoder
 from otter_jax.models import dual_encoder
 from otter_jax.objectives import nearest_neighbor, self_supervision
+from otter_jax.training import step
 
 CLIP, DECLIP = "CLIP", "DeCLIP"
 SUPERVISIONS = ("ss", "mvs", "nns")

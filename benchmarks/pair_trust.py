@@ -16,7 +16,7 @@ import numpy as np
 PROGRAM = """
 import resource, sys, time
 import numpy as np
-from otter_jax import trust
+from otter_jax.embedding import trust
 image, text = (np.load(path, mmap_mode="r") for path in sys.argv[1:3])
 trust.estimate(image[:1000], text[:1000], reference=100)  # What is loaded once is not counted.
 start, cpu = time.perf_counter(), time.process_time()

@@ -40,8 +40,10 @@ def abstract_state(path: Path) -> Any:
     """The shapes of the state that a config's run begins with; weights are not read."""
     import jax
 
-    from otter_jax import encoder, objectives, step
+    from otter_jax import objectives
+    from otter_jax.embedding import encoder
     from otter_jax.models import dual_encoder
+    from otter_jax.training import step
 
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference, placeholder
 
 from otter_jax.data.augmentations import AUGMENTATIONS
-from otter_jax.evaluation.templates import read_templates
+from otter_jax.data.templates import read_templates
 
 # Keys that say how a run is kept, not what it computes; they may change between two starts.
 BOOKKEEPING_KEYS = (

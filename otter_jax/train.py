@@ -17,8 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from otter_jax import config as config_lib
-from otter_jax import costs, gallery, objectives, processes, reporting, sharding, trust
-from otter_jax.checkpoints import Checkpoints
+from otter_jax import objectives, sharding
 from otter_jax.data import batches, text_augmentations
 from otter_jax.data.pair_loader import PairLoader, Views
 from otter_jax.data.records import count_reasons, refuse_too_many_bad
@@ -29,18 +28,33 @@ from otter_jax.data.sources import (
     open_source,
     skipped_files,
 )
-from otter_jax.divergence import DivergedError, DivergenceWatch
-from otter_jax.encoder import Encoder, build_module, keep_description, make_encoder
+from otter_jax.embedding import trust
+from otter_jax.embedding.encoder import Encoder, build_module, keep_description, make_encoder
+from otter_jax.embedding.features import FeatureStore, fingerprint
+from otter_jax.embedding.image_collections import compute_features, from_source, named_records
+from otter_jax.embedding.pair_features import PairFeatures, embed_pairs
+from otter_jax.embedding.trust import Trust
 from otter_jax.evaluation import tables
-from otter_jax.evaluation.image_collections import compute_features, from_source, named_records
 from otter_jax.evaluation.sets import EvaluationSet, open_sets, refuse_unknown_sets
-from otter_jax.features import FeatureStore, fingerprint
-from otter_jax.interruption import Interrupted, Interruption
 from otter_jax.models import dual_encoder
 from otter_jax.models.dual_encoder import FunctionalModel
-from otter_jax.pair_features import PairFeatures, embed_pairs
-from otter_jax.reporting import Reporter, say
-from otter_jax.step import (
+from otter_jax.pictures import gallery
+from otter_jax.runs import processes, reporting
+from otter_jax.runs.checkpoints import Checkpoints
+from otter_jax.runs.interruption import Interrupted, Interruption
+from otter_jax.runs.reporting import Reporter, say
+from otter_jax.runs.workdir import (
+    Lock,
+    claimed,
+    read_finished,
+    refuse_in_use,
+    refuse_other_config,
+    refuse_other_data,
+    refuse_unwritable,
+)
+from otter_jax.training import costs
+from otter_jax.training.divergence import DivergedError, DivergenceWatch
+from otter_jax.training.step import (
     VERDICT,
     Batch,
     Metrics,
@@ -51,16 +65,6 @@ from otter_jax.step import (
     make_target_step,
     make_train_step,
     state_places,
-)
-from otter_jax.trust import Trust
-from otter_jax.workdir import (
-    Lock,
-    claimed,
-    read_finished,
-    refuse_in_use,
-    refuse_other_config,
-    refuse_other_data,
-    refuse_unwritable,
 )
 
 Results = dict[str, Any]

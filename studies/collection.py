@@ -13,7 +13,7 @@ import numpy as np
 from configs import quickstart
 from otter_jax import objectives, sharding
 from otter_jax.data.sources import open_source
-from otter_jax.evaluation.image_collections import compute_features, from_source
+from otter_jax.embedding.image_collections import compute_features, from_source
 from otter_jax.train import build_parts
 
 NUM_SPLITS = 3

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from otter_jax import trust
+from otter_jax.embedding import trust
 from studies import collection as collections
 from studies.methods import SETTINGS, Setting
 

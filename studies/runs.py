@@ -8,13 +8,14 @@ import jax
 import numpy as np
 from flax import nnx
 
-from otter_jax import objectives, trust
+from otter_jax import objectives
 from otter_jax.config import default_config
+from otter_jax.embedding import trust
 from otter_jax.evaluation.ranks import best_true_ranks
 from otter_jax.models import dual_encoder
 from otter_jax.models.dual_encoder import DualEncoder, FunctionalModel, Variables
 from otter_jax.models.projections import make_projection
-from otter_jax.step import initial_state, make_optimizer, make_schedule, make_train_step
+from otter_jax.training.step import initial_state, make_optimizer, make_schedule, make_train_step
 from studies.collection import NUM_SPLITS, Collection, make_split, shuffled_captions
 from studies.methods import Method, Setting
 

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from otter_jax import config as config_lib
-from otter_jax import encoder, objectives, train
+from otter_jax import objectives, train
+from otter_jax.embedding import encoder
 from otter_jax.models import pretrained
 
 FOLDER = Path(__file__).parents[1] / "configs"

@@ -16,14 +16,15 @@ from test_step import batch_of, build, mesh_of, vit_config
 
 from otter_jax import config as config_lib
 from otter_jax import objectives, sharding
-from otter_jax.checkpoints import Checkpoints
-from otter_jax.step import TrainState
+from otter_jax.runs.checkpoints import Checkpoints
+from otter_jax.training.step import TrainState
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = """
 import sys
 from pathlib import Path
-from otter_jax import config as config_lib, processes, train
+from otter_jax import config as config_lib, train
+from otter_jax.runs import processes
 if sys.argv[1]:
     processes.join(sys.argv[1], 2, int(sys.argv[2]))
 for folder in map(Path, sys.argv[3:]):

@@ -14,17 +14,12 @@ from conftest import write_shard
 from ml_collections import ConfigDict
 from test_checkpoints import damage
 
-from otter_jax import (
-    checkpoints,
-    encoder,
-    export,
-    objectives,
-    reporting,
-    sharding,
-    step,
-    train,
-)
+from otter_jax import objectives, sharding, train
+from otter_jax.commands import export
+from otter_jax.embedding import encoder
 from otter_jax.models import dual_encoder
+from otter_jax.runs import checkpoints, reporting
+from otter_jax.training import step
 
 FROZEN = {
     "model.image.frozen": True,

@@ -70,7 +70,7 @@ class ParquetTable:
     Parquet can be asked for: in groups of 100 rows, 100 images are read for one. Those that were
     read last are kept, which makes reading in order cheap, and any reading of a file that fits. To
     train on larger ones, write them with some ten images a group (`row_group_size=10`), or convert
-    them: `python -m otter_jax.data.prepare`.
+    them: `otter-jax prepare`.
 
     What cannot be used is left out and counted in `skipped` by reason; a missing image among bytes
     shows when it is read.
@@ -112,7 +112,7 @@ class ParquetTable:
         if sum(sizes) > _KEPT_BYTES and max(sizes) > _LARGE_GROUP:
             _log.warning(
                 "%s: up to %d MiB are read for one image, as row groups are that large; write them "
-                "with row_group_size=10, or convert the pairs: python -m otter_jax.data.prepare",
+                "with row_group_size=10, or convert the pairs: otter-jax prepare",
                 self._path,
                 max(sizes) >> 20,
             )

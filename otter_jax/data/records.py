@@ -76,7 +76,7 @@ class Source(Protocol):
 
 
 class Progress(Protocol):
-    """Passes items on and shows how far it is, as `otter_jax.reporting.progress` does."""
+    """Passes items on and shows how far it is, as `otter_jax.runs.reporting.progress` does."""
 
     def __call__(self, items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
         """Yield the items, `total` in number."""
@@ -205,6 +205,6 @@ def refuse_too_many_bad(counts: Mapping[str, int], total: int, share: float) -> 
     raise ValueError(
         f"{bad:,} of {total:,} records ({bad / total:.1%}) cannot be used, more than "
         f"config.data.max_bad_share={share} allows: {in_words(counts)}. Look at data.json, or run "
-        "python -m otter_jax.data.inspect; to go on nevertheless: "
+        "otter-jax inspect; to go on nevertheless: "
         f"--config.data.max_bad_share={enough}"
     )

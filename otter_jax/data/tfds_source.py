@@ -14,7 +14,7 @@ from otter_jax.data import storage
 from otter_jax.data.columns import CAPTION_NAMES, IMAGE_NAMES, choose_column
 from otter_jax.data.records import Record, RecordError, clean_caption
 
-UNFINISHED = ".unfinished"  # What otter_jax.data.prepare keeps in its folder until it is finished.
+UNFINISHED = ".unfinished"  # What `otter-jax prepare` keeps in its folder until it is finished.
 
 # [scheme://]NAME_OR_FOLDER[:SPLIT], where a split may be a slice such as train[:1000].
 _PATH = re.compile(r"((?:\w+://)?[^:]+)(?::(.+))?")
@@ -100,7 +100,7 @@ class TfdsSource:
 def _open_builder(path: str, name: str, data_dir: str | None) -> Any:
     if (Path(path) / UNFINISHED).is_dir() and not (Path(path) / "dataset_info.json").is_file():
         raise FileNotFoundError(
-            f"{name}: unfinished; run python -m otter_jax.data.prepare --to={path} again, as before"
+            f"{name}: unfinished; run otter-jax prepare --to={path} again, as before"
         )
     try:
         import tensorflow_datasets as tfds

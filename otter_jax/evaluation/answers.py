@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from otter_jax.encoder import Encoder
-from otter_jax.evaluation.image_collections import ImageCollection
+from otter_jax.embedding.encoder import Encoder
+from otter_jax.embedding.image_collections import ImageCollection
 from otter_jax.evaluation.ranks import best_true_ranks
 from otter_jax.evaluation.zero_shot import rank_classes
 

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from otter_jax.encoder import Encoder
+from otter_jax.embedding.encoder import Encoder
+from otter_jax.embedding.features import FeatureStore
+from otter_jax.embedding.image_collections import compute_features
 from otter_jax.evaluation import metrics, zero_shot
 from otter_jax.evaluation.answers import Answers, answer
 from otter_jax.evaluation.benchmarks.labelled import ZeroShotSet
-from otter_jax.evaluation.image_collections import compute_features
-from otter_jax.features import FeatureStore
 
 
 class Counting(NamedTuple):

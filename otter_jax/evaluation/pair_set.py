@@ -8,18 +8,18 @@ import numpy as np
 
 from otter_jax.data.records import in_words
 from otter_jax.data.sources import Record, Source
-from otter_jax.encoder import Encoder
-from otter_jax.evaluation import retrieval
-from otter_jax.evaluation.answers import Answers, answer
-from otter_jax.evaluation.benchmarks import own
-from otter_jax.evaluation.image_collections import (
+from otter_jax.embedding.encoder import Encoder
+from otter_jax.embedding.features import FeatureStore
+from otter_jax.embedding.image_collections import (
     ImageCollection,
     compute_features,
     from_files,
     from_source,
     named_records,
 )
-from otter_jax.features import FeatureStore
+from otter_jax.evaluation import retrieval
+from otter_jax.evaluation.answers import Answers, answer
+from otter_jax.evaluation.benchmarks import own
 
 
 @dataclasses.dataclass

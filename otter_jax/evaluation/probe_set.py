@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from otter_jax.encoder import Encoder
+from otter_jax.embedding.encoder import Encoder
+from otter_jax.embedding.features import FeatureStore, fingerprint
+from otter_jax.embedding.image_collections import compute_features
 from otter_jax.evaluation import linear_probe, logistic_regression, nearest_neighbors
 from otter_jax.evaluation.answers import NAMES_SHOWN, Answers, choose
 from otter_jax.evaluation.benchmarks.labelled import ZeroShotSet
 from otter_jax.evaluation.benchmarks.own import load_folder
-from otter_jax.evaluation.image_collections import compute_features
 from otter_jax.evaluation.specs import Spec
-from otter_jax.features import FeatureStore, fingerprint
-from otter_jax.reporting import say
+from otter_jax.runs.reporting import say
 
 OPTIONS = {"metric": ("accuracy", "mean_per_class"), "features": ("tower", "embedding")}
 SPLITS = ("train", "val", "test")

@@ -7,7 +7,9 @@ from typing import Any, Protocol
 from otter_jax.data import storage
 from otter_jax.data.folders import has_captions
 from otter_jax.data.sources import open_source
-from otter_jax.encoder import Encoder
+from otter_jax.data.templates import DEFAULT_TEMPLATE, read_templates
+from otter_jax.embedding.encoder import Encoder
+from otter_jax.embedding.features import FeatureStore
 from otter_jax.evaluation import benchmarks
 from otter_jax.evaluation.answers import Answers
 from otter_jax.evaluation.benchmarks import own
@@ -15,8 +17,6 @@ from otter_jax.evaluation.labelled_set import LabelledSet
 from otter_jax.evaluation.pair_set import PairSet, pairs_of_csv, pairs_of_source
 from otter_jax.evaluation.probe_set import OPTIONS, ProbeSet
 from otter_jax.evaluation.specs import Spec
-from otter_jax.evaluation.templates import DEFAULT_TEMPLATE, read_templates
-from otter_jax.features import FeatureStore
 
 Metrics = dict[str, float]
 WITHOUT_PATH = ("open_clipart", "openmoji")  # They come with packages.

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from otter_jax.data.templates import DEFAULT_TEMPLATE, check_templates
 from otter_jax.evaluation import metrics
 from otter_jax.evaluation.ranks import best_true_ranks, check_unit_rows
-from otter_jax.evaluation.templates import DEFAULT_TEMPLATE, check_templates
 
 KS = (1, 2, 5, 10)
 RANKED_AT_ONCE = 64

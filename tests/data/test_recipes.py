@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from shard_files import write
 
-from otter_jax.data import prepare
+from otter_jax.commands import prepare
 from otter_jax.data.builders import recipes
 from otter_jax.data.sources import Source, open_source
 

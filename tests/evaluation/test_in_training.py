@@ -11,8 +11,11 @@ import pytest
 from conftest import draw_shape
 from ml_collections import ConfigDict
 
-from otter_jax import checkpoints, encoder, sharding, step, train
+from otter_jax import sharding, train
+from otter_jax.embedding import encoder
 from otter_jax.models import dual_encoder
+from otter_jax.runs import checkpoints
+from otter_jax.training import step
 
 
 @pytest.fixture

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from conftest import draw_shape
 
-from otter_jax import encoder, features, gallery, sharding
+from otter_jax import sharding
+from otter_jax.embedding import encoder, features
 from otter_jax.evaluation import linear_probe, probe_set
 from otter_jax.models import dual_encoder
+from otter_jax.pictures import gallery
 
 COLOURS = ("red", "green", "blue")
 

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from conftest import draw_shape, write_shard
 
-from otter_jax import encoder, features, gallery, sharding
+from otter_jax import sharding
 from otter_jax.data.records import Record, RecordError
-from otter_jax.evaluation import benchmarks, image_collections, labelled_set, pair_set, sets
+from otter_jax.embedding import encoder, features, image_collections
+from otter_jax.evaluation import benchmarks, labelled_set, pair_set, sets
 from otter_jax.evaluation.class_lists import ClassList
 from otter_jax.models import dual_encoder
+from otter_jax.pictures import gallery
 
 
 @pytest.fixture

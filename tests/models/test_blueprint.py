@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import pytest
 
-from otter_jax import encoder
+from otter_jax.embedding import encoder
 from otter_jax.models import blueprint, dual_encoder
 
 

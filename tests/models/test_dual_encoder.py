@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from otter_jax import encoder, step
+from otter_jax.embedding import encoder
 from otter_jax.models import dual_encoder
+from otter_jax.training import step
 
 
 def batch_of(rows: int = 4) -> dict[str, jax.Array]:

@@ -1,4 +1,4 @@
-"""How `otter_jax.data.prepare` stores image-text pairs for TensorFlow Datasets: one schema.
+"""How `otter_jax.commands.prepare` stores image-text pairs for TensorFlow Datasets: one schema.
 
 Images are stored as they come, byte for byte, and TensorFlow is never needed.
 """

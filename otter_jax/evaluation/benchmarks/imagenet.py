@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from otter_jax.embedding.image_collections import ImageCollection, from_files
 from otter_jax.evaluation.benchmarks.labelled import (
     ZeroShotSet,
     find_file,
@@ -28,7 +29,6 @@ from otter_jax.evaluation.benchmarks.labelled import (
     refuse_no_images,
 )
 from otter_jax.evaluation.class_lists import ClassList, Names
-from otter_jax.evaluation.image_collections import ImageCollection, from_files
 
 NAME_FILES = ("*wordnet_ids.txt", "LOC_synset_mapping.txt", "words.txt")
 

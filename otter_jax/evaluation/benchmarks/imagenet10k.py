@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from otter_jax.embedding.image_collections import from_files
 from otter_jax.evaluation.benchmarks.labelled import (
     ZeroShotSet,
     find_file,
@@ -29,7 +30,6 @@ from otter_jax.evaluation.benchmarks.labelled import (
     refuse_no_images,
 )
 from otter_jax.evaluation.class_lists import ClassList, pad_labels
-from otter_jax.evaluation.image_collections import from_files
 
 # The released first row has two blanks for a tab, which made its name "-1  thing".
 CLASS_LINE = re.compile(r"(?:(\d+)\t)?([^\s]+)\t(-?\d+)\s+(\S.*)")

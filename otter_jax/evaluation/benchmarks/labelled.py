@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from otter_jax.data.records import in_words
+from otter_jax.embedding.image_collections import ImageCollection
 from otter_jax.evaluation.class_lists import Names
-from otter_jax.evaluation.image_collections import ImageCollection
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from otter_jax.embedding.image_collections import from_files
 from otter_jax.evaluation.benchmarks.labelled import (
     ZeroShotSet,
     find_file,
@@ -24,7 +25,6 @@ from otter_jax.evaluation.benchmarks.labelled import (
     refuse_no_images,
 )
 from otter_jax.evaluation.class_lists import ClassList
-from otter_jax.evaluation.image_collections import from_files
 
 LABEL_COLUMNS = ("ImageID", "Source", "LabelName", "Confidence")
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from otter_jax.embedding.image_collections import from_arrays
 from otter_jax.evaluation.benchmarks.labelled import ZeroShotSet
 from otter_jax.evaluation.class_lists import pad_labels
-from otter_jax.evaluation.image_collections import from_arrays
 
 SKIN_TONES = {chr(code) for code in range(0x1F3FB, 0x1F400)}
 HAIR = {chr(code) for code in range(0x1F9B0, 0x1F9B4)}

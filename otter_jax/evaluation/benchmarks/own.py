@@ -5,9 +5,9 @@ from collections import Counter
 from pathlib import Path
 
 from otter_jax.data.sources import Source
+from otter_jax.embedding.image_collections import from_files, from_source, named_records
 from otter_jax.evaluation.benchmarks.labelled import ZeroShotSet, is_image, refuse_no_images
 from otter_jax.evaluation.class_lists import ClassList
-from otter_jax.evaluation.image_collections import from_files, from_source, named_records
 
 
 def load_folder(name: str, folder: Path, classes: ClassList | None = None) -> ZeroShotSet:

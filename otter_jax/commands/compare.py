@@ -1,0 +1,69 @@
+"""Compares finished runs: otter-jax compare RUN1 RUN2 ... [--baseline=NAME].
+
+Runs that differ in nothing but their seed are one method; methods are called by what differs
+between them, such as `objective.name=otter`. Printed, and written as comparison.md and
+comparison.csv into --output, are
+
+  - every metric of every method: mean and standard deviation over the seeds;
+  - its paired difference to the baseline, over the seeds that both have, with the 95 % confidence
+    interval of Student's t; pairing takes out what a seed does to both;
+  - how often each method is best: wins and ties among all settings times metrics, as OTTER counts
+    them (7 settings x 6 metrics = 42). Means are compared as they would be printed, in percent with
+    one decimal; a tie is shared by all that are best.
+
+Which metrics count is said by --metric. A setting is what methods are compared within: all that
+differs and is named by --setting, such as `data.train` or `model.image.name`.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from otter_jax.evaluation import comparison, comparison_tables, finished_runs
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Reads the command line, prints the tables and writes them."""
+    options = parse(arguments)
+    try:
+        runs = finished_runs.read_runs([Path(path) for path in options.runs])
+        found = comparison.compare(runs, options.baseline, options.setting, options.metric or ["*"])
+        text = comparison_tables.markdown(found)
+        folder = Path(options.output)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "comparison.md").write_text(text, encoding="utf-8")
+        comparison_tables.write_csv(folder / "comparison.csv", found)
+    except (ValueError, OSError) as error:
+        sys.exit(f"otter_jax: {error}")
+    print(text)
+    print(f"written to {folder / 'comparison.md'} and comparison.csv")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(prog="otter-jax compare")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="workdir of a finished run")
+    parser.add_argument(
+        "--baseline",
+        help="method that others are compared to, by its name or a part of it; default: the first",
+    )
+    parser.add_argument(
+        "--setting",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="config key that is no part of a method but of what it is compared on; repeatable",
+    )
+    parser.add_argument(
+        "--metric",
+        action="append",
+        metavar="PATTERN",
+        help="only metrics such as 'openmoji  hit@*'; repeatable",
+    )
+    parser.add_argument("--output", default=".", help="folder for the tables; default: this one")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,322 @@
+"""Shows what is in data: otter-jax inspect --data=SPEC [--data=SPEC] [--out=DIR].
+
+Counts pairs, sizes, caption lengths, exact copies, and images that cannot be read, each with its
+reason. With --out it writes inspect.json, histograms.png and samples.png. With --model it also says
+how surely that model finds each image's caption among those of a batch, which is OTTER's measure of
+how noisy a data set is. With --trust it estimates how many captions are wrong, and with --out which
+ones: trust.parquet, trust.png, and the pairs that are trusted least and most.
+"""
+
+import argparse
+import ast
+import importlib.util
+import sys
+import tempfile
+import textwrap
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from otter_jax.data import images, statistics
+from otter_jax.data.sources import Source, describe_skipped_files, open_source, skipped_files
+
+SAMPLES, COLUMNS, THUMBNAIL = 24, 6, 160
+TRUST_FILES = ("trust.parquet", "trust.png", "least_trusted.png", "most_trusted.png")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Inspects what the command line says; what is wrong with it ends in one line."""
+    options = parse(arguments)
+    try:
+        inspect(options)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        sys.exit(f"otter_jax: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        sys.exit("\notter_jax: stopped; --limit=N looks at a random part")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(prog="otter-jax inspect")
+    parser.add_argument(
+        "--data",
+        required=True,
+        action="append",
+        metavar="SPEC",
+        help="as in config.data.train; may be given several times",
+    )
+    parser.add_argument("--out", type=Path, help="folder for inspect.json and pictures")
+    parser.add_argument("--model", type=Path, help="workdir of a run, or an exported model")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="estimate which captions are wrong, by the towers of --model or the quickstart's",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="look at N pairs, drawn at random")
+    parser.add_argument("--seed", type=int, default=0, help="of the random draws; default: 0")
+    parser.add_argument(
+        "--batch_size", type=int, default=512, help="of the match probabilities; default: 512"
+    )
+    return parser.parse_args(arguments)
+
+
+def inspect(options: argparse.Namespace) -> dict[str, Any]:
+    """Prints, writes and returns the findings.
+
+    Raises:
+        ValueError: For a SPEC, model or number that makes no sense.
+        FileNotFoundError: For a path at which there is nothing.
+    """
+    # The rest of the package knows how to show progress, to draw and to load models. It is imported
+    # where this program needs it, so that the library below, which others import, does without.
+    from otter_jax.runs.reporting import progress, say, write_json
+
+    # What may be wrong with the command is found before the long part.
+    if options.out is not None and options.out.is_file():
+        raise ValueError(f"--out={options.out} is a file; name a folder")
+    if options.batch_size < 2:
+        raise ValueError(f"--batch_size={options.batch_size}; it must be at least 2")
+    if options.trust and options.out is not None and importlib.util.find_spec("pyarrow") is None:
+        raise ModuleNotFoundError(
+            "--trust --out writes Parquet, which needs pyarrow: pip install 'otter_jax[parquet]'"
+        )
+    encoder = _load(options.model)
+    towers = (encoder or _quickstart_encoder()) if options.trust else None
+    source = open_source(read_specs(options.data), progress=progress)
+    if damage := describe_skipped_files(source):
+        say(damage)
+    numbers = statistics.choose(len(source), options.limit, options.seed)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+    tally = statistics.Tally()
+    for number in progress(numbers, len(numbers), "inspect"):
+        tally.add(source, int(number))
+    found = {
+        "data": source.name,
+        "pairs": len(source),
+        "inspected": len(numbers),
+        "skipped": dict(source.skipped),
+        "skipped_files": skipped_files(source),
+        **tally.summary(),
+    }
+    order = np.random.default_rng(options.seed).permutation(np.array(tally.readable, int))
+    if encoder is not None:
+        found["match probability"] = _match_probability(encoder, source, order, options.batch_size)
+    if towers is not None:
+        # With JAX, which a look at the data alone does not need.
+        from otter_jax.embedding import trust
+
+        pairs, estimate = _estimate_trust(towers, source, tally.readable, options)
+        found["wrong pairs"] = {"estimated share": estimate.share_wrong}
+        say(trust.describe(estimate))
+    say(report(found))
+    if options.out is not None and towers is not None:
+        write_trust(options.out, source, pairs, estimate)
+        say(f"written to {options.out}: {', '.join(TRUST_FILES)}")
+    if options.out is not None:
+        write_json(options.out / "inspect.json", found)
+        draw_histograms(options.out / "histograms.png", tally)
+        draw_samples(options.out / "samples.png", source, order[:SAMPLES], encoder)
+        say(f"written to {options.out}: inspect.json, histograms.png, samples.png")
+    return found
+
+
+def read_specs(arguments: Sequence[str]) -> str | list[str]:
+    """What `open_source` takes: a SPEC, or several, each an argument or within a tuple."""
+    specs: list[str] = []
+    for argument in arguments:
+        if argument.startswith(("(", "[")):
+            try:
+                specs += map(str, ast.literal_eval(argument))
+            except (ValueError, SyntaxError, TypeError):
+                raise ValueError(
+                    f'--data={argument}: give --data=SPEC for each, or write \'("SPEC","SPEC")\''
+                ) from None
+        else:
+            specs.append(argument)
+    return specs[0] if len(specs) == 1 else specs
+
+
+def report(found: dict[str, Any]) -> str:
+    """The findings as lines of text, without the lists of what is bad."""
+    lines = []
+    for name, value in found.items():
+        if name in ("unreadable", "skipped_files"):
+            continue
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {_number(x)}" for key, x in value.items()) or "none"
+        lines.append(f"{name:<19} {_number(value)}")
+    return "\n".join(lines)
+
+
+def draw_histograms(path: Path, tally: statistics.Tally) -> None:
+    """One histogram each of width, height, width / height, characters and words."""
+    from matplotlib.figure import Figure
+
+    columns = {**tally.columns, "width / height": tally.aspects()}
+    figure = Figure(figsize=(3.2 * len(columns), 2.8), layout="constrained")
+    for axes, (name, values) in zip(figure.subplots(1, len(columns)), columns.items(), strict=True):
+        high = (
+            np.quantile(values, 0.99) if len(values) else 1.0
+        )  # A few giants would hide the rest.
+        axes.hist(np.minimum(values, high), bins=40, color="#4a90c2")
+        axes.set(title=name, yticks=[])
+        axes.spines[["left", "right", "top"]].set_visible(False)
+    figure.supxlabel("the largest 1 % are counted in the last bar", fontsize=9)
+    figure.savefig(path, dpi=110)
+
+
+def draw_samples(
+    path: Path,
+    source: Source,
+    numbers: np.ndarray,
+    encoder: Any,
+    notes: Sequence[str] = ("",) * SAMPLES,
+) -> None:
+    """A sheet of images as the model sees them (whole, without a model), with their captions.
+
+    Args:
+        path: A .png file.
+        source: The pairs.
+        numbers: [n], which ones.
+        encoder: The model, or None.
+        notes: What to write before each caption.
+    """
+    from matplotlib.figure import Figure
+
+    from otter_jax.pictures.figures import plain
+
+    rows = max(1, -(-len(numbers) // COLUMNS))
+    figure = Figure(figsize=(2.2 * COLUMNS, 2.9 * rows), layout="constrained")
+    grid = figure.subplots(rows, COLUMNS).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, number, note in zip(grid, numbers, notes, strict=False):
+        record = source[int(number)]
+        fit = encoder.fit if encoder is not None else "pad"
+        view = images.evaluation_transform(images.decode(record.image), THUMBNAIL, fit=fit)
+        axes.imshow(view)
+        caption = "\n".join(textwrap.wrap(note + plain(record.caption, 100), 30))
+        axes.set_title(caption, fontsize=8, y=-0.06, va="top", parse_math=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # Captions of any script.
+        figure.savefig(path, dpi=110)
+
+
+def write_trust(folder: Path, source: Source, pairs: dict[str, Any], found: Any) -> None:
+    """Writes what was estimated of some pairs: table, histogram, and the pairs at both ends.
+
+    Args:
+        folder: Where to write.
+        source: The pairs.
+        pairs: `record` [n], numbers of some of them, and `key`, what they are called.
+        found: `trust.Trust` of these.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    table, histogram, least, most = (folder / name for name in TRUST_FILES)
+    columns = {**pairs, "trust": found.alpha, "statistic": found.statistic}
+    parquet.write_table(pyarrow.table(columns), table)
+    draw_trust(histogram, found)
+    order = np.lexsort((found.statistic, found.alpha))
+    for path, chosen in ((least, order[:SAMPLES]), (most, order[::-1][:SAMPLES])):
+        notes = [f"{value:.2f}: " for value in found.alpha[chosen]]
+        draw_samples(path, source, pairs["record"][chosen], None, notes)
+
+
+def draw_trust(path: Path, found: Any) -> None:
+    """Histograms of the statistic: of the pairs, and of captions drawn at random in their share."""
+    from matplotlib.figure import Figure
+
+    ends = np.quantile(np.concatenate([found.statistic, found.null]), [0.001, 0.999])
+    edges = np.linspace(*ends, 61)
+    pairs, null = (np.histogram(each, edges)[0] for each in (found.statistic, found.null))
+    expected = found.share_wrong * null * len(found.statistic) / len(found.null)
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.stairs(pairs, edges, fill=True, color="#bcd9ea", label="pairs as they are")
+    axes.stairs(expected, edges, color="#d1495b", label="wrong ones among them, estimated")
+    axes.set(
+        title=f"estimated share of wrong pairs: {100 * found.share_wrong:.0f} %",
+        xlabel="agreement with similar pairs, in standard deviations of wrong ones",
+        ylabel="pairs",
+    )
+    axes.spines[["right", "top"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def _load(model: Path | None) -> Any:
+    """The encoder of a model, None without one."""
+    if model is None:
+        return None
+    from otter_jax.embedding.encoder import load
+
+    return load(model)
+
+
+def _quickstart_encoder() -> Any:
+    """The towers of configs/quickstart.py, which are good for any pictures and English captions."""
+    from otter_jax import sharding
+    from otter_jax.config import default_config
+    from otter_jax.embedding.encoder import build_module, make_encoder
+    from otter_jax.models import dual_encoder
+    from otter_jax.models.hub import QUICKSTART_PACKAGES
+
+    config = default_config()
+    config.data.fit = "pad"
+    config.model.image.pretrained, config.model.text.pretrained = (
+        f"package:{name}" for name in QUICKSTART_PACKAGES
+    )
+    model, variables = dual_encoder.split(build_module(config))
+    mesh = sharding.make_mesh()
+    return make_encoder(config, model, sharding.put_state(mesh, variables), mesh)
+
+
+def _estimate_trust(
+    encoder: Any, source: Source, numbers: Sequence[int], options: argparse.Namespace
+) -> tuple[dict[str, Any], Any]:
+    """`trust.Trust` of some pairs, behind the columns that say which."""
+    from otter_jax.embedding import trust
+    from otter_jax.embedding.pair_features import embed_pairs
+
+    trust.refuse_too_few(len(numbers), trust.NEIGHBORS)
+    with tempfile.TemporaryDirectory(dir=options.out) as folder:
+        pairs = embed_pairs(source, encoder, Path(folder), numbers)
+        found = trust.estimate(pairs.image, pairs.text, seed=options.seed)
+    return {"record": pairs.numbers, "key": pairs.keys}, found
+
+
+def _match_probability(
+    encoder: Any, source: Source, order: np.ndarray, batch_size: int
+) -> dict[str, float]:
+    """`statistics.match_probability` of pairs in this order, under the model's own scale."""
+    from otter_jax.runs.reporting import progress
+
+    records = (source[int(number)] for number in progress(order, len(order), "embed"))
+    captions: list[str] = []
+
+    def views() -> Any:
+        for record in records:
+            captions.append(record.caption)
+            yield encoder.transform(images.decode(record.image))
+
+    image_embeddings = encoder.project_image(encoder.image_features(views()))
+    text_embeddings = encoder.encode_text(captions)
+    scale = float(np.clip(np.exp(np.asarray(encoder.variables.params["log_scale"])), 1.0, 100.0))
+    found = statistics.match_probability(image_embeddings, text_embeddings, scale, batch_size)
+    return {**found, "scale": scale}
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}" if not value.is_integer() else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,418 @@
+"""A dual encoder at work: images and texts in, unit embeddings out, on every device.
+
+This is what `otter_jax.load` gives to users, what evaluates during training, and what computes the
+features of frozen towers once.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from PIL import Image
+
+from otter_jax import objectives, sharding
+from otter_jax.data import images as image_functions
+from otter_jax.data.texts import Tokenizer
+from otter_jax.models import blueprint, dual_encoder, export, pretrained
+from otter_jax.models.dual_encoder import FunctionalModel, Variables
+from otter_jax.models.hub import TOKENIZER_FILES, find_pretrained
+from otter_jax.models.projections import make_projection, output_width
+from otter_jax.models.two_towers import KINDS, Kind
+from otter_jax.runs.reporting import read_json, write_json
+from otter_jax.training.step import named_key
+
+MODEL_FILE = "model.json"
+TOKENIZER_FOLDER = "tokenizer"
+
+
+def build_module(config: ConfigDict) -> dual_encoder.DualEncoder:
+    """The network of a config: towers with their pretrained weights, projections, locks, heads."""
+    projections = _rngs(config, "projections")
+    image, text = (_build_side(config, kind, projections) for kind in KINDS)
+    locks, options = _locks(config), objectives.make_options(**config.objective)
+    heads = dual_encoder.Heads(
+        simsiam=options.uses_simsiam,
+        simclr=options.uses_simclr,
+        tokens=options.uses_masked_language,
+    )
+    return dual_encoder.DualEncoder(
+        *(image.tower, text.tower, image.projection, text.projection),
+        image_lock=locks["image"],
+        text_lock=locks["text"],
+        initial_scale=options.initial_scale,
+        initial_bias=options.initial_bias,
+        heads=heads,
+        rngs=_rngs(config, "heads"),
+    )
+
+
+def _rngs(config: ConfigDict, name: str) -> nnx.Rngs:
+    return nnx.Rngs(named_key(config.seed, name))
+
+
+def _locks(config: ConfigDict) -> dict[str, dual_encoder.Lock]:
+    return {
+        kind: dual_encoder.Lock(
+            frozen=config.model[kind].frozen,
+            trainable=config.model[kind].trainable,
+            keep_batch_stats=config.model[kind].keep_batch_stats,
+        )
+        for kind in KINDS
+    }
+
+
+def _build_side(config: ConfigDict, kind: Kind, projections: nnx.Rngs) -> pretrained.ProjectedTower:
+    """One tower with the layer after it, which is drawn at random unless it is pretrained."""
+    settings, embed_dim = config.model[kind], config.model.embed_dim
+    with _naming(f"config.model.{kind}.pretrained"):
+        tower, projection = pretrained.create_tower(
+            kind,
+            settings.name,
+            settings.pretrained,
+            rngs=_rngs(config, f"{kind} tower"),
+            dtype=np.dtype(config.model.dtype),
+            allow_missing=settings.allow_missing,
+            where_known={"image_size": config.data.image_size},
+            **({"remat": True} if settings.remat else {}),
+            **settings.overrides,
+        )
+    key = f"config.model.{kind}.projection={settings.projection!r}"
+    if settings.projection != "pretrained":
+        made = make_projection(settings.projection, tower.width, embed_dim, rngs=projections)
+        return pretrained.ProjectedTower(tower, made)
+    if projection is None:
+        raise ValueError(f"{key}: {settings.pretrained} holds a tower alone, without a projection")
+    if (found := output_width(projection, tower.width)) != embed_dim:
+        raise ValueError(
+            f"{key}: that of {settings.pretrained} leads to {found} numbers; set "
+            f"config.model.embed_dim={found}, which is {embed_dim}"
+        )
+    return pretrained.ProjectedTower(tower, projection)
+
+
+@contextlib.contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Puts the config key in front of what is said of something that cannot be found."""
+    try:
+        yield
+    except (FileNotFoundError, ModuleNotFoundError) as error:
+        raise type(error)(f"{key}: {error}") from error
+
+
+def find_tokenizer(config: ConfigDict) -> Path:
+    """Where the text tower's tokenizer lies: `model.text.tokenizer`, else beside its weights."""
+    settings = config.model.text
+    if not settings.tokenizer and settings.pretrained is None:
+        raise ValueError("config.model.text.tokenizer: a text tower without weights needs one")
+    key = "tokenizer" if settings.tokenizer else "pretrained"
+    with _naming(f"config.model.text.{key}"):
+        location = find_pretrained(settings[key])
+    return location if location.is_dir() else location.parent
+
+
+class Compiled(NamedTuple):
+    """The jitted parts of an encoder; every process gets the whole of their results."""
+
+    image_features: Callable[..., jax.Array]
+    text_features: Callable[..., jax.Array]
+    project_image: Callable[..., jax.Array]
+    project_text: Callable[..., jax.Array]
+
+
+@functools.cache
+def compiled(model: FunctionalModel, mesh: Mesh) -> Compiled:
+    """Jits, once for each model, functions of (variables, arrays...)."""
+
+    def jit(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        return jax.jit(
+            lambda variables, *arrays: function(model.bind(variables), *arrays),
+            out_shardings=sharding.replicated(mesh),
+        )
+
+    return Compiled(
+        image_features=jit(lambda module, images: module.image_features(images)),
+        text_features=jit(lambda module, *tokens: module.text_features(*tokens)),
+        project_image=jit(lambda module, x: objectives.normalize(module.image_projection(x))),
+        project_text=jit(lambda module, x: objectives.normalize(module.text_projection(x))),
+    )
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Encoder:
+    """Images and texts to unit embeddings, in batches of one shape, split over the mesh."""
+
+    model: FunctionalModel
+    variables: Variables
+    tokenizer: Tokenizer
+    tokenizer_folder: Path
+    mesh: Mesh
+    image_size: int
+    fit: str = "crop"
+    batch_size: int = 64
+    scale_bounds: tuple[float | None, float | None] = (1.0, objectives.MAX_SCALE)
+
+    def __repr__(self) -> str:
+        """One line: what notebooks show."""
+        module = self.model.bind(self.variables)
+        towers = f"{type(module.image).__name__}, {type(module.text).__name__}"
+        return f"Encoder({towers}, embed_dim={module.embed_dim}, image_size={self.image_size})"
+
+    @property
+    def _compiled(self) -> Compiled:
+        return compiled(self.model, self.mesh)
+
+    @functools.cached_property
+    def image_width(self) -> int:
+        """Features of the image tower."""
+        return self.model.bind(self.variables).image.width
+
+    @functools.cached_property
+    def text_width(self) -> int:
+        """Features of the text tower."""
+        return self.model.bind(self.variables).text.width
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the model into a folder that `load` reads on any machine.
+
+        Where both towers are CLIP's, `transformers.CLIPModel.from_pretrained` reads it too. The
+        folder must be empty or new (else ValueError).
+        """
+        folder = Path(folder)
+        data = {
+            "image_size": self.image_size,
+            "fit": self.fit,
+            "max_tokens": self.tokenizer.max_tokens,
+            "scale_bounds": self.scale_bounds,
+        }
+        export.export_dual_encoder(self.model.bind(self.variables), folder, data)
+        copy_tokenizer(self.tokenizer_folder, folder / TOKENIZER_FOLDER)
+
+    def replace(self, variables: Variables) -> "Encoder":
+        """The same network with other arrays; nothing is compiled again."""
+        return dataclasses.replace(self, variables=variables)
+
+    def encode_image(self, images: Sequence[Image.Image | np.ndarray] | np.ndarray) -> np.ndarray:
+        """Unit image embeddings.
+
+        Args:
+          images: PIL images or uint8 [H, W, 3] arrays of any size, or one uint8 [N, H, W, 3].
+
+        Returns:
+          float32 [N, embed_dim].
+        """
+        if not isinstance(images, (list, tuple, np.ndarray)):
+            raise ValueError(f"images should be a list of images, found {type(images).__name__}")
+        arrays = (
+            np.asarray(image_functions.to_rgb(i)) if isinstance(i, Image.Image) else i
+            for i in images
+        )
+        return self.project_image(self.image_features(self.transform(array) for array in arrays))
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit text embeddings, float32 [N, embed_dim]."""
+        if isinstance(texts, str):
+            raise ValueError(f"texts should be a list of strings, found the string {texts!r}")
+        return self.project_text(self.text_features(texts))
+
+    def classify(
+        self,
+        images: Sequence[Image.Image | np.ndarray] | np.ndarray,
+        labels: Sequence[str],
+        template: str = "a photo of {}.",
+    ) -> np.ndarray:
+        """Probability of every label for every image, float32 [N, len(labels)]; rows sum to 1.
+
+        A softmax over the labels with the learned scale, also where training compared pairs with a
+        sigmoid: its bias is the same for all labels.
+        """
+        from otter_jax.evaluation.zero_shot import class_bank
+
+        if isinstance(labels, str):
+            raise ValueError(f"labels should be a list of strings, found the string {labels!r}")
+        bank = class_bank(self.encode_text, labels, [template])
+        log_scale = np.asarray(self.variables.params["log_scale"])
+        scale = objectives.scale_from_log(log_scale, *self.scale_bounds)
+        logits = np.asarray(scale) * self.encode_image(images) @ bank.T
+        return np.asarray(jax.nn.softmax(logits, axis=1))
+
+    def transform(self, image: np.ndarray) -> np.ndarray:
+        """The evaluation transform to uint8 [image_size, image_size, 3].
+
+        Raises:
+          ValueError: for anything but a non-empty uint8 [H, W, 3].
+        """
+        if not isinstance(image, np.ndarray):
+            raise ValueError(
+                f"an image should be a PIL image or a uint8 array, found {image!r}; "
+                "files are opened with PIL.Image.open"
+            )
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise ValueError(
+                f"an image should be uint8 [H, W, 3], found {image.dtype} {list(image.shape)}"
+            )
+        return image_functions.evaluation_transform(image, self.image_size, fit=self.fit)
+
+    def image_features(self, images: Iterable[np.ndarray]) -> np.ndarray:
+        """Tower features [N, width] of transformed images, taken one by one as they are needed."""
+        return self._in_batches(
+            self._compiled.image_features, ((image,) for image in images), self.image_width
+        )
+
+    def text_features(self, texts: Sequence[str]) -> np.ndarray:
+        """Tower features [N, width] of texts."""
+        return self.token_features(zip(*self.tokenizer(texts), strict=True))
+
+    def token_features(self, rows: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        """Tower features [N, width] of tokens and masks, [max_tokens] each, one text at a time."""
+        return self._in_batches(self._compiled.text_features, rows, self.text_width)
+
+    def project_image(self, features: np.ndarray) -> np.ndarray:
+        """Image tower features [N, width] -> unit embeddings [N, embed_dim]."""
+        return np.asarray(self._compiled.project_image(self.variables, features))
+
+    def project_text(self, features: np.ndarray) -> np.ndarray:
+        """Text tower features [N, width] -> unit embeddings [N, embed_dim]."""
+        return np.asarray(self._compiled.project_text(self.variables, features))
+
+    def _in_batches(
+        self,
+        run: Callable[..., jax.Array],
+        rows: Iterable[tuple[np.ndarray, ...]],
+        width: int,
+    ) -> np.ndarray:
+        """Applies `run` to fixed-size, zero-padded batches of rows and drops the padding."""
+        devices = self.mesh.devices.size
+        size = -(-self.batch_size // devices) * devices
+        results = [np.zeros((0, width), np.float32)]
+        rows = iter(rows)
+        while batch := [row for _, row in zip(range(size), rows, strict=False)]:
+            columns = [np.stack(column) for column in zip(*batch, strict=True)]
+            padding = size - len(batch)
+            padded = [np.pad(c, [(0, padding)] + [(0, 0)] * (c.ndim - 1)) for c in columns]
+            placed = [sharding.put_rows(self.mesh, column) for column in padded]
+            results.append(np.asarray(run(self.variables, *placed))[: len(batch)])
+        return np.concatenate(results)
+
+
+def make_encoder(
+    config: ConfigDict,
+    model: FunctionalModel,
+    variables: Variables,
+    mesh: Mesh,
+    tokenizer_folder: Path | None = None,
+) -> Encoder:
+    """The encoder of a config with given arrays; its tokenizer is `find_tokenizer`'s if None."""
+    folder = tokenizer_folder or find_tokenizer(config)
+    tokenizer = Tokenizer(folder, config.data.max_tokens, config.model.text.mask_token)
+    module = model.bind(variables)
+    refuse_unknown_tokens(tokenizer, module.text, masks=module.heads.tokens)
+    return Encoder(
+        model=model,
+        variables=variables,
+        tokenizer=tokenizer,
+        tokenizer_folder=folder,
+        mesh=mesh,
+        image_size=config.data.image_size,
+        fit=config.data.fit,
+        batch_size=config.evaluate.batch_size,
+        scale_bounds=objectives.make_options(**config.objective).scale_bounds,
+    )
+
+
+def refuse_unknown_tokens(tokenizer: Tokenizer, text_tower: nnx.Module, *, masks: bool) -> None:
+    """Refuses a tokenizer with ids that the text tower has no embedding for (ValueError)."""
+    needed = tokenizer.num_tokens_with_mask if masks else tokenizer.vocabulary_size
+    if needed > text_tower.config.vocab_size:
+        raise ValueError(
+            f"config.model.text: the tokenizer has {needed} tokens{' with the mask' * masks}, the "
+            f"tower embeddings for {text_tower.config.vocab_size}: it must be another tokenizer, "
+            f"or overrides.vocab_size={needed}"
+        )
+
+
+def keep_description(encoder: Encoder, workdir: Path) -> None:
+    """Puts into a workdir what `load` needs beside a checkpoint: the tokenizer and model.json."""
+    copy_tokenizer(encoder.tokenizer_folder, workdir / TOKENIZER_FOLDER)
+    write_json(workdir / MODEL_FILE, blueprint.describe(encoder.model.bind(encoder.variables)))
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copies a tokenizer's files; its class may be said by the config.json beside them."""
+    if source.resolve() == target.resolve() or jax.process_index() != 0:
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    for pattern in ("config.json", *TOKENIZER_FILES):
+        for file in filter(Path.is_file, source.glob(pattern)):
+            shutil.copyfile(file, target / file.name)
+
+
+def load(path: str | Path) -> Encoder:
+    """A trained model, from the latest checkpoint of a workdir or from a folder of `Encoder.save`.
+
+    Neither needs the pretrained weights that training began with. Where the latest checkpoint is
+    damaged, that is said, and the one before is used.
+
+    Raises:
+      FileNotFoundError: if it is neither, or has no finished checkpoint.
+      ValueError: if the folder, or every checkpoint, is damaged.
+    """
+    folder = Path(path)
+    if export.is_exported(folder):
+        return _load_exported(folder)
+    from otter_jax import config
+    from otter_jax.runs import checkpoints
+
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} is neither a workdir nor a folder of Encoder.save: it has no config.json"
+        )
+    settings = config.load(folder / "config.json")
+    mesh = sharding.make_mesh()
+    described = (folder / MODEL_FILE).is_file()
+    if described:
+        module = blueprint.build(
+            read_json(folder / MODEL_FILE),
+            dtype=np.dtype(settings.model.dtype),
+            locks=_locks(settings),
+        )
+    else:  # Of an earlier version.
+        module = build_module(settings)
+    model, template = dual_encoder.split(module)
+    with checkpoints.Checkpoints(folder / "checkpoints") as saved:
+        _, variables = saved.restore_variables(_placed(template, mesh, fsdp=settings.fsdp))
+    tokenizer_folder = folder / TOKENIZER_FOLDER if described else None
+    return make_encoder(settings, model, variables, mesh, tokenizer_folder)
+
+
+def _placed(template: Variables, mesh: Mesh, *, fsdp: bool) -> Variables:
+    """Shapes, types and places of a model's arrays."""
+    places = sharding.state_places(mesh, template, fsdp=fsdp)
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), template, places
+    )
+
+
+def _load_exported(folder: Path) -> Encoder:
+    module, data = export.load_dual_encoder(folder)
+    mesh = sharding.make_mesh()
+    model, variables = dual_encoder.split(module)
+    return Encoder(
+        model=model,
+        variables=sharding.put_state(mesh, variables),
+        tokenizer=Tokenizer(folder / TOKENIZER_FOLDER, data["max_tokens"]),
+        tokenizer_folder=folder / TOKENIZER_FOLDER,
+        mesh=mesh,
+        image_size=data["image_size"],
+        fit=data["fit"],
+        # Folders of an earlier version do not say.
+        scale_bounds=tuple(data.get("scale_bounds", Encoder.scale_bounds)),
+    )

@@ -1,0 +1,173 @@
+"""Features of towers, computed once for each state of their weights and kept in the workdir.
+
+Where a tower is frozen and nothing upstream of it varies, its features are the same at every step
+and in every evaluation. They are stored under a name that holds all they depend on: the tower's
+weights, the data and the transform; a file is never wrong, at worst unused. Features of a tower
+that is trained are good for one evaluation: its sets share them in memory, and only where a
+finished model is evaluated are they worth a file.
+"""
+
+import hashlib
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from otter_jax import sharding
+from otter_jax.embedding.encoder import Encoder
+from otter_jax.models.dual_encoder import Variables
+from otter_jax.runs.reporting import progress
+
+Arrays = dict[str, np.ndarray]
+FORMAT = 2  # Of the arrays of a file: of files of another format nothing is read.
+MEMORY_LIMIT = 2**31  # Bytes of features held at once; beyond, they are read again from their file.
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short hash of strings, numbers, arrays and nested containers of arrays."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for leaf in jax.tree.leaves(part):
+            if isinstance(leaf, jax.Array):
+                leaf = sharding.whole(leaf)
+            is_array = isinstance(leaf, np.ndarray)
+            digest.update(leaf.tobytes() if is_array else repr(leaf).encode() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+class FeatureStore:
+    """Embeds images and texts; a tower runs once for each collection and state of its weights."""
+
+    def __init__(
+        self,
+        folder: Path,
+        encoder: Encoder,
+        *,
+        freeze_image: bool,
+        freeze_text: bool,
+        dtype: str = "float32",
+        keep_trained: bool = False,
+    ):
+        """Hashes the towers: shape, weights, compute type.
+
+        Args:
+          folder: where features are kept.
+          encoder: with the variables of now.
+          freeze_image: whether the image tower stays as it is.
+          freeze_text: whether the text tower stays as it is.
+          dtype: the towers' compute type.
+          keep_trained: whether to keep features of towers that are not frozen too, since they are
+            not trained any more.
+        """
+        self.folder = folder
+        self.freeze_image = freeze_image
+        self.freeze_text = freeze_text
+        self.keep_trained = keep_trained
+        self._memory: dict[str, Arrays] = {}
+        self._trained: tuple[Variables | None, dict[str, str]] = (None, {})
+        self._passing: set[str] = set()
+        frozen, stats = encoder.variables.frozen, encoder.variables.batch_stats
+        module = encoder.model.bind(encoder.variables)
+        image, text = (
+            (type(t).__name__, repr(t.config), dtype) for t in (module.image, module.text)
+        )
+        transform = (encoder.image_size, encoder.fit)
+        self._image_tower = fingerprint(image, frozen.get("image"), stats.get("image"), transform)
+        self._text_tower = fingerprint(text, frozen.get("text"))
+
+    def image_key(self, data: str) -> str:
+        """The name under which a collection's image features are kept."""
+        return fingerprint("image", FORMAT, self._image_tower, data)
+
+    def get(self, key: str, compute: Callable[[], Arrays], *, keep: bool = True) -> Arrays:
+        """What was computed under this key, from memory, from disk, or now.
+
+        Args:
+          key: a name that holds all that the arrays depend on.
+          compute: gives them where they are not known.
+          keep: whether they are worth a file.
+        """
+        if key in self._memory:
+            return self._memory[key]
+        path = self.folder / f"{key}.npz"
+        arrays = None if path.is_file() else compute()
+        if arrays is None or keep:
+            if arrays is not None:
+                self._write(path, arrays)
+            with np.load(path) as stored:
+                arrays = dict(stored)
+        held = [*self._memory.values(), arrays]
+        if not keep or sum(a.nbytes for each in held for a in each.values()) <= MEMORY_LIMIT:
+            self._memory[key] = arrays
+        return arrays
+
+    def images(self, encoder: Encoder, data: str, compute: Callable[[], Arrays]) -> Arrays:
+        """The image tower's `features` of a collection, and what `compute` gives beside them.
+
+        Args:
+          encoder: with the variables of now.
+          data: what identifies the collection.
+          compute: not called where the features are known.
+        """
+        if self.freeze_image:
+            return self.get(self.image_key(data), compute)
+        return self._get_trained(fingerprint("image", self._now(encoder, "image"), data), compute)
+
+    def embed_images(
+        self, encoder: Encoder, data: str, images: Callable[[], Iterable[np.ndarray]]
+    ) -> np.ndarray:
+        """Unit embeddings [N, d] of transformed images; arguments as in `images`."""
+        stored = self.images(encoder, data, lambda: {"features": encoder.image_features(images())})
+        return encoder.project_image(stored["features"])
+
+    def embed_texts(self, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
+        """Unit embeddings [N, d] of texts."""
+        return encoder.project_text(self.text_features(encoder, texts))
+
+    def text_features(self, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
+        """The text tower's features [N, width], kept under a name of the texts' tokens."""
+        tokens = encoder.tokenizer(texts)
+
+        def compute() -> Arrays:
+            return {"features": _run_text_tower(encoder, *tokens)}
+
+        if self.freeze_text:
+            return self.get(fingerprint("text", self._text_tower, *tokens), compute)["features"]
+        key = fingerprint("text", self._now(encoder, "text"), *tokens)
+        return self._get_trained(key, compute)["features"]
+
+    def _get_trained(self, key: str, compute: Callable[[], Arrays]) -> Arrays:
+        self._passing.add(key)
+        return self.get(key, compute, keep=self.keep_trained)
+
+    def _now(self, encoder: Encoder, tower: str) -> str:
+        """The hash of a tower that is trained, as it is now; features of what it was are let go."""
+        variables = encoder.variables
+        if self._trained[0] is not variables:
+            for key in self._passing:
+                self._memory.pop(key, None)
+            self._passing, self._trained = set(), (variables, {})
+        known = self._trained[1]
+        if tower not in known:
+            shape = self._image_tower if tower == "image" else self._text_tower
+            parts = variables.params.get(tower), variables.batch_stats.get(tower)
+            known[tower] = fingerprint(shape, *parts)
+        return known[tower]
+
+    def _write(self, path: Path, arrays: Arrays) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")  # Others may write it too.
+        try:
+            with partial.open("wb") as file:
+                np.savez(file, **arrays)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _run_text_tower(encoder: Encoder, tokens: np.ndarray, token_mask: np.ndarray) -> np.ndarray:
+    rows = zip(tokens, token_mask, strict=True)
+    return encoder.token_features(progress(rows, len(tokens), "text features"))

@@ -1,0 +1,174 @@
+"""Numbered images from anywhere, read when they are needed, and their features.
+
+A test set of 125,000 images does not fit into memory; its features do. So images are decoded while
+they are embedded, by threads ahead of the device, and those that cannot be read are noted.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from otter_jax.data import images
+from otter_jax.data.records import Record, RecordError, Source, name_record
+from otter_jax.embedding.encoder import Encoder
+from otter_jax.embedding.features import Arrays, FeatureStore, fingerprint
+from otter_jax.runs.reporting import progress, say
+
+THREADS = min(16, os.cpu_count() or 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageCollection:
+    """Images that are read one by one.
+
+    Attributes:
+      keys: what each is called.
+      decode: gives image i, uint8 [H, W, 3]; raises ImageError where it cannot be read.
+      fingerprint: changes where any image changes.
+      transformed: whether images have the model's size already.
+    """
+
+    keys: Sequence[str]
+    decode: Callable[[int], np.ndarray]
+    fingerprint: str
+    transformed: bool = False
+
+    def __len__(self) -> int:
+        """The number of images, readable or not."""
+        return len(self.keys)
+
+    def load(self, number: int, encoder: Encoder) -> np.ndarray:
+        """Image `number` as the model sees it, uint8 [size, size, 3]."""
+        image = self.decode(number)
+        return image if self.transformed else encoder.transform(image)
+
+
+def from_files(root: Path, names: Sequence[str]) -> ImageCollection:
+    """Image files under a folder, by their paths in it.
+
+    They count as unchanged while their sizes and times of modification are.
+    """
+    digest = hashlib.sha256()
+    for name in names:
+        status = os.stat(root / name)
+        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+
+    def decode(number: int) -> np.ndarray:
+        try:
+            return images.decode((root / names[number]).read_bytes())
+        except OSError as error:
+            raise images.ImageError(str(error.strerror)) from None
+
+    return ImageCollection(names, decode, digest.hexdigest())
+
+
+def named_records(source: Source) -> Iterator[tuple[str, Record | None]]:
+    """A name for every record, and the record; None for one that turns out unusable."""
+    for number in range(len(source)):
+        try:
+            record = source[number]
+        except RecordError:
+            yield name_record(number), None
+        else:
+            yield name_record(number, record.key), record
+
+
+def from_source(source: Source, keys: Sequence[str]) -> ImageCollection:
+    """The images of a source of pairs, and what its records are called."""
+
+    def decode(number: int) -> np.ndarray:
+        try:
+            return images.decode(source[number].image)
+        except RecordError as error:
+            raise images.ImageError(str(error)) from None
+
+    return ImageCollection(keys, decode, source.fingerprint)
+
+
+def from_arrays(pixels: np.ndarray) -> ImageCollection:
+    """Images [n, size, size, 3] in memory, of the model's size."""
+    keys = [str(number) for number in range(len(pixels))]
+    return ImageCollection(keys, pixels.__getitem__, fingerprint(pixels), transformed=True)
+
+
+class Features(NamedTuple):
+    """The image tower's features of the images that can be read."""
+
+    features: np.ndarray  # float32 [n, width].
+    numbers: np.ndarray  # int [n], which images of the collection.
+    unreadable: dict[str, str]  # Key of every other image, and why.
+
+
+def compute_features(
+    collection: ImageCollection, encoder: Encoder, store: FeatureStore, name: str
+) -> Features:
+    """The features of a collection; the image tower runs once for each state of its weights.
+
+    Args:
+      collection: the images.
+      encoder: with the variables of now.
+      store: what it has embedded before is not embedded again.
+      name: what to call the images on the screen.
+
+    Raises:
+      ValueError: if not one image can be read.
+    """
+
+    def compute() -> Arrays:
+        unreadable: dict[int, str] = {}
+        rows = read_images(collection, encoder, unreadable)
+        features = encoder.image_features(progress(rows, len(collection), f"{name} images"))
+        if unreadable:
+            say(f"{name}: {len(unreadable)} images cannot be read and are left out")
+        reasons = [(collection.keys[number], why) for number, why in unreadable.items()]
+        return {
+            "features": features,
+            "numbers": np.setdiff1d(np.arange(len(collection)), list(unreadable)),
+            "unreadable": np.array(reasons, dtype=str).reshape(-1, 2),
+        }
+
+    stored = store.images(encoder, collection.fingerprint, compute)
+    if not len(stored["numbers"]):
+        raise ValueError(f"{name}: not one of {len(collection)} images can be read")
+    unreadable = dict(stored["unreadable"].tolist())
+    return Features(stored["features"], stored["numbers"], unreadable)
+
+
+def read_images(
+    collection: ImageCollection, encoder: Encoder, unreadable: dict[int, str]
+) -> Iterator[np.ndarray]:
+    """Transformed images in order, read by threads; notes those that cannot be read."""
+
+    def load(number: int) -> np.ndarray | str:
+        try:
+            return collection.load(number, encoder)
+        except images.ImageError as error:
+            return str(error)
+
+    for number, image in enumerate(_ahead(load, range(len(collection)))):
+        if isinstance(image, str):
+            unreadable[number] = image
+        else:
+            yield image
+
+
+def _ahead(
+    function: Callable[[int], np.ndarray | str], numbers: Iterable[int]
+) -> Iterator[np.ndarray | str]:
+    """Results in order; a few are computed ahead, never all of them."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        numbers = iter(numbers)
+        waiting: collections.deque[Future[np.ndarray | str]] = collections.deque(
+            pool.submit(function, number) for number in itertools.islice(numbers, 8 * THREADS)
+        )
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(pool.submit(function, n) for n in itertools.islice(numbers, 1))

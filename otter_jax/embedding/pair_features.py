@@ -1,0 +1,85 @@
+"""Features of a source's pairs as both towers are now, in files: more than memory would hold."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from otter_jax.data import images
+from otter_jax.data.records import RecordError, Source
+from otter_jax.embedding.encoder import Encoder
+from otter_jax.embedding.image_collections import ImageCollection, read_images
+from otter_jax.runs.reporting import progress, say
+
+PART = 256  # Pairs at a time.
+
+
+class PairFeatures(NamedTuple):
+    """What the towers make of the pairs that can be read."""
+
+    image: np.ndarray  # float16 [n, width], unit rows.
+    text: np.ndarray  # float16 [n, width], unit rows.
+    numbers: np.ndarray  # int [n], which records of the source.
+    keys: Sequence[str] = ()  # What they are called, where that is known.
+
+
+def embed_pairs(
+    source: Source, encoder: Encoder, folder: Path, numbers: Sequence[int] | None = None
+) -> PairFeatures:
+    """Runs both towers over the pairs of a source; of several captions over the first.
+
+    Args:
+      source: the pairs.
+      encoder: with the variables of now; images are seen as in evaluation.
+      folder: gets two files that the features are mapped from: 2 bytes a number.
+      numbers: ascending, which records are wanted; all of them if not given.
+
+    Raises:
+      ValueError: if not one image can be read.
+    """
+    wanted = np.arange(len(source)) if numbers is None else np.asarray(numbers)
+    noted: dict[int, tuple[str, str]] = {}  # Key and caption.
+
+    def decode(place: int) -> np.ndarray:
+        try:
+            record = source[int(wanted[place])]
+        except RecordError as error:
+            raise images.ImageError(str(error)) from None
+        noted[place] = record.key, record.caption
+        return images.decode(record.image)
+
+    unreadable: dict[int, str] = {}
+    collection = ImageCollection(wanted, decode, source.fingerprint)
+    rows = progress(read_images(collection, encoder, unreadable), len(wanted), "images of pairs")
+    image = _create(folder / "image.npy", len(wanted), encoder.image_width)
+    _fill(image, (encoder.image_features(part) for part in _parts(rows)))
+    readable = np.setdiff1d(np.arange(len(wanted)), list(unreadable))
+    if not len(readable):
+        raise ValueError(f"{source.name}: not one of {len(wanted)} images can be read")
+    if unreadable:
+        say(f"{source.name}: {len(unreadable)} images cannot be read and are left out")
+    keys, captions = zip(*(noted[place] for place in readable), strict=True)
+    said = progress(iter(captions), len(captions), "captions of pairs")
+    text = _create(folder / "text.npy", len(readable), encoder.text_width)
+    _fill(text, (encoder.text_features(part) for part in _parts(said)))
+    return PairFeatures(image[: len(readable)], text, wanted[readable], keys)
+
+
+def _create(path: Path, count: int, width: int) -> np.ndarray:
+    return np.lib.format.open_memmap(path, "w+", np.float16, (count, width))
+
+
+def _parts(items: Iterator) -> Iterator[list]:
+    while part := list(islice(items, PART)):
+        yield part
+
+
+def _fill(rows: np.ndarray, parts: Iterator[np.ndarray]) -> None:
+    """Writes parts behind each other, as unit rows: float16 has no room for all lengths."""
+    filled = 0
+    for part in parts:
+        length = np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
+        rows[filled : filled + len(part)] = part / length
+        filled += len(part)

@@ -1,0 +1,1 @@
+"""What a run shows instead of telling."""

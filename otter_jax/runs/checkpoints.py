@@ -1,0 +1,283 @@
+"""Checkpoints with Orbax: everything a run is at one step, saved whole and restored on any mesh.
+
+The variables are an item of their own, so that a model can be loaded without its optimizer. Every
+checkpoint carries the SHA-256 of its files, since Orbax would read flipped bits as numbers.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers
+
+from otter_jax import sharding
+from otter_jax.models.dual_encoder import Variables
+from otter_jax.runs.reporting import say
+from otter_jax.training.step import TrainState
+
+ITEMS = ("variables", "training")
+CHECKSUMS = "sha256.json"
+NEWER = ("mean_loss",)  # What checkpoints of earlier versions lack: it begins anew.
+
+
+class Checkpoints(AbstractContextManager):
+    """The checkpoints/ folder of a workdir. Use as a context manager: leaving waits for saves."""
+
+    def __init__(self, folder: Path, keep: int = 2, *, create: bool = False):
+        """Opens the folder, or makes it if `create`; the latest `keep` checkpoints are kept.
+
+        Raises:
+          FileNotFoundError: if there is no folder and it should not be made.
+        """
+        if not create and not folder.is_dir():
+            raise FileNotFoundError(f"there is no finished checkpoint in {folder}")
+        self.folder = folder.absolute()
+        self._saving: int | None = None  # The step that is, or was last, being written.
+        self._last_save = time.monotonic()
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.LatestN(keep),
+            enable_async_checkpointing=True,
+            create=create,
+            # Before the folder gets its final name: no finished checkpoint is without checksums.
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def __exit__(self, *exception: object) -> None:
+        """Waits until everything is on disk.
+
+        Raises:
+          OSError: if a checkpoint could not be written.
+        """
+        with self._writing():
+            self._manager.close()
+
+    @property
+    def latest_step(self) -> int | None:
+        """The step of the latest finished checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState) -> None:
+        """Saves in the background; a step that is already saved is left as it is.
+
+        Raises:
+          OSError: if it cannot be written, or the one before could not.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        if jax.default_backend() == "cpu":
+            # The step donates its state, and here a host array may be a view of a device buffer.
+            state = jax.tree.map(jnp.copy, state)
+        arguments = ocp.args.Composite(
+            variables=ocp.args.StandardSave(_flatten(state.variables)),
+            training=ocp.args.StandardSave(_flatten(_without_variables(state))),
+        )
+        self.finished_step()
+        with self._writing():
+            self._saving = step
+            if not self._manager.save(step, args=arguments):
+                raise RuntimeError("Orbax has refused it")
+        self._last_save = time.monotonic()
+
+    def finished_step(self) -> int | None:
+        """`latest_step` when what is being saved is on disk; raises as `save`."""
+        with self._writing():
+            self._manager.wait_until_finished()
+        return self.latest_step
+
+    def check(self) -> None:
+        """Raises OSError if a checkpoint that is being written has met with an obstacle."""
+        with self._writing():
+            self._manager.check_for_errors()
+
+    def overdue(self, minutes: float) -> bool:
+        """Whether the last save, or the start, is that long ago; never for 0.
+
+        All processes must ask at the same time, and get the answer of the first one's clock.
+        """
+        if minutes == 0:
+            return False
+        return sharding.first_process_says(time.monotonic() - self._last_save >= 60 * minutes)
+
+    def restore(self, template: TrainState) -> TrainState:
+        """The latest state that is whole, placed like `template`, whose arrays are left alone.
+
+        Later checkpoints that are damaged are named and set aside as `<step>.damaged`. What one of
+        an earlier version lacks is as in the template.
+
+        Raises:
+          FileNotFoundError: if there is no finished checkpoint.
+          ValueError: if it has other arrays than the template, or none is whole.
+        """
+        templates = {"variables": template.variables, "training": _without_variables(template)}
+        step, damaged = self._find_whole(*templates)
+        restored = self._restore(step, **templates)
+        self._set_aside(damaged)
+        return TrainState(**restored["training"], variables=restored["variables"])
+
+    def restore_variables(self, template: Variables) -> tuple[int, Variables]:
+        """The latest variables that are whole, placed like `template`, and their step.
+
+        Later checkpoints that are damaged are named; nothing is changed.
+
+        Raises:
+          FileNotFoundError: if there is no finished checkpoint.
+          ValueError: if it has other arrays than the template, or none is whole.
+        """
+        step, damaged = self._find_whole("variables")
+        for reason in damaged.values():
+            say(f"{reason}: that of step {step} is used")
+        return step, self._restore(step, variables=template)["variables"]
+
+    def _find_whole(self, *items: str) -> tuple[int, dict[int, str]]:
+        """The latest step of which these items are whole, and what is wrong with later ones."""
+        damaged: dict[int, str] = {}
+        self.finished_step()
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            folder = self.folder / str(step)
+            damage = find_damage(folder, items)
+            if damage is None:
+                return step, damaged
+            damaged[step] = f"the checkpoint {folder} is damaged ({damage})"
+        if damaged:
+            raise ValueError(f"no checkpoint is whole: {'; '.join(damaged.values())}")
+        raise FileNotFoundError(f"there is no finished checkpoint in {self.folder}")
+
+    def _restore(self, step: int, **templates: Any) -> dict[str, Any]:
+        folder = self.folder / str(step)
+        flat = {name: _flatten(template) for name, template in templates.items()}
+        wanted = {name: _without_lacking(folder / name, arrays) for name, arrays in flat.items()}
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"the checkpoint {folder} does not fit this config: {_one_line(error)}"
+            ) from error
+        return {
+            name: _unflatten(flat[name] | restored[name], templates[name]) for name in templates
+        }
+
+    def _set_aside(self, damaged: dict[int, str]) -> None:
+        """Renames damaged checkpoints, so that their steps can be saved again."""
+        for step, reason in damaged.items():
+            aside = self.folder / f"{step}.damaged"
+            say(f"{reason}: it is kept as {aside.name}, and the one before is used")
+            if jax.process_index() == 0:
+                (self.folder / str(step)).rename(_unused(aside))
+        if damaged:
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+            self._manager.reload()
+
+    def _seal(self) -> None:
+        """Puts the checksums into a checkpoint that is about to be finished; files are on disk."""
+        folder = self.folder / f"{self._saving}{ocp.utils.TMP_DIR_SUFFIX}"
+        checksums = {
+            path.relative_to(folder).as_posix(): _checksum(path, flush=True)
+            for item in ITEMS
+            for path in sorted((folder / item).rglob("*"))
+            if path.is_file()
+        }
+        with (folder / CHECKSUMS).open("w", encoding="utf-8") as file:
+            json.dump(checksums, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Whatever keeps a checkpoint from being written becomes one line."""
+        try:
+            yield
+        except Exception as error:  # Of any type: the obstacle is the disk's, far below Orbax.
+            kept = self.latest_step
+            raise OSError(
+                f"the checkpoint of step {self._saving} could not be written to {self.folder}: "
+                f"{_obstacle(error)}; "
+                + ("there is none before it" if kept is None else f"that of step {kept} is whole")
+            ) from error
+
+
+def find_damage(folder: Path, items: tuple[str, ...] = ITEMS) -> str | None:
+    """What is wrong with the files of a finished checkpoint, or None.
+
+    Args:
+      folder: the checkpoint. One without checksums, of an earlier version, is taken as it is.
+      items: which parts of it to look at.
+    """
+    if missing := [item for item in items if not (folder / item).is_dir()]:
+        return f"{missing[0]}/ is missing"
+    path = folder / CHECKSUMS
+    if not path.is_file():
+        return None
+    try:
+        checksums = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return f"{CHECKSUMS} cannot be read"
+    for name, wanted in checksums.items():
+        if name.split("/")[0] not in items:
+            continue
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if _checksum(folder / name) != wanted:
+            return f"{name} has changed since it was written"
+    return None
+
+
+def _checksum(path: Path, *, flush: bool = False) -> str:
+    with path.open("rb") as file:
+        if flush:
+            os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unused(path: Path) -> Path:
+    """This path, or where there is something already, one with a number."""
+    paths = [path, *(path.with_name(f"{path.name}-{number}") for number in range(2, 1000))]
+    return next(each for each in paths if not each.exists())
+
+
+def _obstacle(error: Exception) -> str:
+    """What the operating system said, without the long names of the files it said it of."""
+    said = re.search(r"([^:]+) \[os_error_code", str(error))
+    return said[1].strip() if said else _one_line(error)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _without_variables(state: TrainState) -> dict[str, Any]:
+    return {name: value for name, value in state._asdict().items() if name != "variables"}
+
+
+def _without_lacking(item: Path, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Leaves out the `NEWER` arrays that this item of a checkpoint does not have."""
+    newer = [name for name in NEWER if name in arrays]
+    saved = ocp.StandardCheckpointHandler().metadata(item).tree if newer else {}
+    return {name: array for name, array in arrays.items() if name not in newer or name in saved}
+
+
+def _flatten(tree: Any) -> dict[str, jax.Array]:
+    """The arrays of a pytree on one level, by names such as params.image.blocks.0.kernel."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
+
+
+def _unflatten(arrays: dict[str, jax.Array], template: Any) -> Any:
+    """The inverse of `_flatten`, given a pytree of the same structure."""
+    leaves = [arrays[name] for name in _flatten(template)]
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)

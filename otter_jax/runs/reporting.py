@@ -1,0 +1,319 @@
+"""What a run says: lines on the screen, metrics.jsonl, timings.jsonl, TensorBoard, final tables.
+
+metrics.jsonl holds only what the config and the seed determine, so that two runs can be compared
+byte for byte; whatever depends on the machine goes to timings.jsonl.
+"""
+
+import json
+import math
+import os
+import re
+import secrets
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+
+import jax
+import numpy as np
+
+if TYPE_CHECKING:
+    from otter_jax.training.costs import StepCosts
+
+Item = TypeVar("Item")
+
+
+def say(line: str = "") -> None:
+    """Prints a line, from the first process only."""
+    if jax.process_index() == 0:
+        print(line, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min 05 s, 2 h 07 min."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def progress(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
+    """Passes items on and shows how many are done, how fast, and the time left.
+
+    On a terminal one line is rewritten; elsewhere a line appears about every ten seconds.
+    """
+    start = shown = time.perf_counter()
+    live = sys.stdout.isatty() and jax.process_index() == 0
+    done = 0
+    for done, item in enumerate(items, start=1):
+        yield item
+        now = time.perf_counter()
+        if now - shown > (0.2 if live else 10.0) and done < total:
+            shown, rate = now, done / (now - start)
+            left = duration((total - done) / rate)
+            line = f"{label}: {done} of {total}, {rate:.0f} a second, {left} left"
+            print(f"\r\033[K{line}", end="", flush=True) if live else say(line)
+    elapsed = time.perf_counter() - start
+    if live:
+        print("\r\033[K", end="")
+    say(f"{label}: {done} in {duration(elapsed)} ({done / max(elapsed, 1e-9):.0f} a second)")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes readable JSON; a reader finds the old file or the new one, never half of one."""
+    if jax.process_index() != 0:
+        return
+    # Of this process alone: a run may be evaluated by several at once.
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=2) + "\n")
+        _flush_to_disk(file)
+    partial.replace(path)
+
+
+def _flush_to_disk(file: TextIO) -> None:
+    """Has a file survive a loss of power, not only the end of the process."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_evaluation(path: Path, step: int) -> dict[str, dict[str, float]]:
+    """`{set: {metric: value}}` as metrics.jsonl has it for one step; empty where it has none."""
+    results: dict[str, dict[str, float]] = {}
+    for line in _complete_lines(path):
+        values = json.loads(line)
+        if values["step"] != step:
+            continue
+        for name, value in values.items():
+            if name.startswith("eval/"):
+                name, _, metric = name.removeprefix("eval/").rpartition("/")
+                results.setdefault(name, {})[metric] = value
+    return results
+
+
+class JsonLines:
+    """A file of one JSON object a line, each with its `step`; goes on where a run resumes."""
+
+    def __init__(self, path: Path, resume_step: int):
+        """Opens `path` and drops the lines of steps after `resume_step`, which will come again."""
+        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= resume_step]
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        partial.replace(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends one line and hands it to the operating system (OSError naming the file)."""
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(f"{self._file.name} cannot be written: {error.strerror}") from error
+
+    def sync(self) -> None:
+        """Waits until the lines are on disk."""
+        _flush_to_disk(self._file)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def _complete_lines(path: Path) -> list[str]:
+    """The lines of a file that may be missing or end in the middle of one."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n")]
+
+
+class Reporter(AbstractContextManager):
+    """Writes metrics of steps and evaluations to every place; the first process alone does."""
+
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        total_steps: int,
+        resume_step: int,
+        batch_size: int,
+        wandb_project: str | None = None,
+    ):
+        """Opens the files of `workdir`, and drops what they say of steps after `resume_step`."""
+        self._files: list[Any] = []
+        self._total_steps = total_steps
+        self._batch_size = batch_size
+        self._opened = time.perf_counter()
+        self._last = (resume_step, self._opened)
+        self._waited = 0.0
+        self._flops, self._peak_flops = 0.0, None
+        self._tensorboard = self._wandb = None
+        if jax.process_index() == 0:
+            from tensorboardX import SummaryWriter
+
+            self._metrics = JsonLines(workdir / "metrics.jsonl", resume_step)
+            self._timings = JsonLines(workdir / "timings.jsonl", resume_step)
+            self._tensorboard = SummaryWriter(
+                str(workdir / "tensorboard"), purge_step=resume_step + 1
+            )
+            self._files = [self._metrics, self._timings, self._tensorboard]
+            if wandb_project is not None:
+                self._wandb = start_wandb(wandb_project, workdir)
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        """Closes the files."""
+        for file in self._files:
+            try:
+                file.close()
+            except OSError:
+                if kind is None:  # Else it would hide what went wrong first.
+                    raise
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=int(kind is not None))
+
+    def sync(self) -> None:
+        """Waits until all lines are on disk, so that a checkpoint never knows more than they do."""
+        if self._tensorboard is not None:
+            self._metrics.sync()
+
+    def waiting(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Passes batches on and adds up the time that was spent waiting for them."""
+        batches = iter(batches)
+        while True:
+            start = time.perf_counter()
+            batch = next(batches)
+            self._waited += time.perf_counter() - start
+            yield batch
+
+    def start_clock(self, step: int) -> None:
+        """Rate, waits and time left count from after `step`; so compilation is left out."""
+        self._last, self._waited = (step, time.perf_counter()), 0.0
+
+    def costs(self, step: int, costs: "StepCosts") -> None:
+        """Reports what each step from this one on takes."""
+        self._flops, self._peak_flops = costs.flops, costs.peak
+        self._write(step, {}, costs.metrics())
+        say(str(costs))
+
+    def step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Reports the metrics of a train step, and on the screen its rate and the time left.
+
+        What is not finite is shown, but not written: JSON has no such numbers.
+        """
+        values = {f"train/{name}": float(np.asarray(metrics[name])) for name in sorted(metrics)}
+        timings = self._timings_since(step)
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self._write(step, finite, timings)
+        parts = [f"{values['train/loss']:.4f} loss"]
+        parts += [
+            f"{value:.4f} {name.removeprefix('train/loss_')}"
+            for name, value in values.items()
+            if name.startswith("train/loss_")
+        ]
+        parts.append(f"temperature {values['train/temperature']:.4f}")
+        if rate := timings.get("time/steps_per_second"):
+            left = duration((self._total_steps - step) / rate)
+            parts.append(f"{rate:.1f} steps/s  {left} left")
+        say(f"step {step:>6} of {self._total_steps}  {'  '.join(parts)}")
+
+    def evaluation(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
+        """Reports `{set: {metric: value}}` measured after `step` updates, if it is of any set."""
+        flat = {
+            f"eval/{name}/{metric}": value
+            for name, metrics in results.items()
+            for metric, value in metrics.items()
+        }
+        if flat:
+            self._write(step, flat, {})
+
+    def _timings_since(self, step: int) -> dict[str, float]:
+        (last_step, last_time), now = self._last, time.perf_counter()
+        timings = {"time/wall_seconds": now - self._opened}
+        if memory := jax.local_devices()[0].memory_stats():  # None on a CPU.
+            timings["memory/device_peak_gib"] = memory.get("peak_bytes_in_use", 0) / 2**30
+        if step > last_step:  # Else it is the first step, which compiles.
+            elapsed = max(now - last_time, 1e-9)
+            rate = (step - last_step) / elapsed
+            timings |= {
+                "time/steps_per_second": rate,
+                "time/images_per_second": rate * self._batch_size,
+                "time/data_wait": self._waited / elapsed,
+            }
+            if self._flops:
+                timings["time/model_flops_per_second"] = rate * self._flops
+            if self._flops and self._peak_flops:
+                timings["time/model_flops_utilization"] = rate * self._flops / self._peak_flops
+        self.start_clock(step)
+        return timings
+
+    def _write(self, step: int, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:
+        if self._tensorboard is None:
+            return
+        if metrics:
+            self._metrics.write(step, metrics)
+        if timings:
+            self._timings.write(step, timings)
+        for name, value in (metrics | timings).items():
+            # TensorBoard knows fewer characters than our names have, and says so every time.
+            self._tensorboard.add_scalar(re.sub(r"[^\w./-]", "_", name), value, step)
+        if self._wandb is not None:
+            self._wandb.log({**metrics, **timings}, step=step)
+
+
+def start_wandb(project: str, workdir: Path) -> Any:
+    """A run at Weights & Biases; where the workdir has one already, that one goes on."""
+    import wandb
+
+    known = workdir / "wandb_id"
+    if not known.is_file():
+        known.write_text(secrets.token_hex(8), encoding="utf-8")
+    return wandb.init(
+        project=project,
+        id=known.read_text(encoding="utf-8"),
+        name=workdir.name,
+        dir=workdir,
+        config=read_json(workdir / "config.json"),
+        resume="allow",
+    )
+
+
+def results_table(results: Mapping[str, Any]) -> str:
+    """The final table: every metric of every set after training, before it, and by chance.
+
+    Args:
+      results: results.json; `chance` and `before` have the same form as the rest.
+    """
+    rows = [("", "after", "before", "chance")]
+    for name, metrics in results.items():
+        if name in ("before", "chance"):
+            continue
+        for metric, value in metrics.items():
+            others = (
+                results.get(key, {}).get(name, {}).get(metric) for key in ("before", "chance")
+            )
+            rows.append((f"{name}  {metric}", *(_percent(number) for number in (value, *others))))
+    return "\n".join(_aligned(rows))
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]

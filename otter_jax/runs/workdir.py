@@ -1,0 +1,186 @@
+"""Whose a workdir is: one config, one collection of pairs, and one run at a time."""
+
+import contextlib
+import datetime
+import fcntl
+import getpass
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+from ml_collections import ConfigDict
+
+from otter_jax import config as config_lib
+from otter_jax import sharding
+from otter_jax.data.sources import Source
+from otter_jax.runs import reporting
+from otter_jax.runs.reporting import say
+
+
+@contextlib.contextmanager
+def claimed(config: ConfigDict, workdir: Path) -> Iterator["Lock"]:
+    """Makes the workdir, holds its lock while the context lasts, and writes config.json.
+
+    Raises:
+      ValueError: if the workdir cannot be made or written, belongs to another config, or another
+        run is under way in it, which is named.
+    """
+    if not workdir.parent.exists():
+        say(f"making the missing folder {workdir.parent}")
+    with contextlib.ExitStack() as stack:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(Lock(workdir / "run.lock"))
+            refuse_other_config(config, workdir)  # Again: another run may just have made it.
+            reporting.write_json(workdir / "config.json", config_lib.as_dict(config))
+        except OSError as error:
+            raise ValueError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
+        yield lock
+
+
+class Lock(AbstractContextManager):
+    """A folder in the hands of this run, until the context is left or the process ends.
+
+    The lock is the kernel's (`flock`), which frees it however the process ends; the file only says
+    who holds it, and no clock is asked. Of several processes the first one holds it for all.
+    """
+
+    def __init__(self, path: Path):
+        """Takes the lock `path`, a file of the folder (ValueError naming who has it already)."""
+        self._path = path
+        self._file: TextIO | None = None
+        refusal = None
+        if jax.process_index() == 0:
+            try:
+                self._take()
+            except (ValueError, OSError) as error:
+                refusal = error
+        # The others have nothing to lock, but must not wait for a process that has given up.
+        if sharding.first_process_says(refusal is not None):
+            raise refusal or ValueError(f"{path.parent} is in use")
+
+    def __exit__(self, *exception: object) -> None:
+        """Lets go of the folder."""
+        if self._file is None:
+            return
+        if self._is_ours():
+            with contextlib.suppress(OSError):
+                self._path.unlink()  # Still locked: whoever opened it meanwhile will look again.
+        self._file.close()
+
+    def check(self) -> None:
+        """Refuses to go on in a folder that was removed meanwhile (FileNotFoundError)."""
+        if self._file is not None and not self._is_ours():
+            raise FileNotFoundError(f"{self._path.parent} was removed, or replaced, while in use")
+
+    def _is_ours(self) -> bool:
+        """Whether the file that is open is still the one of that name."""
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+        except FileNotFoundError:
+            return False
+
+    def _take(self) -> None:
+        self._file = _open_locked(self._path)
+        while not self._is_ours():  # Its owner has removed it between opening and locking.
+            self._file.close()
+            self._file = _open_locked(self._path)
+        if left := self._file.read():
+            say(f"{self._path.parent} was left by {_describe(left)}: taking it over")
+        self._file.truncate(0)
+        json.dump(_owner(), self._file, indent=2)
+        self._file.flush()
+
+
+def _open_locked(path: Path) -> TextIO:
+    """The lock's file, open and locked; ValueError naming its owner where it is not free."""
+    file = path.open("a+", encoding="utf-8")
+    file.seek(0)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with file:
+            raise ValueError(
+                f"{path.parent} is in use by {_describe(file.read())}: "
+                "wait for it, end it, or choose another folder"
+            ) from None
+    except OSError as error:
+        say(f"{path} cannot be locked ({error.strerror}): see that no other run uses its folder")
+    return file
+
+
+def _owner() -> dict[str, Any]:
+    """Who this process is, for people to read."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # In a container a user may have no name.
+        user = str(os.getuid())
+    started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    return {"process": os.getpid(), "host": socket.gethostname(), "user": user, "started": started}
+
+
+def _describe(owner: str) -> str:
+    """The contents of the lock's file in words."""
+    try:
+        return "process {process} of {user} on {host}, started {started}".format(
+            **json.loads(owner)
+        )
+    except (KeyError, TypeError, ValueError):  # It is just being written.
+        return "another run"
+
+
+def refuse_in_use(workdir: Path) -> None:
+    """Refuses a workdir in which a run is under way, before much is built for it (ValueError)."""
+    path = workdir / "run.lock"
+    if path.is_file() and jax.process_count() == 1:
+        _open_locked(path).close()
+
+
+def refuse_other_config(
+    config: ConfigDict, workdir: Path, ignore: tuple[str, ...] = config_lib.BOOKKEEPING_KEYS
+) -> None:
+    """Refuses to touch a workdir that another config wrote (ValueError naming the keys)."""
+    path = workdir / "config.json"
+    if path.is_file() and (
+        differing := config_lib.differences(config_lib.load(path), config, ignore)
+    ):
+        raise ValueError(
+            f"--workdir={workdir} was written by another config ({'; '.join(differing)}): "
+            "choose another workdir or the same values"
+        )
+
+
+def refuse_unwritable(workdir: Path) -> None:
+    """Refuses a workdir that cannot be made or written (ValueError naming what is in the way)."""
+    place = workdir.absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise ValueError(f"--workdir={workdir} cannot be written: see {place}")
+
+
+def refuse_other_data(source: Source, workdir: Path) -> None:
+    """Refuses to go on with other pairs than a run began with (ValueError)."""
+    path = workdir / "data.json"
+    if not path.is_file():
+        return
+    before = reporting.read_json(path)["train"]
+    if before["fingerprint"] != source.fingerprint:
+        raise ValueError(
+            f"the pairs of {source.name} have changed since {workdir} was started (now "
+            f"{len(source)}, fingerprint {source.fingerprint[:12]}, was "
+            f"{before['fingerprint'][:12]}): choose another workdir or the same data"
+        )
+
+
+def read_finished(workdir: Path, total_steps: int) -> dict[str, Any] | None:
+    """The results of a run that has come to its end, or None."""
+    path = workdir / "results.json"
+    if not path.is_file() or not (workdir / "checkpoints" / str(total_steps)).is_dir():
+        return None
+    return reporting.read_json(path)

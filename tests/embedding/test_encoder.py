@@ -1,0 +1,271 @@
+"""The public model: images and texts of any form in, unit rows and probabilities out."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+import otter_jax
+from otter_jax import config as config_lib
+from otter_jax import sharding, train
+from otter_jax.commands import export
+from otter_jax.data import images as image_functions
+from otter_jax.embedding import encoder
+from otter_jax.models import dual_encoder
+from otter_jax.models.export import export_dual_encoder
+from otter_jax.runs import checkpoints, reporting
+from otter_jax.training import step
+
+SMALL_BERT = Path(__file__).parents[1] / "golden" / "towers" / "small_bert"
+
+
+@pytest.fixture
+def model(tiny_config: Callable) -> encoder.Encoder:
+    config = tiny_config()
+    return encoder.make_encoder(
+        config, *dual_encoder.split(encoder.build_module(config)), sharding.make_mesh()
+    )
+
+
+def photos(count: int, size: int = 40) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, size=(count, size, size, 3), dtype=np.uint8)
+
+
+def test_images_as_arrays_and_as_pil_agree(model: encoder.Encoder) -> None:
+    arrays = photos(3)
+    found = model.encode_image(arrays)
+    assert found.shape == (3, 8) and found.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, atol=1e-5)
+    np.testing.assert_array_equal(found, model.encode_image([Image.fromarray(x) for x in arrays]))
+
+
+def test_transparent_and_grey_pil_images(model: encoder.Encoder) -> None:
+    grey = Image.fromarray(photos(1)[0, :, :, 0])
+    clear = Image.new("RGBA", (40, 30), (0, 0, 0, 0))
+    white = Image.new("RGB", (40, 30), "white")
+    found = model.encode_image([grey, clear, white])
+    np.testing.assert_array_equal(found[1], found[2])  # Transparent is white, as in training.
+
+
+def test_images_are_always_transformed(model: encoder.Encoder) -> None:
+    # Of the model's own size too: the centre crop is part of the protocol.
+    image = photos(1, size=model.image_size)[0]
+    wanted = image_functions.evaluation_transform(image, model.image_size)
+    np.testing.assert_array_equal(model.transform(image), wanted)
+    assert (wanted != image).any()
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((0, 8, 3), np.uint8)]
+)
+def test_what_is_no_image_is_refused(model: encoder.Encoder, image: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"an image should be uint8 \[H, W, 3\]"):
+        model.encode_image([image])
+
+
+def test_a_file_name_or_a_lone_image_is_no_list_of_images(model: encoder.Encoder) -> None:
+    with pytest.raises(ValueError, match=r"found 'cat.jpg'; files are opened with PIL"):
+        model.encode_image(["cat.jpg"])
+    with pytest.raises(ValueError, match="a list of images, found Image"):
+        model.classify(Image.new("RGB", (8, 8)), ["a cat"])
+
+
+def test_a_string_is_no_list_of_strings(model: encoder.Encoder) -> None:
+    with pytest.raises(ValueError, match="found the string 'a cat'"):
+        model.encode_text("a cat")
+    with pytest.raises(ValueError, match="found the string 'cat'"):
+        model.classify(photos(1), "cat")
+
+
+def test_number_of_images_changes_nothing(model: encoder.Encoder) -> None:
+    many = model.encode_image(photos(21))  # More than one batch, the last one padded.
+    np.testing.assert_allclose(many[20:], model.encode_image(photos(21)[20:]), atol=1e-6)
+
+
+def test_texts(model: encoder.Encoder) -> None:
+    found = model.encode_text(["a red circle", "a blue square"])
+    assert found.shape == (2, 8)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, atol=1e-5)
+    assert model.encode_text([]).shape == (0, 8)
+
+
+def test_probabilities_follow_the_similarities(model: encoder.Encoder) -> None:
+    images, labels = photos(2), ["circle", "square", "ring"]
+    found = model.classify(images, labels)
+    assert found.shape == (2, 3)
+    np.testing.assert_allclose(found.sum(axis=1), 1.0, atol=1e-5)
+    texts = model.encode_text([f"a photo of {label}." for label in labels])
+    logits = np.exp(3.9) * model.encode_image(images) @ texts.T
+    wanted = np.exp(logits - logits.max(1, keepdims=True))
+    np.testing.assert_allclose(found, wanted / wanted.sum(1, keepdims=True), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "highest"), [("slip", np.inf), ("sigmoid", np.inf), ("declip", 30.0), ("otter", 100.0)]
+)
+def test_probabilities_have_the_scale_of_the_objective(
+    tiny_config: Callable, tmp_path: Path, name: str, highest: float
+) -> None:
+    config = tiny_config(**{"objective.name": name, "data.image_size": 32})
+    if name == "declip":
+        config.objective.max_scale = highest
+    model, variables = dual_encoder.split(encoder.build_module(config))
+    params = variables.params | {"log_scale": np.log(np.float32(250.0))}
+    found = encoder.make_encoder(
+        config, model, variables._replace(params=params), sharding.make_mesh()
+    )
+    images, labels = photos(1), ["circle", "square"]
+    texts = found.encode_text([f"a photo of {label}." for label in labels])
+    cosines = found.encode_image(images) @ texts.T
+    odds = np.log(found.classify(images, labels))
+    wanted = min(250.0, highest) * (cosines[0, 0] - cosines[0, 1])
+    np.testing.assert_allclose(odds[0, 0] - odds[0, 1], wanted, rtol=1e-3)
+    found.save(tmp_path / "saved")
+    assert otter_jax.load(tmp_path / "saved").scale_bounds == found.scale_bounds
+
+
+def test_loaded_model_is_the_trained_one(tiny_config: Callable, tmp_path: Path) -> None:
+    config = tiny_config(**{"total_steps": 2, "model.image.frozen": True})
+    results = train.train(config, tmp_path)
+    model = otter_jax.load(tmp_path)
+    fresh = encoder.make_encoder(
+        config, *dual_encoder.split(encoder.build_module(config)), sharding.make_mesh()
+    )
+    assert (model.encode_image(photos(1)) != fresh.encode_image(photos(1))).any()
+    (pairs,) = config.evaluate.sets
+    assert results[pairs]  # The same variables gave these.
+    again = otter_jax.load(str(tmp_path))
+    np.testing.assert_array_equal(model.encode_text(["a ring"]), again.encode_text(["a ring"]))
+
+
+def same_model(first: encoder.Encoder, second: encoder.Encoder) -> None:
+    jax.tree.map(np.testing.assert_array_equal, first.variables, second.variables)
+    # The batches may be of other sizes, and then the last digit differs.
+    images = photos(2)
+    np.testing.assert_allclose(first.encode_image(images), second.encode_image(images), atol=1e-6)
+    texts = ["a red ring", "a blue bar"]
+    np.testing.assert_allclose(first.encode_text(texts), second.encode_text(texts), atol=1e-6)
+
+
+def make_workdir(config: ConfigDict, workdir: Path) -> encoder.Encoder:
+    """What a run leaves behind after its first checkpoint."""
+    made = encoder.make_encoder(
+        config, *dual_encoder.split(encoder.build_module(config)), sharding.make_mesh()
+    )
+    workdir.mkdir(exist_ok=True)
+    reporting.write_json(workdir / "config.json", config_lib.as_dict(config))
+    encoder.keep_description(made, workdir)
+    state = step.initial_state(made.variables, optax.identity(), uses_teacher=False)
+    with checkpoints.Checkpoints(workdir / "checkpoints", create=True) as saved:
+        saved.save(state)
+    return made
+
+
+@pytest.fixture
+def pretrained_config(tiny_config: Callable, tokenizer_folder: Path, tmp_path: Path) -> ConfigDict:
+    """A config whose text tower, with its tokenizer, is read from a folder."""
+    folder = tmp_path / "bert"
+    shutil.copytree(SMALL_BERT, folder)
+    shutil.copytree(tokenizer_folder, folder, dirs_exist_ok=True)
+    config = tiny_config(**{"total_steps": 2, "model.text.pretrained": str(folder),
+                            "model.text.tokenizer": None})  # fmt: skip
+    with config.unlocked():
+        config.model.text.overrides = ConfigDict({"hidden_dropout_prob": 0.0})
+    return config
+
+
+def test_a_workdir_is_enough_on_another_machine(
+    pretrained_config: ConfigDict, tmp_path: Path
+) -> None:
+    wanted = make_workdir(pretrained_config, tmp_path / "run")
+    shutil.move(tmp_path / "run", tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "bert")  # Weights and tokenizer that training began with.
+    same_model(otter_jax.load(tmp_path / "elsewhere"), wanted)
+    assert wanted.model.bind(wanted.variables).text.config.hidden_size == 32
+
+
+def test_an_exported_folder_is_the_model(
+    pretrained_config: ConfigDict, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    wanted = make_workdir(pretrained_config, tmp_path / "run")
+    export.main([str(tmp_path / "run"), str(tmp_path / "out")])
+    assert "exported" in capsys.readouterr().out
+    for gone in ("run", "bert"):
+        shutil.rmtree(tmp_path / gone)
+    found = otter_jax.load(tmp_path / "out")
+    same_model(found, wanted)
+    assert (found.image_size, found.fit) == (wanted.image_size, wanted.fit)
+    labels = ["red", "blue"]
+    np.testing.assert_allclose(
+        found.classify(photos(1), labels), wanted.classify(photos(1), labels), atol=1e-5
+    )
+    found.save(tmp_path / "again")
+    same_model(otter_jax.load(tmp_path / "again"), wanted)
+    with pytest.raises(SystemExit, match=r"^otter_jax: .*again should be a new or an empty folder"):
+        export.main([str(tmp_path / "out"), str(tmp_path / "again")])
+
+
+def test_a_workdir_of_an_earlier_version_builds_from_its_config(
+    tiny_config: Callable, tmp_path: Path
+) -> None:
+    wanted = make_workdir(tiny_config(), tmp_path)
+    (tmp_path / encoder.MODEL_FILE).unlink()
+    shutil.rmtree(tmp_path / encoder.TOKENIZER_FOLDER)
+    same_model(otter_jax.load(tmp_path), wanted)
+
+
+def test_a_projection_comes_from_the_towers_file(tiny_config: Callable, tmp_path: Path) -> None:
+    module = encoder.build_module(tiny_config())
+    export_dual_encoder(module, tmp_path / "both")
+    changes = {f"model.{kind}.{key}": value for kind in ("image", "text") for key, value in (
+        ("pretrained", str(tmp_path / "both")), ("projection", "pretrained"))}  # fmt: skip
+    config = tiny_config(seed=5, **changes)
+    config.model.image.overrides = config.model.text.overrides = ConfigDict()
+    again = encoder.build_module(config)
+    for side in ("image_projection", "text_projection"):
+        kernels = [getattr(each, side).kernel[...] for each in (again, module)]
+        np.testing.assert_array_equal(*kernels)
+    config.model.embed_dim = 9
+    with pytest.raises(ValueError, match=r"leads to 8 numbers; set config\.model\.embed_dim=8"):
+        encoder.build_module(config)
+    config = tiny_config(**{"model.text.pretrained": str(SMALL_BERT),
+                            "model.text.projection": "pretrained"})  # fmt: skip
+    config.model.text.overrides = ConfigDict()
+    with pytest.raises(ValueError, match="small_bert holds a tower alone, without a projection"):
+        encoder.build_module(config)
+
+
+def test_what_cannot_be_found_is_said_with_its_key(tiny_config: Callable) -> None:
+    for key in ("image.pretrained", "text.pretrained"):
+        with pytest.raises(FileNotFoundError, match=rf"config\.model\.{key}: .* at /nowhere"):
+            encoder.build_module(tiny_config(**{f"model.{key}": "/nowhere"}))
+    with pytest.raises(ModuleNotFoundError, match=r"config\.model\.image\.pretrained: .*no_such"):
+        encoder.build_module(tiny_config(**{"model.image.pretrained": "package:no_such"}))
+    config = tiny_config(**{"model.text.tokenizer": "/nowhere"})
+    with pytest.raises(FileNotFoundError, match=r"config\.model\.text\.tokenizer: .* at /nowhere"):
+        encoder.find_tokenizer(config)
+    config.model.text.update(tokenizer=None, pretrained="/nowhere")
+    with pytest.raises(FileNotFoundError, match=r"config\.model\.text\.pretrained: .* at /nowhere"):
+        encoder.find_tokenizer(config)
+
+
+def test_loading_what_is_no_workdir(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"neither a workdir nor a folder of Encoder\.save"):
+        otter_jax.load(tmp_path)
+    with pytest.raises(AttributeError, match="no attribute 'laod'"):
+        _ = otter_jax.laod
+
+
+def test_tokenizer_is_needed(tiny_config: Callable) -> None:
+    with pytest.raises(ValueError, match=r"model\.text\.tokenizer"):
+        encoder.find_tokenizer(tiny_config(**{"model.text.tokenizer": None}))
+
+
+def test_it_shows_itself_in_one_line(model: encoder.Encoder) -> None:
+    assert repr(model) == "Encoder(EfficientNetLite0, Bert, embed_dim=8, image_size=32)"

@@ -1,0 +1,62 @@
+"""Features of pairs in files, against those of the encoder in memory."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_shard
+from ml_collections import ConfigDict
+from PIL import Image
+
+from otter_jax import sharding
+from otter_jax.data.sources import open_source
+from otter_jax.embedding.encoder import Encoder, build_module, make_encoder
+from otter_jax.embedding.pair_features import embed_pairs
+from otter_jax.models import dual_encoder
+
+
+@pytest.fixture
+def encoder(tiny_config: Callable[..., ConfigDict]) -> Encoder:
+    config = tiny_config()
+    model, variables = dual_encoder.split(build_module(config))
+    mesh = sharding.make_mesh()
+    return make_encoder(config, model, sharding.put_state(mesh, variables), mesh)
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("part", [7, 256])
+def test_pairs_that_can_be_read(
+    encoder: Encoder,
+    shape_pairs: list,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    part: int,
+) -> None:
+    monkeypatch.setattr("otter_jax.embedding.pair_features.PART", part)
+    write_shard(tmp_path / "0.tar", [*shape_pairs[:11], (b"broken", "x"), *shape_pairs[12:30]])
+    source = open_source(f"webdataset:{tmp_path / '0.tar'}")
+    found = embed_pairs(source, encoder, tmp_path)
+    readable = [number for number in range(30) if number != 11]
+    assert found.numbers.tolist() == readable
+    pictures = [np.asarray(Image.open(io.BytesIO(shape_pairs[n][0])).convert("RGB"))
+                for n in readable]  # fmt: skip
+    expected = encoder.image_features([encoder.transform(each) for each in pictures])
+    np.testing.assert_allclose(found.image, unit(expected), atol=1e-3)
+    texts = encoder.text_features([shape_pairs[number][1] for number in readable])
+    np.testing.assert_allclose(found.text, unit(texts), atol=1e-3)
+    assert found.image.dtype == found.text.dtype == np.float16
+    some = embed_pairs(source, encoder, tmp_path, [3, 11, 20])
+    assert some.numbers.tolist() == [3, 20] and list(some.keys) == ["00003", "00020"]
+    np.testing.assert_allclose(some.text, unit(texts)[[3, 19]], atol=1e-3)
+
+
+def test_nothing_that_can_be_read(encoder: Encoder, tmp_path: Path) -> None:
+    write_shard(tmp_path / "0.tar", [(b"broken", "x")] * 3)
+    source = open_source(f"webdataset:{tmp_path / '0.tar'}")
+    with pytest.raises(ValueError, match="not one of 3 images can be read"):
+        embed_pairs(source, encoder, tmp_path)

@@ -1,0 +1,454 @@
+"""Signals, kills and clocks: when they stop a run, and that a stopped run goes on exactly."""
+
+import datetime
+import itertools
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+from test_processes import free_port
+
+from otter_jax import config as config_lib
+from otter_jax import train
+from otter_jax.runs import interruption
+from otter_jax.runs.checkpoints import Checkpoints
+from otter_jax.runs.interruption import Interrupted, Interruption
+from otter_jax.runs.workdir import refuse_in_use
+
+ROOT = Path(__file__).parents[2]
+SAME_FILES = ("metrics.jsonl", "results.json", "data.json")
+FROZEN = {
+    "model.image.frozen": True,
+    "model.text.frozen": True,
+    "data.augmentation": "none",
+    "evaluate.every_steps": 4,
+}
+# Trained towers with batch norm: whatever a run keeps, it must keep.
+STUDIED = {
+    "total_steps": 1200,
+    "log_every_steps": 1,
+    "checkpoint.every_steps": 8,
+    "evaluate.every_steps": 20,
+}
+STUDIED_SIGNALS = [signal.SIGKILL] * 20 + [signal.SIGTERM] * 5
+KILLS_OF_TWO = 6
+
+
+def tell(number: int = signal.SIGTERM) -> None:
+    os.kill(os.getpid(), number)
+
+
+def test_a_signal_stops_at_once_outside_a_step() -> None:
+    with pytest.raises(Interrupted, match="stopped by SIGTERM") as stopped, Interruption():
+        tell()
+        pytest.fail("went on")
+    assert stopped.value.status == 143
+
+
+def test_a_signal_waits_for_the_end_of_a_step() -> None:
+    done = []
+    with pytest.raises(Interrupted) as stopped, Interruption() as interruption:
+        with interruption.held(7):
+            tell(signal.SIGINT)
+            done.append("step")
+        done.append("more")
+    assert done == ["step"] and stopped.value.step == 7 and stopped.value.status == 130
+    assert str(stopped.value).startswith("stopped by SIGINT after step 7;")
+
+
+def test_a_second_sigint_does_not_wait() -> None:
+    done = []
+    with (
+        pytest.raises(KeyboardInterrupt) as stopped,
+        Interruption() as interruption,
+        interruption.held(1),
+    ):
+        tell(signal.SIGTERM)
+        tell(signal.SIGTERM)  # Nothing new.
+        done.append("still at it")
+        tell(signal.SIGINT)
+        done.append("never")
+    assert done == ["still at it"] and not isinstance(stopped.value, Interrupted)
+
+
+def test_several_processes_count_where_they_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+    monkeypatch.setattr(interruption.jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(
+        interruption.multihost_utils,
+        "reached_preemption_sync_point",
+        lambda number: looks.append(number) or number == 4,
+    )
+    listener = Interruption()
+    for step in (7, 8, 3):  # As after a rollback.
+        with listener.held(step):
+            pass
+    with pytest.raises(Interrupted):
+        listener.look()
+    assert looks == [1, 2, 3, 4]
+
+
+def test_whoever_listened_before_listens_again() -> None:
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *arguments: heard.append("outer"))
+    try:
+        with Interruption():
+            assert signal.getsignal(signal.SIGTERM) is not before
+        tell()
+        assert heard == ["outer"]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_outside_the_main_thread_nothing_is_touched() -> None:
+    before, inside = signal.getsignal(signal.SIGTERM), []
+
+    def listen() -> None:
+        with Interruption():
+            inside.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    assert inside == [before]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first test of this file puts an uninterrupted run, for all of them."""
+    return tmp_path_factory.mktemp("whole") / "run"
+
+
+@pytest.mark.parametrize(
+    ("moment", "saved_step"), [("step", 2), ("evaluation", 4), ("before", None), ("end", 6)]
+)
+def test_stopped_run_loses_no_step_and_goes_on_exactly(
+    tiny_config: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: Path,
+    moment: str,
+    saved_step: int | None,
+) -> None:
+    config = tiny_config(**FROZEN)
+    train.train(config, whole)  # Once: it is finished then.
+    tell_at(monkeypatch, moment)
+    with pytest.raises(Interrupted):
+        train.train(config, tmp_path)
+    monkeypatch.undo()
+    with Checkpoints(tmp_path / "checkpoints", create=True) as saved:
+        assert saved.latest_step == saved_step
+    assert not (tmp_path / "run.lock").exists()
+    train.train(config, tmp_path)
+    for name in SAME_FILES:
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def tell_at(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    """Has SIGTERM arrive while step 2 is reported, in an evaluation, or among the pictures."""
+    if moment == "step":
+        report = train.Reporter.step
+
+        def during_step(self: train.Reporter, step: int, metrics: dict) -> None:
+            tell()
+            report(self, step, metrics)
+
+        monkeypatch.setattr(train.Reporter, "step", during_step)
+    elif moment == "end":
+        monkeypatch.setattr(train, "draw", lambda *arguments: tell())
+    else:
+        evaluate, wanted = train.Parts.evaluate, 1 if moment == "before" else 2
+        calls: list[None] = []
+
+        def during_evaluation(self: train.Parts, variables: object) -> dict:
+            calls.append(None)
+            if len(calls) == wanted:
+                tell()
+            return evaluate(self, variables)
+
+        monkeypatch.setattr(train.Parts, "evaluate", during_evaluation)
+
+
+@pytest.mark.parametrize("days", [-1, 365])
+def test_a_wall_clock_that_jumps_changes_nothing(
+    tiny_config: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    whole: Path,
+    days: int,
+) -> None:
+    config = tiny_config(**FROZEN)
+    train.train(config, whole)  # Once: it is finished then.
+    left = {"process": 1, "host": "here", "user": "me", "started": "2999-01-01T00:00:00+00:00"}
+    (tmp_path / "run.lock").write_text(json.dumps(left))
+    report, reported = train.Reporter.step, []
+
+    def jump(self: train.Reporter, step: int, metrics: dict) -> None:
+        if not reported:
+            set_clocks(monkeypatch, datetime.timedelta(days=days))
+        report(self, step, metrics)
+        reported.append(step)
+        with pytest.raises(ValueError, match=f"in use by process {os.getpid()} of"):
+            refuse_in_use(tmp_path)
+
+    monkeypatch.setattr(train.Reporter, "step", jump)
+    train.train(config, tmp_path)
+    assert reported == [2, 4, 6]
+    said = capsys.readouterr().out
+    assert "was left by process 1 of me on here, started 2999" in said and " 0 s left" in said
+    for name in SAME_FILES:
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
+    kept = [{path.name for path in (each / "checkpoints").iterdir()} for each in (tmp_path, whole)]
+    assert kept[0] == kept[1] == {"3", "6"}
+    timings = [json.loads(line) for line in (tmp_path / "timings.jsonl").open()]
+    seconds, rates = (
+        [each[name] for each in timings if name in each]
+        for name in ("time/wall_seconds", "time/steps_per_second")
+    )
+    assert 0 < seconds[0] < seconds[1] < seconds[2] < 3600 and min(rates) > 1 / 3600
+
+
+def set_clocks(monkeypatch: pytest.MonkeyPatch, change: datetime.timedelta) -> None:
+    """Sets the wall clock, as far as Python's own code asks for it; the others go on."""
+    seconds, nanoseconds = time.time, time.time_ns
+
+    class Clock(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> datetime.datetime:
+            return super().now(tz) + change
+
+    monkeypatch.setattr(datetime, "datetime", Clock)
+    monkeypatch.setattr(time, "time", lambda: seconds() + change.total_seconds())
+    monkeypatch.setattr(
+        time, "time_ns", lambda: nanoseconds() + 10**9 * round(change.total_seconds())
+    )
+
+
+def main_command(config: ConfigDict, tmp_path: Path) -> list[str]:
+    """main.py on a config; the workdir is to be added."""
+    return [sys.executable, "main.py", f"--config={write_config(config, tmp_path)}"]
+
+
+def write_config(config: ConfigDict, folder: Path) -> Path:
+    """A config file that gives these values."""
+    values, path = folder / "values.json", folder / "config_of_values.py"
+    values.write_text(json.dumps(config_lib.as_dict(config)))
+    path.write_text(
+        '"""These values."""\nfrom pathlib import Path\nfrom otter_jax import config\n\n'
+        f"def get_config():\n    return config.load(Path({str(values)!r}))\n"
+    )
+    return path
+
+
+def start(command: list[str], workdir: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [*command, f"--workdir={workdir}"],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen) -> None:
+    """Waits until something is so of a running process."""
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def lines_of(workdir: Path) -> int:
+    path = workdir / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_killed_and_stopped_again_and_again(tiny_config: Callable, tmp_path: Path) -> None:
+    """One run: stopped in a step, killed in a step, killed in a save."""
+    changes = {"total_steps": 240, "log_every_steps": 1, "evaluate.every_steps": 40}
+    config = tiny_config(**FROZEN | changes | {"checkpoint.every_steps": 25})
+    command, workdir = main_command(config, tmp_path), tmp_path / "run"
+    other = start(command, tmp_path / "whole")
+    process = start(command, workdir)
+    wait_for(lambda: lines_of(workdir) > 10, process)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate()[0]
+    assert process.returncode == 143, output[-3000:]
+    last = output.splitlines()[-1]
+    assert last.startswith("otter_jax: stopped by SIGTERM after step "), last
+    assert last.endswith("; the same command goes on from there")
+    step = int(last.split("step ")[1].split(";")[0])
+    # Every step, and the evaluations before this one; perhaps its own.
+    assert lines_of(workdir) - step - 1 in ((step - 1) // 40, step // 40)
+
+    process = start(command, workdir)
+    wait_for(lambda: lines_of(workdir) > 60, process)
+    kill(process)
+    assert f"resuming after step {step}" in process.communicate()[0]
+
+    process = start(command, workdir)
+    # The one killed before may have left an unfinished save behind: whose it is, the lock says.
+    wait_for(lambda: holds(workdir, process) and is_saving(workdir), process)
+    process.send_signal(signal.SIGSTOP)  # Else it could have ended before the second one looks.
+    second = start(command, workdir)
+    output = second.communicate()[0]
+    assert second.returncode == 1 and f"is in use by process {process.pid} of" in output, output
+    kill(process)
+
+    process = start(command, workdir)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-3000:]
+    assert "was left by process" in output
+    other.communicate(timeout=300)
+    assert_equal_runs(workdir, tmp_path / "whole")
+
+
+def holds(workdir: Path, process: subprocess.Popen) -> bool:
+    return f'"process": {process.pid},' in (workdir / "run.lock").read_text()
+
+
+def is_saving(workdir: Path) -> bool:
+    return any((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp"))
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    for name in SAME_FILES:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    assert parameters(one) == parameters(other)
+
+
+def kill(process: subprocess.Popen) -> None:
+    assert process.poll() is None, process.communicate()[0][-3000:]
+    process.kill()
+    process.wait()
+
+
+def parameters(workdir: Path) -> list[bytes]:
+    import jax
+    import numpy as np
+
+    from otter_jax.embedding.encoder import load
+
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(load(workdir).variables)]
+
+
+@pytest.mark.slow
+def test_killed_and_stopped_at_random_moments(tiny_config: Callable, tmp_path: Path) -> None:
+    """One run, interrupted 25 times; `-s` shows the table."""
+    config = tiny_config(**STUDIED)
+    command, workdir, whole = main_command(config, tmp_path), tmp_path / "run", tmp_path / "whole"
+    finish(start(command, whole))
+    wanted = (whole / "metrics.jsonl").read_bytes()
+    rng = random.Random(0)
+    rows = []
+    for number, moment in zip(
+        rng.sample(STUDIED_SIGNALS, len(STUDIED_SIGNALS)),
+        itertools.cycle(["step", "save", "evaluation"]),
+        strict=False,
+    ):
+        process = start(command, workdir)
+        wait_for_moment(moment, workdir, process, rng)
+        process.send_signal(number)
+        output = process.communicate(timeout=300)[0]
+        assert process.returncode in (-signal.SIGKILL, 143), output[-3000:]
+        resumed = re.search(r"resuming after step (\d+)", output)
+        equal = wanted.startswith(complete_lines(workdir))
+        rows.append(
+            (number.name, moment, resumed[1] if resumed else "-", last_step(workdir), equal)
+        )
+    finish(start(command, workdir))
+    print("\nsignal   moment      resumed from  until step  metrics equal")
+    for name, moment, resumed, until, equal in rows:
+        print(f"{name}  {moment:10}  {resumed:>12}  {until:>10}  {equal}")
+    assert all(equal for *_, equal in rows)
+    assert_equal_runs(workdir, whole)
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_killed_at_random_moments(
+    tiny_config: Callable, tmp_path: Path
+) -> None:
+    """One run of two processes, one of which is killed 6 times; `-s` shows the table."""
+    config = tiny_config(**STUDIED | {"total_steps": 400})
+    command, workdir, whole = main_command(config, tmp_path), tmp_path / "run", tmp_path / "whole"
+    finish(*start_two(command, whole))
+    wanted = (whole / "metrics.jsonl").read_bytes()
+    rng = random.Random(0)
+    rows = []
+    for _ in range(KILLS_OF_TWO):
+        both, killed = start_two(command, workdir), rng.randrange(2)
+        wait_for_lines(rng.randrange(1, 30), workdir, both[0])
+        time.sleep(rng.random() / 5)
+        moment = what_goes_on(workdir)
+        kill(both[killed])
+        since = time.monotonic()
+        output = both[1 - killed].communicate(timeout=300)[0]
+        assert both[1 - killed].returncode != 0, output[-3000:]
+        equal = wanted.startswith(complete_lines(workdir))
+        rows.append((killed, moment, last_step(workdir), time.monotonic() - since, equal))
+    finish(*start_two(command, workdir))
+    print("\nkilled  moment      until step  other ended after  metrics equal")
+    for killed, moment, until, seconds, equal in rows:
+        print(f"{killed:6}  {moment:10}  {until:10}  {seconds:15.0f} s  {equal}")
+    assert all(equal for *_, equal in rows)
+    assert_equal_runs(workdir, whole)
+
+
+def start_two(command: list[str], workdir: Path) -> list[subprocess.Popen]:
+    """Starts a run of two processes on this machine."""
+    together = [f"--coordinator_address=127.0.0.1:{free_port()}", "--num_processes=2"]
+    return [start([*command, *together, f"--process_id={n}"], workdir) for n in range(2)]
+
+
+def finish(*processes: subprocess.Popen) -> None:
+    """Waits until these processes have come to the end of their run."""
+    for process in processes:
+        output = process.communicate(timeout=1800)[0]
+        assert process.returncode == 0, output[-3000:]
+
+
+def what_goes_on(workdir: Path) -> str:
+    """What a run seems to be at, as far as its files tell."""
+    if is_saving(workdir):
+        return "save"
+    return "evaluation" if last_step(workdir) % STUDIED["evaluate.every_steps"] == 0 else "step"
+
+
+def wait_for_moment(
+    moment: str, workdir: Path, process: subprocess.Popen, rng: random.Random
+) -> None:
+    """Waits for a moment of this kind in a process that has just been started."""
+    wait_for_lines(rng.randrange(1, 12), workdir, process)
+    if moment == "save":
+        wait_for(lambda: is_saving(workdir), process)
+    elif moment == "evaluation":
+        wait_for(lambda: last_step(workdir) % 20 == 0, process)
+        time.sleep(rng.random() / 50)
+
+
+def wait_for_lines(number: int, workdir: Path, process: subprocess.Popen) -> None:
+    """Waits until a process that has just been started has added more lines to metrics.jsonl."""
+    wait_for(lambda: (workdir / "run.lock").exists() and holds(workdir, process), process)
+    opened = lines_of(workdir)
+    wait_for(lambda: lines_of(workdir) > opened + number, process)
+
+
+def complete_lines(workdir: Path) -> bytes:
+    return b"".join((workdir / "metrics.jsonl").read_bytes().rpartition(b"\n")[:2])
+
+
+def last_step(workdir: Path) -> int:
+    return json.loads(complete_lines(workdir).splitlines()[-1])["step"]

@@ -1,0 +1,140 @@
+"""Files of one JSON object a line, tables and durations."""
+
+import json
+import os
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from otter_jax.runs import reporting
+from otter_jax.training.costs import StepCosts
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59, "59 s"), (59.7, "1 min 00 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert reporting.duration(seconds) == text
+
+
+def test_resumed_lines_have_no_twin_and_no_half(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = reporting.JsonLines(path, resume_step=-1)
+    for step in (0, 2, 4, 6):
+        lines.write(step, {"train/loss": step / 2})
+    lines.close()
+    with path.open("a") as file:
+        file.write('{"step": 8, "train/')  # A run that was killed while it wrote.
+    lines = reporting.JsonLines(path, resume_step=4)
+    lines.write(6, {"train/loss": 3.0})
+    lines.close()
+    steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    assert steps == [0, 2, 4, 6]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, as on Linux")
+def test_full_disk_names_the_file(tmp_path: Path) -> None:
+    lines = reporting.JsonLines(tmp_path / "metrics.jsonl", resume_step=-1)
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, lines._file.fileno())
+    os.close(full)
+    with pytest.raises(OSError, match=r"metrics\.jsonl cannot be written: No space left on device"):
+        lines.write(1, {"train/loss": 1.0})
+
+
+def test_closing_does_not_hide_what_went_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: reporting.JsonLines) -> None:
+        raise OSError("closing")
+
+    monkeypatch.setattr(reporting.JsonLines, "close", fail)
+    arguments = {"total_steps": 4, "resume_step": -1, "batch_size": 8}
+    with pytest.raises(ValueError, match="first"), reporting.Reporter(tmp_path, **arguments):
+        raise ValueError("first")
+    with pytest.raises(OSError, match="closing"), reporting.Reporter(tmp_path, **arguments):
+        pass
+
+
+def test_what_is_not_finite_is_not_written(tmp_path: Path) -> None:
+    with reporting.Reporter(tmp_path, total_steps=4, resume_step=-1, batch_size=8) as report:
+        report.step(2, {"loss": float("nan"), "temperature": 0.02, "skipped_steps": 1})
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"step": 2, "train/temperature": 0.02, "train/skipped_steps": 1.0}
+
+
+def test_reporter_writes_every_place(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with reporting.Reporter(tmp_path, total_steps=4, resume_step=-1, batch_size=8) as report:
+        report.evaluation(0, {"webdataset:/a/b": {"hit@1": 0.25}})
+        assert list(zip(range(2), report.waiting(iter("xyz")), strict=False))
+        report.step(2, {"loss": 1.5, "loss_contrastive": 1.0, "temperature": 0.02})
+    metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert metrics[0] == {"step": 0, "eval/webdataset:/a/b/hit@1": 0.25}
+    assert metrics[1]["train/loss"] == 1.5
+    timings = json.loads((tmp_path / "timings.jsonl").read_text())
+    assert timings["time/images_per_second"] > 0 and 0 <= timings["time/data_wait"] <= 1
+    assert list((tmp_path / "tensorboard").iterdir())
+    shown = capsys.readouterr().out
+    assert "1.5000 loss" in shown and "left" in shown
+    read = reporting.read_evaluation(tmp_path / "metrics.jsonl", step=0)
+    assert read == {"webdataset:/a/b": {"hit@1": 0.25}}
+
+
+def test_progress_passes_items_on(capsys: pytest.CaptureFixture) -> None:
+    assert list(reporting.progress("abc", 3, "letters")) == ["a", "b", "c"]
+    assert "letters: 3 in" in capsys.readouterr().out
+
+
+def test_results_table_has_a_row_a_metric() -> None:
+    results = {
+        "set": {"hit@1": 0.5, "hit@5": 0.75},
+        "before": {"set": {"hit@1": 0.1, "hit@5": 0.2}},
+        "chance": {"set": {"hit@1": 0.01, "hit@5": 0.05}},
+    }
+    lines = reporting.results_table(results).splitlines()
+    assert len(lines) == 3
+    assert lines[1].split() == ["set", "hit@1", "50.0", "%", "10.0", "%", "1.0", "%"]
+
+
+def test_json_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    reporting.write_json(path, {"a": 1})
+    reporting.write_json(path, {"a": 2})
+    assert reporting.read_json(path) == {"a": 2}
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_utilization_is_the_share_of_the_peak(tmp_path: Path) -> None:
+    step = StepCosts(flops=5e6, peak=1e12, state=2**30, temporaries=0, total=2**30, device=2**32)
+    with reporting.Reporter(tmp_path, total_steps=4, resume_step=-1, batch_size=8) as report:
+        report.costs(1, step)
+        report.step(2, {"loss": 1.0, "temperature": 0.02})
+    budget, timings = map(json.loads, (tmp_path / "timings.jsonl").open())
+    assert budget["memory/device_gib"] == 4 and budget["memory/total_gib"] == 1
+    flops = timings["time/model_flops_per_second"]
+    assert flops == pytest.approx(5e6 * timings["time/steps_per_second"])
+    assert timings["time/model_flops_utilization"] == pytest.approx(flops / 1e12)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_wandb_gets_the_same_metrics_in_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, logged = [], []
+    run = types.SimpleNamespace(
+        log=lambda values, step: logged.append((step, values)),
+        finish=lambda exit_code: logged.append(exit_code),
+    )
+    wandb = types.SimpleNamespace(init=lambda **settings: started.append(settings) or run)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    reporting.write_json(tmp_path / "config.json", {"seed": 3})
+    arguments = {"total_steps": 4, "resume_step": -1, "batch_size": 8, "wandb_project": "owls"}
+    for _ in range(2):
+        with reporting.Reporter(tmp_path, **arguments) as report:
+            report.evaluation(0, {"set": {"hit@1": 0.25}})
+    assert logged == [(0, {"eval/set/hit@1": 0.25}), 0] * 2
+    assert started[0] == started[1]
+    assert started[0]["project"] == "owls" and started[0]["config"] == {"seed": 3}

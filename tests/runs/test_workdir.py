@@ -1,0 +1,118 @@
+"""Who may write to a workdir: one run at a time, and only the run that it belongs to."""
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from otter_jax.runs import workdir as workdirs
+from otter_jax.runs.workdir import Lock, claimed, refuse_in_use
+
+
+def hold(folder: str, ready: "multiprocessing.synchronize.Event") -> None:
+    """Another process, which holds a folder until it is killed."""
+    with Lock(Path(folder) / "run.lock"):
+        ready.set()
+        signal.pause()
+
+
+def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
+    path = tmp_path / "run.lock"
+    with Lock(path):
+        owner = json.loads(path.read_text())
+        assert owner["process"] == os.getpid() and {"host", "user", "started"} < set(owner)
+        with pytest.raises(ValueError, match=f"in use by process {os.getpid()} of .* on .*, start"):
+            Lock(path)
+        with pytest.raises(ValueError, match="in use by"):
+            refuse_in_use(tmp_path)
+        assert json.loads(path.read_text()) == owner
+    assert not path.exists()
+    refuse_in_use(tmp_path)
+    with Lock(path):
+        assert path.exists()
+
+
+def test_a_killed_owner_is_named_and_succeeded(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    process = context.Process(target=hold, args=(str(tmp_path), ready))
+    process.start()
+    assert ready.wait(60)
+    with pytest.raises(ValueError, match=f"in use by process {process.pid} "):
+        refuse_in_use(tmp_path)
+    process.kill()
+    process.join()
+    refuse_in_use(tmp_path)
+    with Lock(tmp_path / "run.lock"):
+        pass
+    assert f"was left by process {process.pid} of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("contents", ["", "{", "[]", '{"process": 1}'])
+def test_unreadable_owners_are_another_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture, contents: str
+) -> None:
+    (tmp_path / "run.lock").write_text(contents)
+    with Lock(tmp_path / "run.lock"):
+        assert ("left by another run" in capsys.readouterr().out) == bool(contents)
+
+
+def test_without_locks_it_says_so_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(workdirs.fcntl, "flock", refuse)
+    with Lock(tmp_path / "run.lock"):
+        assert "cannot be locked (Function not implemented)" in capsys.readouterr().out
+
+
+def test_an_owner_that_leaves_between_opening_and_locking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, lock = tmp_path / "run.lock", workdirs.fcntl.flock
+    path.write_text("{}")
+    removals = [path]
+
+    def lock_after_removal(*arguments: object) -> None:
+        if removals:
+            removals.pop().unlink()
+        lock(*arguments)
+
+    monkeypatch.setattr(workdirs.fcntl, "flock", lock_after_removal)
+    with Lock(path) as held:
+        held.check()
+        assert json.loads(path.read_text())["process"] == os.getpid()
+
+
+def test_a_folder_that_was_removed_or_replaced_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "run.lock"
+    with Lock(path) as lock:
+        lock.check()
+        path.unlink()
+        with pytest.raises(FileNotFoundError, match="was removed, or replaced, while in use"):
+            lock.check()
+        with Lock(path) as other:
+            other.check()
+            with pytest.raises(FileNotFoundError, match="replaced"):
+                lock.check()
+        path.write_text("of a third run")
+    assert path.read_text() == "of a third run"
+
+
+def test_a_claim_that_is_refused_leaves_no_lock(tiny_config: Callable, tmp_path: Path) -> None:
+    with claimed(tiny_config(), tmp_path):
+        assert (tmp_path / "config.json").is_file()
+    with (
+        pytest.raises(ValueError, match="seed: 0 -> 1"),
+        claimed(tiny_config(seed=1), tmp_path),
+    ):
+        pytest.fail("another config")
+    assert not (tmp_path / "run.lock").exists()
