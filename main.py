@@ -28,7 +28,7 @@ EXPECTED = {"int": "a whole number", "float": "a number", "bool": "true or false
 
 
 def main(argv: Sequence[str]) -> None:
-    """Hands over to otter_jax.train; what is wrong with the input ends in one line."""
+    """Hand over to otter_jax.train; what is wrong with the input ends in one line."""
     if len(argv) > 1:
         fail(f"unknown argument {argv[1]!r}: flags are --config, --workdir, --mode, --config.KEY")
     if not flags.FLAGS["verbosity"].present:
@@ -56,12 +56,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def fail(reason: str | Exception) -> NoReturn:
-    """Ends the program with one line."""
+    """End the program with one line."""
     sys.exit(f"otter_jax: {' '.join(str(reason).split())}")
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """absl's parser, with one line instead of a traceback for a wrong config key or value."""
+    """Return absl's parser, with one line instead of a traceback for a wrong config key or value."""
     configs = [argument.removeprefix("--config=") for argument in argv
                if argument.startswith("--config=")]  # fmt: skip
     if not configs and not any(word in " ".join(argv) for word in ("--help", "--config ")):
@@ -79,7 +79,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def describe_wrong_value(message: str) -> str:
-    """absl's message on a flag of the wrong type, with what would be right where it is known."""
+    """Return absl's message on a flag of the wrong type, with what would be right where it is known."""
     if not (found := re.match(r"flag --(.+?)=(.*?): ", message)):
         return message
     name, value = found.groups()
@@ -88,7 +88,7 @@ def describe_wrong_value(message: str) -> str:
 
 
 def describe_unknown_key(argv: Sequence[str], error: Exception) -> str | None:
-    """What is wrong with the first key that does not exist; None if all of them do.
+    """Return what is wrong with the first key that does not exist; None if all of them do.
 
     Looked for among the flags --config.KEY and, as it may be the config file's, in the error.
     """

@@ -28,7 +28,7 @@ LOOKUPS = 20_000
 
 
 def main() -> None:
-    """Prints both tables."""
+    """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--records", type=int, default=10_000_000, help="pairs for the memory")
     parser.add_argument("--measured", type=int, default=40_000, help="pairs for the rates")
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def rates(folder: Path, records: int) -> None:
-    """Prints how many pairs a second are indexed, by number of processes."""
+    """Print how many pairs a second are indexed, by number of processes."""
     from otter_jax.data.scan_pool import scan_in_order
     from otter_jax.data.tar_shards import scan_shard
 
@@ -60,7 +60,7 @@ def rates(folder: Path, records: int) -> None:
 
 
 def memory(folder: Path, records: int) -> None:
-    """Prints time and peak memory of building, opening and reading a large index."""
+    """Print time and peak memory of building, opening and reading a large index."""
     first = write_shard(folder / "0000000.tar", 0)
     for k in range(1, -(-records // PAIRS_A_SHARD)):
         os.link(first, folder / f"{k:07d}.tar")
@@ -72,7 +72,7 @@ def memory(folder: Path, records: int) -> None:
 
 
 def measure(step: str, folder: str) -> dict[str, float]:
-    """Time, peak memory in MiB and size of the index, of one step in a process of its own."""
+    """Return time, peak memory in MiB and size of the index, of one step in a process of its own."""
     from otter_jax.data.batches import record_order
     from otter_jax.data.caption_pairs import CaptionPairs
     from otter_jax.data.shard_index import Scan, load_index
@@ -105,7 +105,7 @@ def measure(step: str, folder: str) -> dict[str, float]:
 
 
 def write_shard(path: Path, number: int) -> Path:
-    """A shard of 10,000 pairs with images of 2 kB."""
+    """Return a shard of 10,000 pairs with images of 2 kB."""
     with path.open("wb") as file:
         for pair in range(PAIRS_A_SHARD):
             key = f"{number:05d}{pair:04d}"

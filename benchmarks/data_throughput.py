@@ -38,7 +38,7 @@ AUGMENTATIONS = ("random_resized_crop", "resize_random_crop")
 
 
 def main() -> None:
-    """Prints the tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cores", default="1,2", help="numbers of cores")
     parser.add_argument("--batches", type=int, default=16, help=f"batches of {BATCH} a measurement")
@@ -62,7 +62,7 @@ def main() -> None:
 def compare(
     folder: Path, tokenizer: Tokenizer, cores: int, arguments: argparse.Namespace
 ) -> dict[str, tuple[float, ...]]:
-    """`measure` of every pipeline, the best of all rounds."""
+    """Return `measure` of every pipeline, the best of all rounds."""
     best: dict[str, tuple[float, ...]] = {}
     for _ in range(arguments.rounds):
         for label, start in pipelines(folder, tokenizer, cores, arguments.augmentation).items():
@@ -72,7 +72,7 @@ def compare(
 
 
 def measure(stream: Iterator[Any], count: int) -> tuple[float, float]:
-    """Images a second, and a second of CPU, once the pipeline runs evenly."""
+    """Return images a second, and a second of CPU, once the pipeline runs evenly."""
     for _ in range(WARM_UP):
         next(stream)
     start, used = time.perf_counter(), cpu_seconds()
@@ -83,7 +83,7 @@ def measure(stream: Iterator[Any], count: int) -> tuple[float, float]:
 
 
 def cpu_seconds() -> float:
-    """What this process and its workers have used; it counts where other programs run as well."""
+    """Return what this process and its workers have used; it counts where other programs run as well."""
     seconds = time.process_time()
     for worker in multiprocessing.active_children():
         fields = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
@@ -94,7 +94,7 @@ def cpu_seconds() -> float:
 def pipelines(
     folder: Path, tokenizer: Tokenizer, cores: int, augmentation: str
 ) -> dict[str, Callable[[], Iterator[Any]]]:
-    """What is compared: functions that start an endless stream of batches."""
+    """Yield what is compared: functions that start an endless stream of batches."""
     found = {"otter_jax": lambda: our_batches(folder, tokenizer, cores, augmentation)}
     try:
         import torch
@@ -120,7 +120,7 @@ def pipelines(
 def our_batches(
     folder: Path, tokenizer: Tokenizer, threads: int, augmentation: str
 ) -> Iterator[Any]:
-    """Batches as training reads them."""
+    """Yield batches as training reads them."""
     loader = PairLoader(
         open_source(f"webdataset:{folder}"),
         tokenizer,
@@ -136,7 +136,7 @@ def our_batches(
 def torch_transform(
     transforms: Any, augmentation: str, floats: bool
 ) -> Callable[[Image.Image], Any]:
-    """The transform of a PyTorch pipeline, with the normalisation or without."""
+    """Return the transform of a PyTorch pipeline, with the normalisation or without."""
     if augmentation == "random_resized_crop":
         view = [transforms.RandomResizedCrop(SIZE, images.CROP_SCALE, images.CROP_RATIO)]
     else:
@@ -157,16 +157,16 @@ class ImageFolder:
         self.paths, self.transform = sorted(folder.glob("*.jpg")), transform
 
     def __len__(self) -> int:
-        """How many files."""
+        """Return how many files."""
         return len(self.paths)
 
     def __getitem__(self, number: int) -> Any:
-        """One transformed image."""
+        """Return one transformed image."""
         return self.transform(Image.open(self.paths[number]).convert("RGB"))
 
 
 def torch_batches(folder: Path, transform: Callable, workers: int) -> Iterator[Any]:
-    """Batches of a DataLoader over files."""
+    """Yield batches of a DataLoader over files."""
     from torch.utils.data import DataLoader, RandomSampler
 
     data = ImageFolder(folder, transform)
@@ -177,7 +177,7 @@ def torch_batches(folder: Path, transform: Callable, workers: int) -> Iterator[A
 def webdataset_batches(
     webdataset: Any, folder: Path, transform: Callable, workers: int
 ) -> Iterator[Any]:
-    """Batches of a webdataset over the same shards."""
+    """Yield batches of a webdataset over the same shards."""
     from torch.utils.data import DataLoader
 
     data = (
@@ -217,7 +217,7 @@ def print_stages(
 
 
 def calls_per_second(function: Callable[[Any], Any], values: list[Any], rounds: int = 5) -> float:
-    """Calls a second with each of the values, in the best round."""
+    """Return calls a second with each of the values, in the best round."""
     seconds = []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -228,7 +228,7 @@ def calls_per_second(function: Callable[[Any], Any], values: list[Any], rounds: 
 
 
 def photo_like(rng: np.random.Generator) -> np.ndarray:
-    """uint8 [HEIGHT, WIDTH, 3] noise that needs the two bits a pixel of photographs as a JPEG."""
+    """Return uint8 [HEIGHT, WIDTH, 3] noise that needs the two bits a pixel of photographs as a JPEG."""
     across, down = np.fft.fftfreq(WIDTH) * WIDTH, np.fft.fftfreq(HEIGHT) * HEIGHT
     frequency = np.maximum(np.hypot(across, down[:, None]), 1.0)
     light, red, blue = (
@@ -240,7 +240,7 @@ def photo_like(rng: np.random.Generator) -> np.ndarray:
 
 
 def write_pairs(folder: Path) -> list[str]:
-    """Writes PAIRS images as .jpg files and, with captions, as tar shards; returns the captions."""
+    """Write PAIRS images as .jpg files and, with captions, as tar shards; returns the captions."""
     rng = np.random.default_rng(0)
     photos = []
     for _ in range(PHOTOS):
@@ -263,7 +263,7 @@ def write_pairs(folder: Path) -> list[str]:
 
 
 def write_tokenizer(folder: Path, captions: list[str]) -> Path:
-    """A WordPiece tokenizer of BERT's kind, with a vocabulary made from the captions."""
+    """Return a WordPiece tokenizer of BERT's kind, with a vocabulary made from the captions."""
     from tokenizers import BertWordPieceTokenizer
 
     tokenizer = BertWordPieceTokenizer()

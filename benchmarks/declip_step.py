@@ -30,7 +30,7 @@ Run = Callable[[], object]
 
 
 def random_batch(config: ConfigDict, vocabulary_size: int) -> dict[str, np.ndarray]:
-    """All views of some pairs; captions of 12 tokens, as they are long in the median."""
+    """Return all views of some pairs; captions of 12 tokens, as they are long in the median."""
     rng = np.random.default_rng(0)
     rows, size, length = config.batch_size, config.data.image_size, config.data.max_tokens
     image = rng.integers(0, 256, (2, rows, size, size, 3), dtype=np.uint8)
@@ -53,7 +53,7 @@ def random_batch(config: ConfigDict, vocabulary_size: int) -> dict[str, np.ndarr
 
 
 def views_used(config: ConfigDict, options: objectives.Options) -> set[str]:
-    """Names of the arrays that the loader would make for these options."""
+    """Return names of the arrays that the loader would make for these options."""
     views = train.views_of(config, options)
     names = {"image", "tokens", "token_mask"}
     names |= {"image2"} if views.images > 1 else set()
@@ -63,7 +63,7 @@ def views_used(config: ConfigDict, options: objectives.Options) -> set[str]:
 
 
 def make_step(config: ConfigDict, everything: bool) -> Run:
-    """A function that takes one step, with all three supervisions or none of them."""
+    """Return a function that takes one step, with all three supervisions or none of them."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.objective.update(dict.fromkeys(SUPERVISIONS, everything))
@@ -90,7 +90,7 @@ def make_step(config: ConfigDict, everything: bool) -> Run:
 
 
 def make_parts(config: ConfigDict) -> dict[str, Run]:
-    """Functions that compute the loss and the gradients of one part of a step each."""
+    """Return functions that compute the loss and the gradients of one part of a step each."""
     module = encoder.build_module(config)
     model, variables = dual_encoder.split(module)
     batch = jax.device_put(random_batch(config, module.text.config.vocab_size))
@@ -100,7 +100,7 @@ def make_parts(config: ConfigDict) -> dict[str, Run]:
     states = jax.random.normal(key, (rows, slots, module.text.width))
 
     def part(function: Callable[..., jax.Array], *inputs: jax.Array, owned: tuple[str, ...]) -> Run:
-        """By the parameters of what a part owns: the others' gradients would be zeros to write."""
+        """Return by the parameters of what a part owns: the others' gradients would be zeros to write."""
 
         def loss(params: dict, *inputs: jax.Array) -> jax.Array:
             bound = model.bind(variables._replace(params=variables.params | params))
@@ -143,7 +143,7 @@ def make_parts(config: ConfigDict) -> dict[str, Run]:
 
 
 def best_times(runs: dict[str, Run], repeats: int) -> dict[str, float]:
-    """Seconds of each, the least of some turns; the first call, which compiles, does not count."""
+    """Return seconds of each, the least of some turns; the first call, which compiles, does not count."""
     seconds = {name: [] for name in runs}
     for turn in range(repeats + 1):
         for name, run in runs.items():
@@ -155,7 +155,7 @@ def best_times(runs: dict[str, Run], repeats: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Prints the tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="declip_rn50", help="a preset of configs/")
     parser.add_argument("--batch_size", type=int, default=8, help="pairs of a batch")

@@ -35,17 +35,17 @@ class Clock:
     """Measures from when it is made, by the wall and by the processors' time of all threads."""
 
     def __init__(self) -> None:
-        """Starts both."""
+        """Start both."""
         self.wall, self.cpu = time.perf_counter(), time.process_time()
 
     def __call__(self) -> str:
-        """Both, for a table."""
+        """Return both, for a table."""
         wall, cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
         return f"{wall:8.2f} s, {cpu:8.2f} s of CPU"
 
 
 def unit_rows(count: int, seed: int) -> np.ndarray:
-    """Random unit rows [count, WIDTH], made in place."""
+    """Return random unit rows [count, WIDTH], made in place."""
     rng = np.random.default_rng(seed)
     rows = rng.standard_normal((count, WIDTH), dtype=np.float32)
     rows /= np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
@@ -53,7 +53,7 @@ def unit_rows(count: int, seed: int) -> np.ndarray:
 
 
 def blend(rows: np.ndarray, others: np.ndarray, numbers: np.ndarray, weight: float) -> None:
-    """Moves rows towards others[numbers], block by block; they stay unit rows."""
+    """Move rows towards others[numbers], block by block; they stay unit rows."""
     for start in range(0, len(rows), 4096):
         block = slice(start, start + 4096)
         moved = rows[block] + weight * others[numbers[block]]
@@ -61,7 +61,7 @@ def blend(rows: np.ndarray, others: np.ndarray, numbers: np.ndarray, weight: flo
 
 
 def make_hits(fraction: float, good: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image features, class bank and labels."""
+    """Return image features, class bank and labels."""
     images, bank = unit_rows(int(fraction * IMAGES), 0), unit_rows(CLASSES, 1)
     rng = np.random.default_rng(2)
     labels = rng.integers(0, CLASSES, size=(len(images), 8))
@@ -75,7 +75,7 @@ def make_hits(fraction: float, good: bool) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def measure_hits(library: str, model: str, fraction: float) -> str:
-    """Seconds for hit@1, 5 and 10, and the hits."""
+    """Return seconds for hit@1, 5 and 10, and the hits."""
     images, bank, labels = make_hits(fraction, model == "good")
     clock = Clock()
     if library == "otter_jax":
@@ -95,7 +95,7 @@ def measure_hits(library: str, model: str, fraction: float) -> str:
 
 
 def measure_retrieval(model: str, fraction: float) -> str:
-    """Seconds for recall@1, 5 and 10 in both directions."""
+    """Return seconds for recall@1, 5 and 10 in both directions."""
     images, texts = unit_rows(int(fraction * PICTURES), 0), unit_rows(int(fraction * TEXTS), 1)
     owners = np.arange(len(texts)) * len(images) // len(texts)
     if model == "good":
@@ -108,7 +108,7 @@ def measure_retrieval(model: str, fraction: float) -> str:
 
 
 def measure_probe(library: str, count: int, width: int, classes: int) -> str:
-    """Seconds for one fit with L2 = 1, after a first one that compiles, and its accuracy."""
+    """Return seconds for one fit with L2 = 1, after a first one that compiles, and its accuracy."""
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(classes, width)).astype(np.float32)
     labels = rng.integers(0, classes, size=count)
@@ -142,14 +142,14 @@ MEASURES: dict[str, Callable[..., str]] = {
 
 
 def in_child(*arguments: str) -> None:
-    """Prints what a process of its own measures, and its peak memory."""
+    """Print what a process of its own measures, and its peak memory."""
     command = [sys.executable, __file__, "--measure", *arguments]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     print(f"{' '.join(arguments):34}{output.rstrip()}", flush=True)
 
 
 def main() -> None:
-    """Runs what is asked for, one line at a time."""
+    """Run what is asked for, one line at a time."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", nargs="*", default=list(MEASURES))
     parser.add_argument("--fraction", default="1.0")

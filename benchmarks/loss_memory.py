@@ -11,7 +11,7 @@ import os
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", default="512,4096,16384,65536", help="batch sizes")
     parser.add_argument("--devices", default="1,8", help="numbers of devices")
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def mebibytes(size: int, width: int, tile: int, devices: int) -> float:
-    """Temporary memory of one device for a batch of `size` pairs."""
+    """Return temporary memory of one device for a batch of `size` pairs."""
     import jax
     import jax.numpy as jnp
     import numpy as np

@@ -25,7 +25,7 @@ Run = Callable[[], object]
 
 
 def main() -> None:
-    """Prints both tables."""
+    """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", default="512,1024,2048,4096,8192", help="batch sizes")
     parser.add_argument("--width", type=int, default=256, help="embedding width")
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def measure(forms: dict[str, Run], repeats: int) -> dict[str, float]:
-    """Best time of each form in seconds, after one run that compiles."""
+    """Return best time of each form in seconds, after one run that compiles."""
     best = dict.fromkeys(forms, float("inf"))
     for run in forms.values():
         run()
@@ -59,12 +59,12 @@ def measure(forms: dict[str, Run], repeats: int) -> dict[str, float]:
 
 
 def embeddings(size: int, width: int, seed: int) -> np.ndarray:
-    """Image and text embeddings of a batch, [2, size, width], not normalised."""
+    """Return image and text embeddings of a batch, [2, size, width], not normalised."""
     return np.random.default_rng(seed).standard_normal((2, size, width), np.float32)
 
 
 def sinkhorn_forms(size: int, width: int) -> dict[str, Run]:
-    """The forms of the row plan."""
+    """Return the forms of the row plan."""
     rows = [objectives.normalize(jnp.asarray(x)) for x in embeddings(size, width, 0)]
     similarity = targets.teacher_similarity(
         *rows, image_weight=1.0, text_weight=1.0, remove_diagonal=True
@@ -80,12 +80,12 @@ def sinkhorn_forms(size: int, width: int) -> dict[str, Run]:
 
 
 def run_jax(function: Callable, *arguments: object) -> None:
-    """Runs to the end."""
+    """Run to the end."""
     jax.block_until_ready(function(*arguments))
 
 
 def ott_kernel_plan(similarity: jax.Array) -> jax.Array:
-    """The same by ott-jax's kernel mode."""
+    """Return the same by ott-jax's kernel mode."""
     from ott.geometry import geometry
     from ott.problems.linear import linear_problem
     from ott.solvers.linear import sinkhorn as ott_sinkhorn
@@ -105,7 +105,7 @@ def ott_kernel_plan(similarity: jax.Array) -> jax.Array:
 
 
 def loss_forms(size: int, width: int) -> dict[str, Run]:
-    """The forms of the whole loss."""
+    """Return the forms of the whole loss."""
     student, teacher = (
         objectives.Embeddings(*map(jnp.asarray, embeddings(size, width, seed))) for seed in (0, 1)
     )
@@ -134,7 +134,7 @@ def differentiated_loss(
     teacher: objectives.Embeddings,
     log_scales: objectives.LogScales,
 ) -> jax.Array:
-    """The alternative to the tiled loss's own gradient: every tile is recomputed by autodiff.
+    """Return the alternative to the tiled loss's own gradient: every tile is recomputed by autodiff.
 
     The two directions are separate here, since a direction's columns are complete in a tile only
     where they are the rows' keys.
@@ -170,7 +170,7 @@ def differentiated_loss(
 
 
 def torch_sinkhorn(similarity: np.ndarray) -> dict[str, Run]:
-    """The released arithmetic in PyTorch; nothing where it is not installed."""
+    """Return the released arithmetic in PyTorch; nothing where it is not installed."""
     try:
         import torch
     except ModuleNotFoundError:
@@ -180,7 +180,7 @@ def torch_sinkhorn(similarity: np.ndarray) -> dict[str, Run]:
 
 
 def torch_plan(similarity: object) -> object:
-    """Rows, then columns, `ITERATIONS` times, and rows once more."""
+    """Return rows, then columns, `ITERATIONS` times, and rows once more."""
     plan = (similarity / EPSILON).exp()
     plan /= plan.sum()
     for _ in range(ITERATIONS):
@@ -191,7 +191,7 @@ def torch_plan(similarity: object) -> object:
 
 
 def torch_loss(student: np.ndarray, teacher: np.ndarray) -> dict[str, Run]:
-    """The released loss in PyTorch; nothing where it is not installed."""
+    """Return the released loss in PyTorch; nothing where it is not installed."""
     try:
         import torch
         from torch.nn import functional

@@ -36,7 +36,7 @@ def write_features(path: Path, count: int, width: int, seed: int) -> None:
 
 
 def main() -> None:
-    """Prints a line for each size."""
+    """Print a line for each size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, nargs="+", default=[100_000, 200_000, 400_000])
     parser.add_argument("--width", type=int, default=768)

@@ -13,7 +13,7 @@ from typing import Any
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="configs/otter_rn50.py", help="a file of configs/")
     parser.add_argument("--devices", default="1,2,4,8", help="numbers of devices")
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def abstract_state(path: Path) -> Any:
-    """The shapes of the state that a config's run begins with; weights are not read."""
+    """Return the shapes of the state that a config's run begins with; weights are not read."""
     import jax
 
     from otter_jax import objectives
@@ -62,7 +62,7 @@ def abstract_state(path: Path) -> Any:
 
 
 def mebibytes(tree: Any, devices: int, fsdp: bool) -> float:
-    """What one device holds of a pytree of shapes."""
+    """Return what one device holds of a pytree of shapes."""
     import jax
     import numpy as np
     from jax.sharding import Mesh

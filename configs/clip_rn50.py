@@ -19,7 +19,7 @@ from configs.yfcc15m import resnet50_recipe
 
 
 def get_config() -> ConfigDict:
-    """The preset."""
+    """Return the preset."""
     config = resnet50_recipe()
     config.data.augmentation = "light"
     config.objective.name = "declip"  # With its three supervisions off, it is CLIP.

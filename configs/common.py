@@ -17,7 +17,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def resnet50_recipe() -> ConfigDict:
-    """A config with everything but the method."""
+    """Return a config with everything but the method."""
     config = default_config()
     config.batch_size = 512
     config.total_epochs = 10.0

@@ -18,7 +18,7 @@ from configs import quickstart
 
 
 def get_config() -> ConfigDict:
-    """The quickstart's pairs and pretrained towers, whose last blocks are trained too."""
+    """Return the quickstart's pairs and pretrained towers, whose last blocks are trained too."""
     config = quickstart.get_config()
     config.batch_size = 128
     config.total_epochs = 3.0

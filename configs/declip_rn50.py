@@ -25,7 +25,7 @@ from configs.yfcc15m import resnet50_recipe
 
 
 def get_config() -> ConfigDict:
-    """The preset."""
+    """Return the preset."""
     config = resnet50_recipe()
     config.objective.name = "declip"
     config.objective.clip_weight = 0.4

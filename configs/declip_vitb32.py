@@ -20,7 +20,7 @@ from configs.yfcc15m import vit_b32_recipe
 
 
 def get_config() -> ConfigDict:
-    """The preset."""
+    """Return the preset."""
     config = vit_b32_recipe()
     config.objective.name = "declip"
     config.objective.clip_weight = 0.4

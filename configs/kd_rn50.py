@@ -22,7 +22,7 @@ from configs.common import resnet50_recipe
 
 
 def get_config() -> ConfigDict:
-    """The preset."""
+    """Return the preset."""
     config = resnet50_recipe()
     config.objective.name = "kd"
     config.objective.teacher_scale = 100.0

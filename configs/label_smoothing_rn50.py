@@ -20,7 +20,7 @@ from configs.common import resnet50_recipe
 
 
 def get_config() -> ConfigDict:
-    """The preset."""
+    """Return the preset."""
     config = resnet50_recipe()
     config.objective.name = "label_smoothing"
     config.objective.smoothing = 0.1

@@ -21,7 +21,7 @@ from configs.common import resnet50_recipe
 
 
 def get_config() -> ConfigDict:
-    """The preset."""
+    """Return the preset."""
     config = resnet50_recipe()
     config.objective.name = "otter"
     config.objective.alpha = 0.5

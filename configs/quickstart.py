@@ -19,7 +19,7 @@ from otter_jax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    """The quickstart's config."""
+    """Return the quickstart's config."""
     config = default_config()
     config.batch_size = 256
     config.total_epochs = 30.0

@@ -17,7 +17,7 @@ from configs.yfcc15m import vit_b32_recipe
 
 
 def get_config() -> ConfigDict:
-    """The preset."""
+    """Return the preset."""
     config = vit_b32_recipe()
     config.data.augmentation = "light"
     config.objective.name = "slip"

@@ -21,7 +21,7 @@ END_OF_TEXT, VOCABULARY_WITH_MASK = 49_407, 49_409
 
 
 def yfcc15m_recipe(image_tower: str, embed_dim: int, image_projection: str) -> ConfigDict:
-    """A config with everything but the method."""
+    """Return a config with everything but the method."""
     config = default_config()
     config.batch_size = 4096
     config.total_steps = 128_000
@@ -62,10 +62,10 @@ def yfcc15m_recipe(image_tower: str, embed_dim: int, image_projection: str) -> C
 
 
 def resnet50_recipe() -> ConfigDict:
-    """CLIP's ResNet50, whose attention pool leads to the embedding."""
+    """Return CLIP's ResNet50, whose attention pool leads to the embedding."""
     return yfcc15m_recipe("clip_resnet50", embed_dim=1024, image_projection="none")
 
 
 def vit_b32_recipe() -> ConfigDict:
-    """CLIP's ViT-B/32."""
+    """Return CLIP's ViT-B/32."""
     return yfcc15m_recipe("clip_vit_b32", embed_dim=512, image_projection="linear_no_bias")

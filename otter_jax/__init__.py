@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Loads the heavy parts when they are first asked for."""
+    """Load the heavy parts when they are first asked for."""
     if name == "load":
         from otter_jax.embedding.encoder import load
 

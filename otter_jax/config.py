@@ -35,7 +35,7 @@ OVERRIDE = re.compile(r"model\.(image|text)\.overrides\.[^.]+")  # Any plain val
 
 
 def default_config() -> ConfigDict:
-    """Every key that exists, with the papers' value where they name one (OTTER, released code)."""
+    """Return every key that exists, with the papers' value where they name one (OTTER, released code)."""
     config = ConfigDict()
     config.seed = 0
     config.batch_size = 512
@@ -192,10 +192,10 @@ def default_config() -> ConfigDict:
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses values that could only fail later.
+    """Refuse values that could only fail later.
 
     Raises:
-      ValueError: naming the key, what was found and what would be right.
+        ValueError: naming the key, what was found and what would be right.
     """
     _refuse_unknown_keys(config)
     _choice(config, "on_nan", ("stop", "skip", "rollback"))
@@ -252,30 +252,30 @@ def check(config: ConfigDict) -> None:
 
 
 def total_steps(config: ConfigDict, num_pairs: int) -> int:
-    """Length of the run in steps; an epoch is `num_pairs` / `batch_size` steps, not rounded."""
+    """Return length of the run in steps; an epoch is `num_pairs` / `batch_size` steps, not rounded."""
     if config.total_steps is not None:
         return int(config.total_steps)
     return max(1, int(config.total_epochs * num_pairs / config.batch_size))
 
 
 def without_micro_batches(config: ConfigDict) -> ConfigDict:
-    """The same config with all rows of a batch going through the towers at once."""
+    """Return the same config with all rows of a batch going through the towers at once."""
     config = config.copy_and_resolve_references()
     config.micro_batch = None
     return config
 
 
 def as_dict(config: ConfigDict) -> dict[str, Any]:
-    """What config.json holds: nested plain values, keys in order."""
+    """Return what config.json holds: nested plain values, keys in order."""
     return json.loads(config.to_json(sort_keys=True))
 
 
 def load(path: Path) -> ConfigDict:
-    """Reads a saved config; keys that have come since get their defaults.
+    """Read a saved config; keys that have come since get their defaults.
 
     Raises:
-      FileNotFoundError: if there is none.
-      ValueError: if it has a key that does not exist.
+        FileNotFoundError: if there is none.
+        ValueError: if it has a key that does not exist.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} is not a workdir: it has no {path.name}")
@@ -295,7 +295,7 @@ def load(path: Path) -> ConfigDict:
 
 
 def describe_unknown_key(key: str) -> str | None:
-    """What to write instead of a key such as `data.trian`; None if it may exist."""
+    """Return what to write instead of a key such as `data.trian`; None if it may exist."""
     known = list(_flatten(default_config().to_dict()))
     if key in known or OVERRIDE.fullmatch(key):
         return None
@@ -309,7 +309,7 @@ def describe_unknown_key(key: str) -> str | None:
 def differences(
     saved: ConfigDict, asked: ConfigDict, ignore: Iterable[str] = BOOKKEEPING_KEYS
 ) -> list[str]:
-    """Lines `key: saved -> asked` for every key that differs, but for prefixes in `ignore`."""
+    """Return lines `key: saved -> asked` for every key that differs, but for prefixes in `ignore`."""
     old, new = _flatten(saved.to_dict()), _flatten(asked.to_dict())
     keys = [key for key in sorted(old | new) if not key.startswith(tuple(ignore))]
     return [
@@ -320,7 +320,7 @@ def differences(
 
 
 def _check_profile(steps: tuple[int, ...]) -> None:
-    """Refuses what is not a first and a last step."""
+    """Refuse what is not a first and a last step."""
     whole = all(isinstance(step, int) for step in steps)
     if steps and not (whole and len(steps) == 2 and 1 <= steps[0] <= steps[1]):
         raise ValueError(
@@ -329,7 +329,7 @@ def _check_profile(steps: tuple[int, ...]) -> None:
 
 
 def _check_sources(config: ConfigDict) -> None:
-    """Refuses what cannot be a list of SPECs or of weights, and a share that is none."""
+    """Refuse what cannot be a list of SPECs or of weights, and a share that is none."""
     train = config.data.train
     specs = (train,) if isinstance(train, str) else train
     if not isinstance(specs, tuple | list) or not all(isinstance(s, str) for s in specs):
@@ -346,7 +346,7 @@ def _check_sources(config: ConfigDict) -> None:
 
 
 def _check_captions(config: ConfigDict) -> None:
-    """Refuses what is no choice of captions, and trust where captions of one image would vote."""
+    """Refuse what is no choice of captions, and trust where captions of one image would vote."""
     _choice(config, "data.captions", ("one", "all"))
     objective = config.objective
     if config.data.captions == "all" and "estimated" in (objective.alpha, objective.pair_weight):
@@ -367,7 +367,7 @@ def _refuse_unknown_keys(config: ConfigDict) -> None:
 
 
 def _refuse_contradictions(config: ConfigDict, tower: str) -> None:
-    """Refuses what no tower can be."""
+    """Refuse what no tower can be."""
     key, settings = f"model.{tower}", config.model[tower]
     kinds = ("linear", "linear_no_bias", "mlp", "none", "auto", "pretrained")
     _choice(config, f"{key}.projection", kinds)

@@ -18,29 +18,29 @@ SMALLEST_SPLIT = 2**14  # Elements; gathering less would cost more than it saves
 
 
 def make_mesh() -> Mesh:
-    """One axis, `data`, over all devices of all processes."""
+    """Return one axis, `data`, over all devices of all processes."""
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
 def split_rows(mesh: Mesh) -> NamedSharding:
-    """Arrays whose first axis is the batch."""
+    """Return arrays whose first axis is the batch."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Arrays that every device holds whole: parameters, optimizer state, scalars."""
+    """Return arrays that every device holds whole: parameters, optimizer state, scalars."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def first_process_says(flag: bool) -> bool:
-    """The first process's answer to a question that all of them ask at the same time."""
+    """Return the first process's answer to a question that all of them ask at the same time."""
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.broadcast_one_to_all(np.array(flag)))
 
 
 def parameter_place(mesh: Mesh, array: Any) -> NamedSharding:
-    """Where a parameter lives when its kind is split over the devices (FSDP, ZeRO).
+    """Return where a parameter lives when its kind is split over the devices (FSDP, ZeRO).
 
     The longest axis that the devices divide is split; small arrays, and those without such an
     axis, are whole on every device.
@@ -54,7 +54,7 @@ def parameter_place(mesh: Mesh, array: Any) -> NamedSharding:
 
 
 def check_batch_size(mesh: Mesh, batch_size: int, key: str = "batch_size") -> None:
-    """Refuses a batch that does not divide over the devices (ValueError naming `config.key`)."""
+    """Refuse a batch that does not divide over the devices (ValueError naming `config.key`)."""
     devices = mesh.devices.size
     if batch_size % devices:
         lower = batch_size // devices * devices
@@ -65,7 +65,7 @@ def check_batch_size(mesh: Mesh, batch_size: int, key: str = "batch_size") -> No
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's rows of a batch, as global arrays split over the devices."""
+    """Return this process's rows of a batch, as global arrays split over the devices."""
     sharding = split_rows(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
@@ -73,17 +73,17 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 
 
 def put_rows(mesh: Mesh, rows: np.ndarray) -> jax.Array:
-    """An array that every process holds whole, split over all devices."""
+    """Return an array that every process holds whole, split over all devices."""
     return jax.make_array_from_callback(rows.shape, split_rows(mesh), lambda index: rows[index])
 
 
 def state_places(mesh: Mesh, tree: Any, *, fsdp: bool) -> Any:
-    """Where each array of a pytree lives: whole on every device, or as `parameter_place` says."""
+    """Return where each array of a pytree lives: whole on every device, or as `parameter_place` says."""
     return jax.tree.map(lambda x: parameter_place(mesh, x) if fsdp else replicated(mesh), tree)
 
 
 def put_state(mesh: Mesh, tree: Any, *, fsdp: bool = False) -> Any:
-    """A pytree of arrays where `state_places` says; no device is sent more than its part."""
+    """Return a pytree of arrays where `state_places` says; no device is sent more than its part."""
 
     def put(array: Any, place: NamedSharding) -> jax.Array:
         rows = np.asarray(array)
@@ -93,7 +93,7 @@ def put_state(mesh: Mesh, tree: Any, *, fsdp: bool = False) -> Any:
 
 
 def describe_state(mesh: Mesh, tree: Any, *, fsdp: bool = False) -> Any:
-    """What `put_state` would give, without its numbers: shapes, types and places."""
+    """Return what `put_state` would give, without its numbers: shapes, types and places."""
 
     def describe(array: Any, place: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place)
@@ -103,7 +103,7 @@ def describe_state(mesh: Mesh, tree: Any, *, fsdp: bool = False) -> Any:
 
 @contextlib.contextmanager
 def on_host() -> Iterator[None]:
-    """Has JAX compute in the host's memory, so that what is made takes none of a device's."""
+    """Have JAX compute in the host's memory, so that what is made takes none of a device's."""
     try:
         host = jax.local_devices(backend="cpu")[0]
     except RuntimeError:  # JAX_PLATFORMS leaves it out.
@@ -113,14 +113,14 @@ def on_host() -> Iterator[None]:
 
 
 def bytes_on_a_device(tree: Any) -> int:
-    """How much of a pytree of arrays one device holds."""
+    """Return how much of a pytree of arrays one device holds."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
     )
 
 
 def whole(array: jax.Array) -> np.ndarray:
-    """An array with what other processes have of it; all of them must ask at the same time."""
+    """Return an array with what other processes have of it; all of them must ask at the same time."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)

@@ -86,12 +86,12 @@ class Parts:
     interruption: Interruption = dataclasses.field(default_factory=Interruption)
 
     def place_encoder(self) -> Encoder:
-        """The untrained encoder at work: its variables are on the devices while it is held."""
+        """Return the untrained encoder at work: its variables are on the devices while it is held."""
         variables = self.encoder.variables
         return self.encoder.replace(sharding.put_state(self.mesh, variables, fsdp=self.config.fsdp))
 
     def evaluate(self, variables: dual_encoder.Variables) -> dict[str, dict[str, float]]:
-        """`{set: {metric: value}}` of a model with these variables; may raise Interrupted."""
+        """Return `{set: {metric: value}}` of a model with these variables; may raise Interrupted."""
         encoder, results = self.encoder.replace(variables), {}
         for each in self.sets:
             self.interruption.look()
@@ -113,7 +113,7 @@ class TrainingData:
     fixed: batches.Batch = dataclasses.field(default_factory=dict)
 
     def share_unreadable(self) -> bool:
-        """Makes what one process could not use known to all, which must ask at the same time.
+        """Make what one process could not use known to all, which must ask at the same time.
 
         Returns whether there was anything new.
         """
@@ -140,15 +140,15 @@ class Run:
 
 
 def train(config: ConfigDict, workdir: Path) -> Results:
-    """Trains, or goes on training, in `workdir`; returns what results.json holds.
+    """Train, or goes on training, in `workdir`; returns what results.json holds.
 
     Raises:
-      ValueError, FileNotFoundError, ModuleNotFoundError: one line on what is wrong with the config,
-        the data or the workdir, before anything is written.
-      OSError: if the workdir cannot be written any more, or was removed.
-      DivergedError: if the loss or an update is not finite, or the loss has exploded, and
-        config.on_nan does not allow for it; nothing of it is saved.
-      Interrupted: on SIGTERM or SIGINT, when all finished steps have been saved.
+        ValueError, FileNotFoundError, ModuleNotFoundError: one line on what is wrong with the
+            config, the data or the workdir, before anything is written.
+        OSError: if the workdir cannot be written any more, or was removed.
+        DivergedError: if the loss or an update is not finite, or the loss has exploded, and
+            config.on_nan does not allow for it; nothing of it is saved.
+        Interrupted: on SIGTERM or SIGINT, when all finished steps have been saved.
     """
     with Interruption() as interruption:
         with processes.refusing_together():
@@ -201,7 +201,7 @@ def train_claimed(
     lock: Lock,
     interruption: Interruption,
 ) -> Results:
-    """Trains in a workdir that is this run's own, from the start or from its last checkpoint."""
+    """Train in a workdir that is this run's own, from the start or from its last checkpoint."""
     config, workdir = parts.config, parts.workdir
     keep_description(parts.encoder, workdir)
     describe(parts, source, total_steps)
@@ -230,7 +230,7 @@ def train_claimed(
 
 
 def make_fresh_state(parts: Parts, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step, made where it belongs: a device never has more of it."""
+    """Return the state before the first step, made where it belongs: a device never has more of it."""
     config, options = parts.config, parts.options
 
     def make(variables: dual_encoder.Variables) -> TrainState:
@@ -243,7 +243,7 @@ def make_fresh_state(parts: Parts, optimizer: optax.GradientTransformation) -> T
 
 
 def train_from_checkpoint(run: Run, state: TrainState) -> Results:
-    """Goes on from the last checkpoint, or begins with `state` where there is none."""
+    """Go on from the last checkpoint, or begins with `state` where there is none."""
     parts, saved = run.parts, run.saved
     if saved.latest_step is not None:
         state = saved.restore(state)
@@ -271,7 +271,7 @@ def train_from_checkpoint(run: Run, state: TrainState) -> Results:
 
 
 def run_steps(run: Run, state: TrainState, report: Reporter, watch: DivergenceWatch) -> TrainState:
-    """The training loop: from the state's own step to the last one, which is saved."""
+    """Return the training loop: from the state's own step to the last one, which is saved."""
     parts, config, start = run.parts, run.parts.config, int(state.step)
     try:
         evaluate_what_is_missing(parts, state, report)
@@ -308,7 +308,7 @@ def run_steps(run: Run, state: TrainState, report: Reporter, watch: DivergenceWa
 
 
 def step_costs(run: Run, state: TrainState, batch: Batch) -> costs.StepCosts:
-    """What a step takes; it is compiled here, and not again when it is called."""
+    """Return what a step takes; it is compiled here, and not again when it is called."""
     config = run.parts.config
     step = run.step.lower(state, batch)
     unsplit = step if config.micro_batch is None else run.unsplit_step.lower(state, batch)
@@ -316,7 +316,7 @@ def step_costs(run: Run, state: TrainState, batch: Batch) -> costs.StepCosts:
 
 
 def take_step(run: Run, number: int, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    """One step; whatever would be copied between host and devices behind our back is an error."""
+    """Return one step; whatever would be copied between host and devices behind our back is an error."""
     run.profiler.before(number)
     with jax.transfer_guard("disallow"):
         state, metrics = run.step(state, batch)
@@ -325,7 +325,7 @@ def take_step(run: Run, number: int, state: TrainState, batch: Batch) -> tuple[T
 
 
 def open_stream(run: Run, start: int) -> Iterator[batches.Batch]:
-    """This process's rows of the batches after step `start`."""
+    """Yield this process's rows of the batches after step `start`."""
     config, data = run.parts.config, run.data
     return batches.batches(
         data.load,
@@ -340,7 +340,7 @@ def open_stream(run: Run, start: int) -> Iterator[batches.Batch]:
 
 
 def record_order(config: ConfigDict, source: Source, records: np.ndarray) -> grain.MapDataset:
-    """Rows of `records` by step, see batches.record_order."""
+    """Return rows of `records` by step, see batches.record_order."""
     lengths = count_by_source(source, records)
     return batches.record_order(lengths, config.batch_size, config.seed, config.data.weights)
 
@@ -348,7 +348,7 @@ def record_order(config: ConfigDict, source: Source, records: np.ndarray) -> gra
 def report_step(
     run: Run, number: int, metrics: Metrics, report: Reporter, watch: DivergenceWatch
 ) -> None:
-    """Reports a step, and looks for what would make it the last one."""
+    """Report a step, and looks for what would make it the last one."""
     watch.settle()
     with processes.refusing_together():
         run.lock.check()
@@ -363,7 +363,7 @@ def report_step(
 
 
 def must_save(run: Run, number: int) -> bool:
-    """Whether the steps or the minutes say so after this step."""
+    """Return whether the steps or the minutes say so after this step."""
     config = run.parts.config
     if every(config.checkpoint.every_steps, number):
         return True
@@ -378,7 +378,7 @@ def must_save(run: Run, number: int) -> bool:
 
 
 def save(run: Run, state: TrainState, report: Reporter, watch: DivergenceWatch) -> None:
-    """Saves a state when metrics and bad records are on disk: what led to it is never missing."""
+    """Save a state when metrics and bad records are on disk: what led to it is never missing."""
     watch.settle()
     with processes.refusing_together():
         run.lock.check()
@@ -389,12 +389,12 @@ def save(run: Run, state: TrainState, report: Reporter, watch: DivergenceWatch) 
 
 
 def make_memory(options: objectives.Options, embed_dim: int) -> objectives.Queue | None:
-    """An empty queue, where the objective remembers texts."""
+    """Return an empty queue, where the objective remembers texts."""
     return objectives.make_queue(options.queue_size, embed_dim) if options.uses_queue else None
 
 
 def evaluate_what_is_missing(parts: Parts, state: TrainState, report: Reporter) -> None:
-    """Evaluates where a run begins, or where it ended between a checkpoint and its evaluation."""
+    """Evaluate where a run begins, or where it ended between a checkpoint and its evaluation."""
     number = int(state.step)
     due = number == 0 or every(parts.config.evaluate.every_steps, number)
     known = bool(reporting.read_evaluation(parts.workdir / "metrics.jsonl", number))
@@ -403,7 +403,7 @@ def evaluate_what_is_missing(parts: Parts, state: TrainState, report: Reporter) 
 
 
 def batch_records(run: Run, number: int) -> list[dict[str, Any]]:
-    """Which records the batch at a step is made of: numbers and keys in the collection."""
+    """Return which records the batch at a step is made of: numbers and keys in the collection."""
     config, data = run.parts.config, run.data
     rows = record_order(config, data.source, data.records)[number - 1]
     used = ({"index": rows} | data.load(number - 1, rows))["index"].tolist()
@@ -413,7 +413,7 @@ def batch_records(run: Run, number: int) -> list[dict[str, Any]]:
 def finish(
     parts: Parts, data: TrainingData, state: TrainState, report: Reporter, total_steps: int
 ) -> Results:
-    """Evaluates the trained model, draws its pictures, and writes results.json last of all."""
+    """Evaluate the trained model, draws its pictures, and writes results.json last of all."""
     after = parts.evaluate(state.variables)
     check_data(parts, data)  # Again: what was read since may have been unreadable.
     if not reporting.read_evaluation(parts.workdir / "metrics.jsonl", total_steps):
@@ -423,14 +423,14 @@ def finish(
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> Results:
-    """Repeats the final evaluation of `workdir` from its latest checkpoint that is whole.
+    """Repeat the final evaluation of `workdir` from its latest checkpoint that is whole.
 
     `evaluate.*` may differ from the run's own config. Writes results.json if the run has finished,
     its last checkpoint is whole, and they do not, else evaluation.json with the step of the model
     as `step`; so it may look at a run that is under way.
 
     Raises:
-      ValueError, FileNotFoundError: one line on what is wrong with the config or the workdir.
+        ValueError, FileNotFoundError: one line on what is wrong with the config or the workdir.
     """
     with processes.refusing_together():
         config_lib.check(config)
@@ -464,7 +464,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> Results:
 def build_parts_together(
     config: ConfigDict, workdir: Path, mesh: Mesh, options: objectives.Options
 ) -> Parts:
-    """`build_parts`, which all processes refuse where one does, or where their sets differ."""
+    """Return `build_parts`, which all processes refuse where one does, or where their sets differ."""
     with processes.refusing_together():
         parts = build_parts(config, workdir, mesh, options)
     processes.refuse_differences({each.name: counts_of(each) for each in parts.sets})
@@ -474,7 +474,7 @@ def build_parts_together(
 def build_parts(
     config: ConfigDict, workdir: Path, mesh: Mesh, options: objectives.Options
 ) -> Parts:
-    """Builds the model and opens the evaluation sets."""
+    """Build the model and opens the evaluation sets."""
     with sharding.on_host():
         model, variables = dual_encoder.split(build_module(config))
     variables = jax.tree.map(np.array, variables)  # Copies: no device holds what restarts need.
@@ -496,7 +496,7 @@ def build_parts(
 
 
 def describe(parts: Parts, source: Source, total_steps: int) -> None:
-    """Says what is trained on what."""
+    """Say what is trained on what."""
     config, variables = parts.config, parts.encoder.variables
     trained, frozen = dual_encoder.count(variables.params), dual_encoder.count(variables.frozen)
     towers = [
@@ -516,13 +516,13 @@ def describe(parts: Parts, source: Source, total_steps: int) -> None:
 
 
 def counts_of(evaluated: EvaluationSet) -> str:
-    """How much there is in a set: 48 pairs, or 10,000 images, 100 classes."""
+    """Return how much there is in a set: 48 pairs, or 10,000 images, 100 classes."""
     contents = evaluated.contents().items()
     return ", ".join(f"{count:,} {name}" for name, count in contents if isinstance(count, int))
 
 
 def open_training_data(parts: Parts, source: Source) -> TrainingData:
-    """Chooses how batches are made: from features computed once, or from images every time."""
+    """Choose how batches are made: from features computed once, or from images every time."""
     config = parts.config
     views = views_of(config, parts.options)
     fixed = config.data.augmentation == "none" and not config.data.flip and views == Views()
@@ -542,10 +542,10 @@ def open_training_data(parts: Parts, source: Source) -> TrainingData:
 
 
 def views_of(config: ConfigDict, options: objectives.Options) -> Views:
-    """The views of a pair that an objective asks for.
+    """Return the views of a pair that an objective asks for.
 
     Raises:
-      ValueError: if they would be no views, or nothing would learn from them.
+        ValueError: if they would be no views, or nothing would learn from them.
     """
     number = 3 if options.uses_simclr else 2 if options.uses_two_image_views else 1
     if number > 1 and config.data.view_augmentation == "none":
@@ -571,7 +571,7 @@ def views_of(config: ConfigDict, options: objectives.Options) -> Views:
 
 
 def open_cached_data(parts: Parts, source: Source) -> TrainingData:
-    """Computes the frozen image tower's features of all pairs, or reads them if they are known."""
+    """Compute the frozen image tower's features of all pairs, or reads them if they are known."""
     store, encoder = parts.store, parts.place_encoder()
     named = [(name, record and record.caption) for name, record in named_records(source)]
     collection = from_source(source, [name for name, _ in named])
@@ -587,10 +587,10 @@ def open_cached_data(parts: Parts, source: Source) -> TrainingData:
 
 
 def add_trust(parts: Parts, data: TrainingData) -> None:
-    """Has batches carry each pair's trust: estimated before the first step, then kept.
+    """Have batches carry each pair's trust: estimated before the first step, then kept.
 
     Raises:
-      ValueError: if what the workdir keeps is another's, or there are too few different pairs.
+        ValueError: if what the workdir keeps is another's, or there are too few different pairs.
     """
     path, key = parts.workdir / trust.FILE, trust_key(parts, data.source)
     if sharding.first_process_says(path.is_file()):
@@ -607,7 +607,7 @@ def add_trust(parts: Parts, data: TrainingData) -> None:
 
 
 def estimate_trust(parts: Parts, data: TrainingData, folder: Path) -> tuple[Trust, np.ndarray]:
-    """The trust of pairs by the towers as they are before training, and their records' numbers."""
+    """Return the trust of pairs by the towers as they are before training, and their records' numbers."""
     config, fixed = parts.config, data.fixed
     for tower in ("image", "text"):
         if config.model[tower].pretrained is None:
@@ -631,7 +631,7 @@ def estimate_trust(parts: Parts, data: TrainingData, folder: Path) -> tuple[Trus
 
 
 def trust_key(parts: Parts, source: Source) -> str:
-    """A hash of all that pair trust depends on."""
+    """Return a hash of all that pair trust depends on."""
     config, variables = parts.config, parts.encoder.variables
     towers = [group.get(kind) for group in variables for kind in ("image", "text")]
     transform = [config.data[name] for name in ("image_size", "fit", "max_tokens")]
@@ -640,7 +640,7 @@ def trust_key(parts: Parts, source: Source) -> str:
 
 
 def check_data(parts: Parts, data: TrainingData) -> None:
-    """Writes down and says what cannot be used, and refuses too much of it (ValueError)."""
+    """Write down and says what cannot be used, and refuses too much of it (ValueError)."""
     data.share_unreadable()
     write_data_note(parts, data)
     if len(data.unreadable) > data.said:
@@ -670,13 +670,13 @@ def write_data_note(parts: Parts, data: TrainingData) -> None:
 
 
 def read_unreadable(workdir: Path) -> dict[str, str]:
-    """What an earlier start of this run could not read, which stays noted."""
+    """Return what an earlier start of this run could not read, which stays noted."""
     path = workdir / "data.json"
     return reporting.read_json(path)["train"]["unreadable"] if path.is_file() else {}
 
 
 def refuse_bad_data(config: ConfigDict, source: Source, unreadable: dict[str, str]) -> None:
-    """Refuses data of which too much is bad, as far as is known by now (ValueError)."""
+    """Refuse data of which too much is bad, as far as is known by now (ValueError)."""
     total = len(source) + sum(source.skipped.values())
     bad = Counter(source.skipped) + Counter(count_reasons(unreadable.values()))
     refuse_too_many_bad(bad, total, config.data.max_bad_share)
@@ -708,7 +708,7 @@ def draw_sets(parts: Parts, variables: dual_encoder.Variables) -> None:
 
 
 def before_training(workdir: Path) -> dict[str, dict[str, float]]:
-    """What was measured before the first step."""
+    """Return what was measured before the first step."""
     return reporting.read_evaluation(workdir / "metrics.jsonl", step=0)
 
 
@@ -719,7 +719,7 @@ def write_results(
     name: str,
     **facts: int,
 ) -> Results:
-    """The results, with facts about them, as a file of the workdir, and the table on the screen."""
+    """Return the results, with facts about them, as a file of the workdir, and the table on the screen."""
     results = after | {
         "before": {name: before[name] for name in after if name in before},
         "chance": {each.name: each.chance() for each in parts.sets},
@@ -734,5 +734,5 @@ def write_results(
 
 
 def every(period: int, step: int) -> bool:
-    """Whether something that happens every `period` steps (0: never) happens at this one."""
+    """Return whether something that happens every `period` steps (0: never) happens at this one."""
     return period > 0 and step % period == 0

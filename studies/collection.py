@@ -43,7 +43,7 @@ class Split(NamedTuple):
 
 
 def load(workdir: Path) -> Collection:
-    """The features, from `workdir`/collection.npz, or computed now (two minutes) and kept there."""
+    """Return the features, from `workdir`/collection.npz, or computed now (two minutes) and kept there."""
     path = workdir / "collection.npz"
     if not path.is_file():
         collection = compute(workdir)
@@ -55,7 +55,7 @@ def load(workdir: Path) -> Collection:
 
 
 def compute(workdir: Path) -> Collection:
-    """Runs the frozen towers; `workdir`/features keeps what they gave, as that of a run does."""
+    """Run the frozen towers; `workdir`/features keeps what they gave, as that of a run does."""
     config = quickstart.get_config()
     config.evaluate.sets = ("openmoji",)
     options = objectives.make_options(**config.objective)
@@ -84,12 +84,12 @@ def compute(workdir: Path) -> Collection:
 
 
 def numbered(names: Sequence[str]) -> np.ndarray:
-    """A number for every distinct name, int [n]."""
+    """Return a number for every distinct name, int [n]."""
     return np.unique(names, return_inverse=True)[1]
 
 
 def make_split(collection: Collection, number: int) -> Split:
-    """One of `NUM_SPLITS` divisions, whose test sets have no family in common."""
+    """Return one of `NUM_SPLITS` divisions, whose test sets have no family in common."""
     rng = np.random.default_rng(0)
     families = rng.permutation(collection.family.max() + 1)
     shares = np.bincount(collection.family)[families].cumsum() / len(collection.family)
@@ -113,15 +113,15 @@ def make_split(collection: Collection, number: int) -> Split:
 def shuffled_captions(
     groups: np.ndarray, share: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For n pairs, whose caption each image gets, and which of them are wrong.
+    """Return for n pairs, whose caption each image gets, and which of them are wrong.
 
     Args:
-      groups: int [n]; captions change places within a group only.
-      share: how much of each group, of those that have two members and more.
-      rng: source of the choice.
+        groups: int [n]; captions change places within a group only.
+        share: how much of each group, of those that have two members and more.
+        rng: source of the choice.
 
     Returns:
-      int [n] and bool [n]. Every chosen image has a caption that was another's.
+        int [n] and bool [n]. Every chosen image has a caption that was another's.
     """
     source = np.arange(len(groups))
     for group in np.unique(groups):

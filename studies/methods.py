@@ -26,10 +26,10 @@ class Setting:
     """What is trained on, and what is trained.
 
     Attributes:
-      wrong: share of the training captions that belong to another image.
-      within_folder: whether they changed places within a category only.
-      batch_size: pairs a step.
-      head: the image head's kind, see models/projections.py.
+        wrong: share of the training captions that belong to another image.
+        within_folder: whether they changed places within a category only.
+        batch_size: pairs a step.
+        head: the image head's kind, see models/projections.py.
     """
 
     wrong: float = 0.0
@@ -54,10 +54,11 @@ class Method:
     """An objective and which of its options are tuned.
 
     Attributes:
-      objective: a key of `objectives.OBJECTIVES`.
-      options: what is fixed.
-      defaults: what trial 0 has of `space`: the values of the method's authors.
-      space: what the other trials draw from. `trust_cap` is what estimated trust is multiplied by.
+        objective: a key of `objectives.OBJECTIVES`.
+        options: what is fixed.
+        defaults: what trial 0 has of `space`: the values of the method's authors.
+        space: what the other trials draw from. `trust_cap` is what estimated trust is multiplied
+            by.
     """
 
     objective: str
@@ -125,7 +126,7 @@ CHANGES = {f"{name}={value}": {name: value} for name, values in SWEEP.items() fo
 
 
 def hyperparameters(method: Method, trial: int) -> dict[str, Any]:
-    """What trial `trial` of a method tries; trial 0 are its authors' values."""
+    """Return what trial `trial` of a method tries; trial 0 are its authors' values."""
     if trial == 0:
         return {**COMMON_DEFAULTS, **method.defaults}
     common, own = np.random.default_rng((2, trial)), np.random.default_rng((3, trial))

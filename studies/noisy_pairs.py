@@ -39,7 +39,7 @@ class Job(NamedTuple):
     change: str = ""  # A key of methods.CHANGES, in a sweep.
 
     def seeds(self) -> Iterable[tuple[int, int]]:
-        """(split, seed) of its runs."""
+        """Return (split, seed) of its runs."""
         seeds = {
             "trial": [TRIAL_SEED],
             "test": range(TEST_SEEDS),
@@ -48,7 +48,7 @@ class Job(NamedTuple):
         return itertools.product(range(collections.NUM_SPLITS), seeds[self.kind])
 
     def hyperparameters(self) -> dict[str, Any]:
-        """Those of its trial, but for the change."""
+        """Return those of its trial, but for the change."""
         chosen = methods.hyperparameters(METHODS[self.method], self.trial)
         return chosen | methods.CHANGES.get(self.change, {})
 
@@ -57,12 +57,12 @@ _loaded: list[runs.Pairs] = []  # One, in each worker.
 
 
 def start_worker(workdir: Path) -> None:
-    """Reads the features, which were computed before."""
+    """Read the features, which were computed before."""
     _loaded[:] = [runs.Pairs(collections.load(workdir))]
 
 
 def run(job: Job) -> tuple[Job, list[Record], dict[str, np.ndarray]]:
-    """Trains all runs of a job; their records, and by split the ranks of queries [seeds, q]."""
+    """Train all runs of a job; their records, and by split the ranks of queries [seeds, q]."""
     (pairs,) = _loaded
     method, setting = METHODS[job.method], SETTINGS[job.setting]
     trainer = runs.Trainer(method, setting, job.hyperparameters())
@@ -83,7 +83,7 @@ def run(job: Job) -> tuple[Job, list[Record], dict[str, np.ndarray]]:
 
 
 def best_trial(records: Iterable[Record], setting: str, method: str) -> int:
-    """The trial with the best mean of the six metrics on validation; of equal ones the first."""
+    """Return the trial with the best mean of the six metrics on validation; of equal ones the first."""
     scores: dict[int, list[float]] = {}
     for record in records:
         if (record["kind"], record["setting"], record["method"]) == ("trial", setting, method):
@@ -92,24 +92,24 @@ def best_trial(records: Iterable[Record], setting: str, method: str) -> int:
 
 
 def score(record: Record) -> float:
-    """The mean of the six metrics of a run, in percent."""
+    """Return the mean of the six metrics of a run, in percent."""
     names = [f"{kind}@{k}" for kind in ("recall", "hit") for k in runs.KS]
     return float(np.mean([record[name] for name in names]))
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records of a study; none if there is no file."""
+    """Return the records of a study; none if there is no file."""
     return [json.loads(line) for line in path.open()] if path.is_file() else []
 
 
 def unfinished(jobs: Iterable[Job], records: Iterable[Record]) -> list[Job]:
-    """The jobs without records."""
+    """Return the jobs without records."""
     done = {Job(*(record[name] for name in Job._fields)) for record in records}
     return [job for job in jobs if job not in done]
 
 
 def run_jobs(jobs: list[Job], workdir: Path, workers: int) -> None:
-    """Runs jobs in worker processes, and writes the records in the jobs' order."""
+    """Run jobs in worker processes, and writes the records in the jobs' order."""
     if not jobs:
         return
     context = multiprocessing.get_context("spawn")
@@ -125,14 +125,14 @@ def run_jobs(jobs: list[Job], workdir: Path, workers: int) -> None:
 
 
 def save_ranks(workdir: Path, job: Job, ranks: dict[str, np.ndarray]) -> None:
-    """Keeps the ranks of all queries, for the bootstrap over images."""
+    """Keep the ranks of all queries, for the bootstrap over images."""
     path = ranks_file(workdir, job.setting, job.method)
     path.parent.mkdir(exist_ok=True)
     np.savez_compressed(path, **ranks)
 
 
 def ranks_file(workdir: Path, setting: str, method: str) -> Path:
-    """Where the ranks of a method's tests are."""
+    """Return where the ranks of a method's tests are."""
     return workdir / "ranks" / f"{setting}, {method}.npz"
 
 

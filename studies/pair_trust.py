@@ -17,7 +17,7 @@ from studies.methods import SETTINGS, Setting
 
 
 def area_under_curve(alpha: np.ndarray, wrong: np.ndarray) -> float:
-    """The probability that a wrong pair has less trust than a right one; ties count half.
+    """Return the probability that a wrong pair has less trust than a right one; ties count half.
 
     >>> area_under_curve(np.array([0.1, 0.5, 0.5, 0.9]), np.array([True, True, False, False]))
     0.875
@@ -32,7 +32,7 @@ def area_under_curve(alpha: np.ndarray, wrong: np.ndarray) -> float:
 def measure(
     collection: collections.Collection, setting: Setting, seed: int
 ) -> tuple[float, float, float]:
-    """Share of wrong captions, its estimate, and the AUC (NaN where nothing is wrong)."""
+    """Return share of wrong captions, its estimate, and the AUC (NaN where nothing is wrong)."""
     groups = collection.folder * setting.within_folder
     order, wrong = collections.shuffled_captions(
         groups, setting.wrong, np.random.default_rng((6, seed))
@@ -43,7 +43,7 @@ def measure(
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True, help="where the features are kept")
     parser.add_argument("--seeds", type=int, default=3)

@@ -52,14 +52,14 @@ class Difference(NamedTuple):
 
 
 def found(ranks: np.ndarray, num_images: int) -> dict[str, np.ndarray]:
-    """By metric whether each query is found, in percent: float [seeds, queries].
+    """Return by metric whether each query is found, in percent: float [seeds, queries].
 
     A pair is one query of retrieval, the mean of its two directions.
 
     Args:
-      ranks: uint8 [seeds, pairs + pairs + num_images], images to texts, texts to images, images of
-        the other style.
-      num_images: of the other style.
+        ranks: uint8 [seeds, pairs + pairs + num_images], images to texts, texts to images, images
+            of the other style.
+        num_images: of the other style.
     """
     pairs = (ranks.shape[1] - num_images) // 2
     to_text, to_image, zero_shot = np.split(ranks, [pairs, 2 * pairs], axis=1)
@@ -68,7 +68,7 @@ def found(ranks: np.ndarray, num_images: int) -> dict[str, np.ndarray]:
 
 
 def bootstrap(differences: Sequence[np.ndarray], rng: np.random.Generator) -> Difference:
-    """Of paired differences [seeds, queries] of each split; draws seeds and queries anew."""
+    """Return of paired differences [seeds, queries] of each split; draws seeds and queries anew."""
     means = np.zeros(DRAWS)
     for each in differences:
         seeds, queries = each.shape
@@ -82,7 +82,7 @@ def bootstrap(differences: Sequence[np.ndarray], rng: np.random.Generator) -> Di
 
 
 def holm(p_values: Sequence[float]) -> list[bool]:
-    """Which stay significant at `LEVEL` together (Holm 1979)."""
+    """Return which stay significant at `LEVEL` together (Holm 1979)."""
     significant = [False] * len(p_values)
     for passed, index in enumerate(np.argsort(p_values, kind="stable")):
         if p_values[index] > LEVEL / (len(p_values) - passed):
@@ -103,10 +103,10 @@ class Study(NamedTuple):
 
 
 def analyse(workdir: Path) -> Study:
-    """Reads the records and ranks of a study.
+    """Read the records and ranks of a study.
 
     Raises:
-      FileNotFoundError: if no setting is finished.
+        FileNotFoundError: if no setting is finished.
     """
     records = read_records(workdir / "records.jsonl")
     settings = [s for s in SETTINGS if all(ranks_file(workdir, s, m).is_file() for m in METHODS)]
@@ -132,13 +132,13 @@ def analyse(workdir: Path) -> Study:
 
 
 def read_found(workdir: Path, setting: str, method: str) -> list[dict[str, np.ndarray]]:
-    """`found` of each split."""
+    """Return `found` of each split."""
     with np.load(ranks_file(workdir, setting, method)) as ranks:
         return [found(ranks[f"split_{n}"], NUM_TEST_IMAGES) for n in range(NUM_SPLITS)]
 
 
 def counts(study: Study, method: str) -> tuple[int, int, int, int]:
-    """Wins, ties and losses against the baseline, and in how many cells the mean is the best."""
+    """Return wins, ties and losses against the baseline, and in how many cells the mean is the best."""
     wins = losses = best = 0
     for setting in study.settings:
         for metric in METRICS:
@@ -151,7 +151,7 @@ def counts(study: Study, method: str) -> tuple[int, int, int, int]:
 
 
 def summary_table(study: Study) -> list[str]:
-    """A method a line: wins, ties, losses, best, and the mean difference in every setting."""
+    """Return a method a line: wins, ties, losses, best, and the mean difference in every setting."""
     head = [
         "method",
         "wins / ties / losses",
@@ -174,7 +174,7 @@ def summary_table(study: Study) -> list[str]:
 
 
 def setting_table(study: Study, setting: str) -> list[str]:
-    """Means and deviations, and below them the differences with their intervals."""
+    """Return means and deviations, and below them the differences with their intervals."""
     head = ["method", "trial", *METRICS]
     lines = [_row(head), _row(["---"] * len(head))]
     for method in METHODS:
@@ -192,7 +192,7 @@ def setting_table(study: Study, setting: str) -> list[str]:
 
 
 def trials_table() -> list[str]:
-    """What each trial had: first what all methods have in common, then each method's own."""
+    """Return what each trial had: first what all methods have in common, then each method's own."""
     trials = range(NUM_TRIALS)
     lines = [_row(["method", *map(str, trials)]), _row(["---"] * (1 + NUM_TRIALS))]
     for method in METHODS:
@@ -205,7 +205,7 @@ def trials_table() -> list[str]:
 
 
 def sweep_table(records: Sequence[Record]) -> list[str]:
-    """OTTER with one thing changed: retrieval and zero-shot, means of the runs."""
+    """Return OTTER with one thing changed: retrieval and zero-shot, means of the runs."""
     lines = [_row(["change", "mean recall", "mean hit", "of all six"]), _row(["---"] * 4)]
     changes: dict[str, list[Record]] = {}
     for record in records:
@@ -251,7 +251,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def main() -> None:
-    """Writes the tables and the figure."""
+    """Write the tables and the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True, help="that of studies.noisy_pairs")
     parser.add_argument("--out", type=Path, required=True, help="where to write")

@@ -51,7 +51,7 @@ class Ranks(NamedTuple):
     zero_shot: np.ndarray
 
     def scores(self) -> dict[str, float]:
-        """The study's six metrics, in percent; recall is the mean of both directions."""
+        """Return the study's six metrics, in percent; recall is the mean of both directions."""
         hits = {k: [100 * float((ranks < k).mean()) for ranks in self] for k in KS}
         recalls = {f"recall@{k}": (hits[k][0] + hits[k][1]) / 2 for k in KS}
         return recalls | {f"hit@{k}": hits[k][2] for k in KS}
@@ -60,7 +60,7 @@ class Ranks(NamedTuple):
 def principal_components(
     collection: Collection, train: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images of both styles in the principal components of the training images' features.
+    """Return images of both styles in the principal components of the training images' features.
 
     All are divided by one number that makes the mean square 1, and so keep their proportions.
     """
@@ -79,7 +79,7 @@ class Pairs:
     """The collection as the runs see it; what several of them share is computed once."""
 
     def __init__(self, collection: Collection):
-        """Makes the splits, and the principal components of each."""
+        """Make the splits, and the principal components of each."""
         self.collection = collection
         self.splits = [make_split(collection, number) for number in range(NUM_SPLITS)]
         trains = [split.train[:NUM_PAIRS] for split in self.splits]
@@ -87,7 +87,7 @@ class Pairs:
         self._trust: dict[bytes, np.ndarray] = {}
 
     def data(self, setting: Setting, number: int, seed: int, *, uses_trust: bool) -> Data:
-        """The pairs of a split, with wrong captions that `seed` draws."""
+        """Return the pairs of a split, with wrong captions that `seed` draws."""
         train = self.splits[number].train[:NUM_PAIRS]
         groups = self.collection.folder[train] * setting.within_folder
         order, _ = shuffled_captions(groups, setting.wrong, np.random.default_rng((4, seed)))
@@ -96,7 +96,7 @@ class Pairs:
         return Data(*self.images[number], train, caption_of, alpha)
 
     def _estimate(self, train: np.ndarray, caption_of: np.ndarray, seed: int) -> np.ndarray:
-        """Trust from what is trained on and no more."""
+        """Return trust from what is trained on and no more."""
         key = train.tobytes() + caption_of.tobytes() + bytes([seed % 256])
         if key not in self._trust:
             images, texts = self.collection.image[train], self.collection.text[caption_of]
@@ -138,7 +138,7 @@ class Trainer:
         self._train = jax.jit(train)
 
     def make_model(self, seed: int) -> tuple[FunctionalModel, Variables]:
-        """A fresh head for images; texts keep their features, as in the quickstart."""
+        """Return a fresh head for images; texts keep their features, as in the quickstart."""
         rngs, width = nnx.Rngs(seed), 384
         module = DualEncoder(
             FeatureTower(COMPONENTS),
@@ -151,7 +151,7 @@ class Trainer:
         return dual_encoder.split(module)
 
     def train(self, data: Data, text: np.ndarray, seed: int) -> Variables:
-        """The variables at the end; the seed draws the head and the order of the pairs."""
+        """Return the variables at the end; the seed draws the head and the order of the pairs."""
         rng, needed = np.random.default_rng((5, seed)), np.prod(self.shape)
         epochs = -(-needed // len(data.train))
         order = np.concatenate([rng.permutation(len(data.train)) for _ in range(epochs)])
@@ -169,7 +169,7 @@ class Trainer:
         pairs: np.ndarray,
         images: np.ndarray,
     ) -> Ranks:
-        """Ranks among some pairs, and of some images of the other style among all its classes."""
+        """Return ranks among some pairs, and of some images of the other style among all its classes."""
         project = functools.partial(_project, self.model, variables)
         captions, classes = map(_unit, (collection.text[pairs], collection.class_text))
         found, other = map(

@@ -9,10 +9,10 @@ from studies.runs import KS
 
 
 def read_scores(path: Path) -> list[float]:
-    """Recall (mean of both directions) and OpenMoji hits at 1, 5 and 10, in percent.
+    """Return recall (mean of both directions) and OpenMoji hits at 1, 5 and 10, in percent.
 
     Args:
-      path: results.json of a finished run.
+        path: results.json of a finished run.
     """
     results = json.loads(path.read_text())
     pairs, emoji = results["open_clipart"], results["openmoji"]
@@ -30,11 +30,11 @@ def run_all(
     """A command line: all names with one seed before those with the next, and the table so far.
 
     Args:
-      description: of the study.
-      names: what to run.
-      seeds: how many, unless --seeds says so.
-      run: (name, seed, folder) trains, or does nothing where that is finished.
-      table: (folder) what is finished by now.
+        description: of the study.
+        names: what to run.
+        seeds: how many, unless --seeds says so.
+        run: (name, seed, folder) trains, or does nothing where that is finished.
+        table: (folder) what is finished by now.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--workdir", type=Path, required=True, help="where the runs are kept")

@@ -29,7 +29,7 @@ METHODS = {
 
 
 def write_pairs(folder: Path, seed: int) -> Path:
-    """A CSV of the quickstart's training pairs, of which a share has the caption of another."""
+    """Return a CSV of the quickstart's training pairs, of which a share has the caption of another."""
     path = folder / f"shuffled_{seed}.csv"
     if path.is_file():  # All methods have the same.
         return path
@@ -53,7 +53,7 @@ def write_pairs(folder: Path, seed: int) -> Path:
 
 
 def run(method: str, seed: int, folder: Path) -> None:
-    """Trains with one method on the pairs of one seed."""
+    """Train with one method on the pairs of one seed."""
     config = declip_quickstart.get_config()
     config.seed = seed
     config.data.train = f"csv:{write_pairs(folder, seed)}"
@@ -63,7 +63,7 @@ def run(method: str, seed: int, folder: Path) -> None:
 
 
 def table(folder: Path) -> str:
-    """Every finished run, in percent; recall is the mean of both directions."""
+    """Return every finished run, in percent; recall is the mean of both directions."""
     lines = ["| method | seed | recall@1 / 5 / 10 | OpenMoji hit@1 / 5 / 10 |", "|---|---|---|---|"]
     for method in METHODS:
         for path in sorted(folder.glob(f"{method.replace(' ', '_')}_[0-9]/results.json")):

@@ -24,7 +24,7 @@ from otter_jax.evaluation import comparison, comparison_tables, finished_runs
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Reads the command line, prints the tables and writes them."""
+    """Read the command line, prints the tables and writes them."""
     options = parse(arguments)
     try:
         runs = finished_runs.read_runs([Path(path) for path in options.runs])
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options of the command line."""
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(prog="otter-jax compare")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="workdir of a finished run")
     parser.add_argument(

@@ -13,7 +13,7 @@ from otter_jax.embedding.encoder import load
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Exports what the command line says; what is wrong with it ends in one line."""
+    """Export what the command line says; what is wrong with it ends in one line."""
     parser = argparse.ArgumentParser(prog="otter-jax export", description=__doc__)
     parser.add_argument("workdir", type=Path, help="folder of a run, with a finished checkpoint")
     parser.add_argument("folder", type=Path, help="folder to write; new or empty")

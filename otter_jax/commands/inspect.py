@@ -28,7 +28,7 @@ TRUST_FILES = ("trust.parquet", "trust.png", "least_trusted.png", "most_trusted.
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Inspects what the command line says; what is wrong with it ends in one line."""
+    """Inspect what the command line says; what is wrong with it ends in one line."""
     options = parse(arguments)
     try:
         inspect(options)
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options of the command line."""
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(prog="otter-jax inspect")
     parser.add_argument(
         "--data",
@@ -64,7 +64,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def inspect(options: argparse.Namespace) -> dict[str, Any]:
-    """Prints, writes and returns the findings.
+    """Print, writes and returns the findings.
 
     Raises:
         ValueError: For a SPEC, model or number that makes no sense.
@@ -125,7 +125,7 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def read_specs(arguments: Sequence[str]) -> str | list[str]:
-    """What `open_source` takes: a SPEC, or several, each an argument or within a tuple."""
+    """Return what `open_source` takes: a SPEC, or several, each an argument or within a tuple."""
     specs: list[str] = []
     for argument in arguments:
         if argument.startswith(("(", "[")):
@@ -141,7 +141,7 @@ def read_specs(arguments: Sequence[str]) -> str | list[str]:
 
 
 def report(found: dict[str, Any]) -> str:
-    """The findings as lines of text, without the lists of what is bad."""
+    """Return the findings as lines of text, without the lists of what is bad."""
     lines = []
     for name, value in found.items():
         if name in ("unreadable", "skipped_files"):
@@ -207,7 +207,7 @@ def draw_samples(
 
 
 def write_trust(folder: Path, source: Source, pairs: dict[str, Any], found: Any) -> None:
-    """Writes what was estimated of some pairs: table, histogram, and the pairs at both ends.
+    """Write what was estimated of some pairs: table, histogram, and the pairs at both ends.
 
     Args:
         folder: Where to write.
@@ -251,7 +251,7 @@ def draw_trust(path: Path, found: Any) -> None:
 
 
 def _load(model: Path | None) -> Any:
-    """The encoder of a model, None without one."""
+    """Return the encoder of a model, None without one."""
     if model is None:
         return None
     from otter_jax.embedding.encoder import load
@@ -260,7 +260,7 @@ def _load(model: Path | None) -> Any:
 
 
 def _quickstart_encoder() -> Any:
-    """The towers of configs/quickstart.py, which are good for any pictures and English captions."""
+    """Return the towers of configs/quickstart.py, which are good for any pictures and English captions."""
     from otter_jax import sharding
     from otter_jax.config import default_config
     from otter_jax.embedding.encoder import build_module, make_encoder
@@ -280,7 +280,7 @@ def _quickstart_encoder() -> Any:
 def _estimate_trust(
     encoder: Any, source: Source, numbers: Sequence[int], options: argparse.Namespace
 ) -> tuple[dict[str, Any], Any]:
-    """`trust.Trust` of some pairs, behind the columns that say which."""
+    """Return `trust.Trust` of some pairs, behind the columns that say which."""
     from otter_jax.embedding import trust
     from otter_jax.embedding.pair_features import embed_pairs
 
@@ -294,7 +294,7 @@ def _estimate_trust(
 def _match_probability(
     encoder: Any, source: Source, order: np.ndarray, batch_size: int
 ) -> dict[str, float]:
-    """`statistics.match_probability` of pairs in this order, under the model's own scale."""
+    """Return `statistics.match_probability` of pairs in this order, under the model's own scale."""
     from otter_jax.runs.reporting import progress
 
     records = (source[int(number)] for number in progress(order, len(order), "embed"))

@@ -72,7 +72,7 @@ class Job:
         return self.folder / UNFINISHED
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a conversion to go on."""
+        """Return what must be the same for a conversion to go on."""
         return {
             "fingerprint": self.source.fingerprint,
             "name": self.name,
@@ -82,7 +82,7 @@ class Job:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Converts what the command line says; what is wrong with it ends in one line."""
+    """Convert what the command line says; what is wrong with it ends in one line."""
     options = parse(arguments)
     try:
         with _stopping_as_by_ctrl_c():
@@ -104,7 +104,7 @@ def _stopping_as_by_ctrl_c() -> Iterator[None]:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options of the command line."""
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(prog="otter-jax prepare")
     parser.add_argument("--from", dest="spec", required=True, metavar="SPEC",
                         help="as in config.data.train, or official:FILE?images=FOLDER")  # fmt: skip
@@ -122,7 +122,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def prepare(options: argparse.Namespace) -> dict[str, Any]:
-    """Writes the data set; returns its manifest.
+    """Write the data set; returns its manifest.
 
     Raises:
         ValueError: For a SPEC or option that makes no sense, for a folder that holds something
@@ -244,12 +244,12 @@ def _differences(job: Job, before: dict[str, Any], keys: Sequence[str]) -> str:
 
 
 def _notes(folder: Path) -> tuple[Path, Path]:
-    """Where it may stand of which conversion a folder is."""
+    """Return where it may stand of which conversion a folder is."""
     return folder / MANIFEST, folder / UNFINISHED / MANIFEST
 
 
 def _others(folder: Path) -> Iterator[Path]:
-    """What lies in a folder, if it is one, besides the beginning of a conversion."""
+    """Yield what lies in a folder, if it is one, besides the beginning of a conversion."""
     found = folder.iterdir() if folder.is_dir() else ()
     return (path for path in found if path.name not in (UNFINISHED, LOCK))
 

@@ -32,15 +32,15 @@ def record_order(
     """Record numbers by step: element s is int64 [batch_size], in a new order every epoch.
 
     Args:
-      num_records: how many records there are; by source, if they are mixed. Records are numbered
-        through: those of the first source come first.
-      batch_size: rows of the global batch.
-      seed: the run's seed.
-      weights: the shares of the sources, of any sum; none: all records form one permutation.
+        num_records: how many records there are; by source, if they are mixed. Records are numbered
+            through: those of the first source come first.
+        batch_size: rows of the global batch.
+        seed: the run's seed.
+        weights: the shares of the sources, of any sum; none: all records form one permutation.
 
     Raises:
-      ValueError: if there are fewer records than a batch needs, of one source even; if weights
-        are not positive, not one for every source, or not simple enough to be kept exactly.
+        ValueError: if there are fewer records than a batch needs, of one source even; if weights
+            are not positive, not one for every source, or not simple enough to be kept exactly.
     """
     lengths = [num_records] if isinstance(num_records, int) else list(num_records)
     if sum(lengths) < batch_size:
@@ -80,26 +80,26 @@ class Mixing(grain.transforms.DatasetSelectionMap):
         self._source, self._place = source[order], place[order]
 
     def __len__(self) -> int:
-        """A length that no run reaches."""
+        """Return a length that no run reaches."""
         return 2**62
 
     def __getitem__(self, index: int) -> tuple[int, int]:
-        """The source of element `index`, and the number of that element in the source."""
+        """Return the source of element `index`, and the number of that element in the source."""
         period, rest = divmod(index, len(self._source))
         source = int(self._source[rest])
         return source, period * int(self._weights[source]) + int(self._place[rest])
 
     def shares(self, count: int) -> list[int]:
-        """By source, how many of `count` elements in a row it gives, rounded up."""
+        """Return by source, how many of `count` elements in a row it gives, rounded up."""
         return [-(-count * weight // len(self._source)) for weight in self._weights.tolist()]
 
 
 def whole_weights(weights: Sequence[float], num_sources: int) -> list[int]:
-    """The smallest whole numbers with the ratios of some weights, read as they are written.
+    """Return the smallest whole numbers with the ratios of some weights, read as they are written.
 
     Raises:
-      ValueError: if they are not positive, not one for every source, or have so many digits that
-        their ratios would not be kept within a million records.
+        ValueError: if they are not positive, not one for every source, or have so many digits that
+            their ratios would not be kept within a million records.
     """
     what = f"config.data.weights={tuple(weights)}"
     if len(weights) != num_sources:
@@ -127,17 +127,17 @@ def batches(
     threads: int = 2,
     weights: Sequence[float] = (),
 ) -> Iterator[Batch]:
-    """This process's rows of the batches from `start_step` on, without end.
+    """Yield this process's rows of the batches from `start_step` on, without end.
 
     Args:
-      load: gives the arrays of some records at a step.
-      num_records: how many records there are; by source, if they are mixed.
-      batch_size: rows of the global batch.
-      seed: the run's seed.
-      start_step: the first step wanted.
-      process: (index, count); process p has the p-th block of rows of every batch.
-      threads: how many batches are made at the same time; 0: each when it is asked for.
-      weights: see `record_order`.
+        load: gives the arrays of some records at a step.
+        num_records: how many records there are; by source, if they are mixed.
+        batch_size: rows of the global batch.
+        seed: the run's seed.
+        start_step: the first step wanted.
+        process: (index, count); process p has the p-th block of rows of every batch.
+        threads: how many batches are made at the same time; 0: each when it is asked for.
+        weights: see `record_order`.
     """
     index, count = process
     rows = slice(index * batch_size // count, (index + 1) * batch_size // count)
@@ -149,17 +149,17 @@ def batches(
 
 
 def array_loader(arrays: Mapping[str, np.ndarray]) -> Loader:
-    """Rows of arrays that are held in memory: features and tokens that never vary."""
+    """Return rows of arrays that are held in memory: features and tokens that never vary."""
     return lambda step, records: {name: values[records] for name, values in arrays.items()}
 
 
 def with_values(load: Loader, name: str, values: np.ndarray) -> Loader:
-    """A loader whose batches also say something known of each record.
+    """Return a loader whose batches also say something known of each record.
 
     Args:
-      load: gives batches with `index`, the records that were really used.
-      name: what to call it.
-      values: [num_records].
+        load: gives batches with `index`, the records that were really used.
+        name: what to call it.
+        values: [num_records].
     """
 
     def load_with_values(step: int, records: np.ndarray) -> Batch:
@@ -170,5 +170,5 @@ def with_values(load: Loader, name: str, values: np.ndarray) -> Loader:
 
 
 def _own_seed(seed: int, source: int) -> int:
-    """A seed for each source, lest sources of one length go through the same permutations."""
+    """Return a seed for each source, lest sources of one length go through the same permutations."""
     return int(np.random.SeedSequence((seed, source)).generate_state(1)[0])

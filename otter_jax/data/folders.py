@@ -117,7 +117,7 @@ class Folder:
 
 
 def has_captions(root: Path) -> bool:
-    """Whether the captions of a folder lie beside its images, rather than in its folders' names.
+    """Return whether the captions of a folder lie beside its images, rather than in its folders' names.
 
     The majority decides; where a minority has captions, that these are not used is logged.
     """
@@ -137,7 +137,7 @@ def has_captions(root: Path) -> bool:
 
 
 def _is_captioned(image: Path) -> bool:
-    """Whether there is a file beside an image that is for its captions, if it has any."""
+    """Return whether there is a file beside an image that is for its captions, if it has any."""
     if image.with_suffix(".txt").is_file():
         return True
     return not {"caption", "captions"}.isdisjoint(parse_metadata(_read_beside(image, ".json")))

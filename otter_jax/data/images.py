@@ -220,7 +220,7 @@ def _check_range(image: Image.Image) -> None:
 
 
 def _is_plain_jpeg(image: Image.Image, data: bytes) -> bool:
-    """Whether OpenCV may decode it: it fills what a cut JPEG lacks with grey, without a word."""
+    """Return whether OpenCV may decode it: it fills what a cut JPEG lacks with grey, without a word."""
     return image.format == "JPEG" and image.mode in ("RGB", "L") and data.endswith(b"\xff\xd9")
 
 
@@ -256,7 +256,7 @@ def _explain(error: Exception, data: bytes) -> ImageError:
 
 
 def _is_cut_webp(data: bytes) -> bool:
-    """Whether a WebP is shorter than it says; its decoder calls every failure the same."""
+    """Return whether a WebP is shorter than it says; its decoder calls every failure the same."""
     return data.startswith(b"RIFF") and len(data) < 8 + int.from_bytes(data[4:8], "little")
 
 
@@ -294,7 +294,7 @@ def _inside(image: np.ndarray, side: int) -> tuple[int, int]:
 
 
 def _pad(image: np.ndarray, side: int) -> np.ndarray:
-    """Centre an image of at most `side` pixels a side on a white square."""
+    """Return centre an image of at most `side` pixels a side on a white square."""
     height, width = image.shape[:2]
     top, left = (side - height) // 2, (side - width) // 2
     square = np.full((side, side, 3), _WHITE, np.uint8)

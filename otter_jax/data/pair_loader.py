@@ -95,7 +95,7 @@ class PairLoader:
             wordnet()  # Whether it is there should not turn out in the middle of a batch.
 
     def __call__(self, step: int, records: np.ndarray) -> Batch:
-        """The arrays of some records; which views they get depends on seed, step and record.
+        """Return the arrays of some records; which views they get depends on seed, step and record.
 
         A record that cannot be read is replaced by the next one that can, and noted;
         `index` says which records were really used. Of several captions one is drawn.
@@ -122,7 +122,7 @@ class PairLoader:
         )
 
     def _pair(self, step: int, record: int) -> tuple[list[np.ndarray], str, int]:
-        """Views of the image of a record, or of the next that can be read; caption and number."""
+        """Return views of the image of a record, or of the next that can be read; caption and number."""
         tried = min(len(self.source), MOST_IN_A_ROW)
         for candidate in range(record, record + tried):
             number = candidate % len(self.source)
@@ -141,7 +141,7 @@ class PairLoader:
         )
 
     def _caption(self, pair: Record, step: int, record: int) -> str:
-        """One of the captions that the image has, drawn at random."""
+        """Return one of the captions that the image has, drawn at random."""
         if len(pair.captions) < 2:
             return pair.caption
         generator = _generator(self.seed, step, record, CAPTION_STREAM)
@@ -172,7 +172,7 @@ def text_views(
     step: int,
     records: Sequence[int] | np.ndarray,
 ) -> Batch:
-    """Further views of N captions, each as a function of (seed, step, record).
+    """Return further views of N captions, each as a function of (seed, step, record).
 
     Args:
         captions: N texts.
@@ -215,7 +215,7 @@ def _generators(
 
 
 def _generator(seed: int, step: int, record: int, stream: int) -> np.random.Generator:
-    """Independent random numbers for one view of one record at one step."""
+    """Yield independent random numbers for one view of one record at one step."""
     # Stream 0 is `default_rng((seed, step, record))`, that of the runs before there were views.
     spawn_key = (stream,) if stream else ()
     entropy = np.random.SeedSequence((seed, step, record), spawn_key=spawn_key)

@@ -131,7 +131,7 @@ def parse_metadata(data: bytes) -> dict[str, Any]:
 
 
 def is_unsafe(name: str) -> bool:
-    """Whether a name leads out of its folder."""
+    """Return whether a name leads out of its folder."""
     return name.startswith("/") or ".." in name.split("/")
 
 
@@ -162,7 +162,7 @@ def read_image(path: Path) -> bytes:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file is an image by its name; hidden files are not."""
+    """Return whether a file is an image by its name; hidden files are not."""
     base = os.path.basename(name)
     return base.lower().endswith(IMAGE_SUFFIXES) and not base.startswith(".")
 

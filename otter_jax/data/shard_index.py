@@ -151,7 +151,7 @@ class ShardIndex:
         return Entry(shard, bytes(self._data[keys + int(first) : keys + int(last)]), spans)
 
     def covers(self, paths: Sequence[str], states: Sequence[storage.State]) -> bool:
-        """Whether this is the index of exactly these shards, as they are now."""
+        """Return whether this is the index of exactly these shards, as they are now."""
         known = [(segment.path, segment.state) for segment in self.segments]
         return known == list(zip(paths, states, strict=True))
 
@@ -165,7 +165,7 @@ class ShardIndex:
         return self._data[segment.start : segment.start + segment.length]
 
     def __reduce__(self) -> tuple[Callable[..., "ShardIndex"], tuple[Any, ...]]:
-        """Pickle the name of the file, so that processes share its pages."""
+        """Return pickle the name of the file, so that processes share its pages."""
         if self._file is None:
             return ShardIndex, (self._data,)
         return _reopen, (self._file, self.fingerprint)

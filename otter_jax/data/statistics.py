@@ -67,11 +67,11 @@ class Tally:
         self.columns["words"].append(len(record.caption.split()))
 
     def aspects(self) -> np.ndarray:
-        """Width / height of every readable image."""
+        """Return width / height of every readable image."""
         return np.array(self.columns["width"]) / np.maximum(self.columns["height"], 1)
 
     def summary(self) -> dict[str, Any]:
-        """All that was counted, as JSON can hold it."""
+        """Return all that was counted, as JSON can hold it."""
         return {
             "readable": len(self.readable),
             "unreadable_by_reason": dict(self.unreadable_by_reason.most_common()),

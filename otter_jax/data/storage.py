@@ -32,7 +32,7 @@ class Reader(Protocol):
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path names an object in a store instead of a file on a disk."""
+    """Return whether a path names an object in a store instead of a file on a disk."""
     return "://" in path
 
 
@@ -120,7 +120,7 @@ def state_of(path: str) -> State:
 
 
 def exists(path: str) -> bool:
-    """Whether there is such a file."""
+    """Return whether there is such a file."""
     try:
         state_of(path)
     except FileNotFoundError:
@@ -212,7 +212,7 @@ def _file_system(path: str) -> tuple[Any, str]:
 
 
 def _expand_braces(pattern: str) -> list[str]:
-    """Expand `{000..331}` and `{a,b}` the way a shell does, leading zeros kept."""
+    """Return expand `{000..331}` and `{a,b}` the way a shell does, leading zeros kept."""
     pieces = re.split(r"\{([^{}]*)\}", pattern)  # literal, choice, literal, choice, ..., literal
     choices = [[p] if i % 2 == 0 else _brace_choices(p) for i, p in enumerate(pieces)]
     return ["".join(combination) for combination in itertools.product(*choices)]

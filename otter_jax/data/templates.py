@@ -60,14 +60,14 @@ CLIP_TEMPLATES = (
 
 
 def read_templates(value: str | Sequence[str]) -> tuple[str, ...]:
-    """The templates that `config.evaluate.template` stands for.
+    """Return the templates that `config.evaluate.template` stands for.
 
     Args:
-      value: `clip80`, a template, a text file of one template a line, or several templates.
+        value: `clip80`, a template, a text file of one template a line, or several templates.
 
     Raises:
-      ValueError: for a template without {}, or none at all.
-      FileNotFoundError: for a value that looks like a file that is not there.
+        ValueError: for a template without {}, or none at all.
+        FileNotFoundError: for a value that looks like a file that is not there.
     """
     if not isinstance(value, str):
         templates = tuple(value)
@@ -87,7 +87,7 @@ def read_templates(value: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def check_templates(templates: Sequence[str]) -> None:
-    """Refuses an empty list, and a template that has no place for the name (ValueError)."""
+    """Refuse an empty list, and a template that has no place for the name (ValueError)."""
     if not templates:
         raise ValueError("there is no template: one would be 'a photo of {}.'")
     for template in templates:

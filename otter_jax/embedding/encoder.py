@@ -35,7 +35,7 @@ TOKENIZER_FOLDER = "tokenizer"
 
 
 def build_module(config: ConfigDict) -> dual_encoder.DualEncoder:
-    """The network of a config: towers with their pretrained weights, projections, locks, heads."""
+    """Return the network of a config: towers with their pretrained weights, projections, locks, heads."""
     projections = _rngs(config, "projections")
     image, text = (_build_side(config, kind, projections) for kind in KINDS)
     locks, options = _locks(config), objectives.make_options(**config.objective)
@@ -71,7 +71,7 @@ def _locks(config: ConfigDict) -> dict[str, dual_encoder.Lock]:
 
 
 def _build_side(config: ConfigDict, kind: Kind, projections: nnx.Rngs) -> pretrained.ProjectedTower:
-    """One tower with the layer after it, which is drawn at random unless it is pretrained."""
+    """Return one tower with the layer after it, which is drawn at random unless it is pretrained."""
     settings, embed_dim = config.model[kind], config.model.embed_dim
     with _naming(f"config.model.{kind}.pretrained"):
         tower, projection = pretrained.create_tower(
@@ -101,7 +101,7 @@ def _build_side(config: ConfigDict, kind: Kind, projections: nnx.Rngs) -> pretra
 
 @contextlib.contextmanager
 def _naming(key: str) -> Iterator[None]:
-    """Puts the config key in front of what is said of something that cannot be found."""
+    """Put the config key in front of what is said of something that cannot be found."""
     try:
         yield
     except (FileNotFoundError, ModuleNotFoundError) as error:
@@ -109,7 +109,7 @@ def _naming(key: str) -> Iterator[None]:
 
 
 def find_tokenizer(config: ConfigDict) -> Path:
-    """Where the text tower's tokenizer lies: `model.text.tokenizer`, else beside its weights."""
+    """Return where the text tower's tokenizer lies: `model.text.tokenizer`, else beside its weights."""
     settings = config.model.text
     if not settings.tokenizer and settings.pretrained is None:
         raise ValueError("config.model.text.tokenizer: a text tower without weights needs one")
@@ -130,7 +130,7 @@ class Compiled(NamedTuple):
 
 @functools.cache
 def compiled(model: FunctionalModel, mesh: Mesh) -> Compiled:
-    """Jits, once for each model, functions of (variables, arrays...)."""
+    """Jit, once for each model, functions of (variables, arrays...)."""
 
     def jit(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         return jax.jit(
@@ -161,7 +161,7 @@ class Encoder:
     scale_bounds: tuple[float | None, float | None] = (1.0, objectives.MAX_SCALE)
 
     def __repr__(self) -> str:
-        """One line: what notebooks show."""
+        """Return one line: what notebooks show."""
         module = self.model.bind(self.variables)
         towers = f"{type(module.image).__name__}, {type(module.text).__name__}"
         return f"Encoder({towers}, embed_dim={module.embed_dim}, image_size={self.image_size})"
@@ -181,7 +181,7 @@ class Encoder:
         return self.model.bind(self.variables).text.width
 
     def save(self, folder: str | Path) -> None:
-        """Writes the model into a folder that `load` reads on any machine.
+        """Write the model into a folder that `load` reads on any machine.
 
         Where both towers are CLIP's, `transformers.CLIPModel.from_pretrained` reads it too. The
         folder must be empty or new (else ValueError).
@@ -197,17 +197,17 @@ class Encoder:
         copy_tokenizer(self.tokenizer_folder, folder / TOKENIZER_FOLDER)
 
     def replace(self, variables: Variables) -> "Encoder":
-        """The same network with other arrays; nothing is compiled again."""
+        """Return the same network with other arrays; nothing is compiled again."""
         return dataclasses.replace(self, variables=variables)
 
     def encode_image(self, images: Sequence[Image.Image | np.ndarray] | np.ndarray) -> np.ndarray:
-        """Unit image embeddings.
+        """Return unit image embeddings.
 
         Args:
-          images: PIL images or uint8 [H, W, 3] arrays of any size, or one uint8 [N, H, W, 3].
+            images: PIL images or uint8 [H, W, 3] arrays of any size, or one uint8 [N, H, W, 3].
 
         Returns:
-          float32 [N, embed_dim].
+            float32 [N, embed_dim].
         """
         if not isinstance(images, (list, tuple, np.ndarray)):
             raise ValueError(f"images should be a list of images, found {type(images).__name__}")
@@ -218,7 +218,7 @@ class Encoder:
         return self.project_image(self.image_features(self.transform(array) for array in arrays))
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit text embeddings, float32 [N, embed_dim]."""
+        """Return unit text embeddings, float32 [N, embed_dim]."""
         if isinstance(texts, str):
             raise ValueError(f"texts should be a list of strings, found the string {texts!r}")
         return self.project_text(self.text_features(texts))
@@ -229,7 +229,7 @@ class Encoder:
         labels: Sequence[str],
         template: str = "a photo of {}.",
     ) -> np.ndarray:
-        """Probability of every label for every image, float32 [N, len(labels)]; rows sum to 1.
+        """Return probability of every label for every image, float32 [N, len(labels)]; rows sum to 1.
 
         A softmax over the labels with the learned scale, also where training compared pairs with a
         sigmoid: its bias is the same for all labels.
@@ -245,10 +245,10 @@ class Encoder:
         return np.asarray(jax.nn.softmax(logits, axis=1))
 
     def transform(self, image: np.ndarray) -> np.ndarray:
-        """The evaluation transform to uint8 [image_size, image_size, 3].
+        """Return the evaluation transform to uint8 [image_size, image_size, 3].
 
         Raises:
-          ValueError: for anything but a non-empty uint8 [H, W, 3].
+            ValueError: for anything but a non-empty uint8 [H, W, 3].
         """
         if not isinstance(image, np.ndarray):
             raise ValueError(
@@ -262,25 +262,25 @@ class Encoder:
         return image_functions.evaluation_transform(image, self.image_size, fit=self.fit)
 
     def image_features(self, images: Iterable[np.ndarray]) -> np.ndarray:
-        """Tower features [N, width] of transformed images, taken one by one as they are needed."""
+        """Return tower features [N, width] of transformed images, taken one by one as they are needed."""
         return self._in_batches(
             self._compiled.image_features, ((image,) for image in images), self.image_width
         )
 
     def text_features(self, texts: Sequence[str]) -> np.ndarray:
-        """Tower features [N, width] of texts."""
+        """Return tower features [N, width] of texts."""
         return self.token_features(zip(*self.tokenizer(texts), strict=True))
 
     def token_features(self, rows: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-        """Tower features [N, width] of tokens and masks, [max_tokens] each, one text at a time."""
+        """Return tower features [N, width] of tokens and masks, [max_tokens] each, one text at a time."""
         return self._in_batches(self._compiled.text_features, rows, self.text_width)
 
     def project_image(self, features: np.ndarray) -> np.ndarray:
-        """Image tower features [N, width] -> unit embeddings [N, embed_dim]."""
+        """Return image tower features [N, width] -> unit embeddings [N, embed_dim]."""
         return np.asarray(self._compiled.project_image(self.variables, features))
 
     def project_text(self, features: np.ndarray) -> np.ndarray:
-        """Text tower features [N, width] -> unit embeddings [N, embed_dim]."""
+        """Return text tower features [N, width] -> unit embeddings [N, embed_dim]."""
         return np.asarray(self._compiled.project_text(self.variables, features))
 
     def _in_batches(
@@ -289,7 +289,7 @@ class Encoder:
         rows: Iterable[tuple[np.ndarray, ...]],
         width: int,
     ) -> np.ndarray:
-        """Applies `run` to fixed-size, zero-padded batches of rows and drops the padding."""
+        """Apply `run` to fixed-size, zero-padded batches of rows and drops the padding."""
         devices = self.mesh.devices.size
         size = -(-self.batch_size // devices) * devices
         results = [np.zeros((0, width), np.float32)]
@@ -310,7 +310,7 @@ def make_encoder(
     mesh: Mesh,
     tokenizer_folder: Path | None = None,
 ) -> Encoder:
-    """The encoder of a config with given arrays; its tokenizer is `find_tokenizer`'s if None."""
+    """Return the encoder of a config with given arrays; its tokenizer is `find_tokenizer`'s if None."""
     folder = tokenizer_folder or find_tokenizer(config)
     tokenizer = Tokenizer(folder, config.data.max_tokens, config.model.text.mask_token)
     module = model.bind(variables)
@@ -329,7 +329,7 @@ def make_encoder(
 
 
 def refuse_unknown_tokens(tokenizer: Tokenizer, text_tower: nnx.Module, *, masks: bool) -> None:
-    """Refuses a tokenizer with ids that the text tower has no embedding for (ValueError)."""
+    """Refuse a tokenizer with ids that the text tower has no embedding for (ValueError)."""
     needed = tokenizer.num_tokens_with_mask if masks else tokenizer.vocabulary_size
     if needed > text_tower.config.vocab_size:
         raise ValueError(
@@ -340,13 +340,13 @@ def refuse_unknown_tokens(tokenizer: Tokenizer, text_tower: nnx.Module, *, masks
 
 
 def keep_description(encoder: Encoder, workdir: Path) -> None:
-    """Puts into a workdir what `load` needs beside a checkpoint: the tokenizer and model.json."""
+    """Put into a workdir what `load` needs beside a checkpoint: the tokenizer and model.json."""
     copy_tokenizer(encoder.tokenizer_folder, workdir / TOKENIZER_FOLDER)
     write_json(workdir / MODEL_FILE, blueprint.describe(encoder.model.bind(encoder.variables)))
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copies a tokenizer's files; its class may be said by the config.json beside them."""
+    """Copy a tokenizer's files; its class may be said by the config.json beside them."""
     if source.resolve() == target.resolve() or jax.process_index() != 0:
         return
     target.mkdir(parents=True, exist_ok=True)
@@ -356,14 +356,14 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def load(path: str | Path) -> Encoder:
-    """A trained model, from the latest checkpoint of a workdir or from a folder of `Encoder.save`.
+    """Return a trained model, from the latest checkpoint of a workdir or from a folder of `Encoder.save`.
 
     Neither needs the pretrained weights that training began with. Where the latest checkpoint is
     damaged, that is said, and the one before is used.
 
     Raises:
-      FileNotFoundError: if it is neither, or has no finished checkpoint.
-      ValueError: if the folder, or every checkpoint, is damaged.
+        FileNotFoundError: if it is neither, or has no finished checkpoint.
+        ValueError: if the folder, or every checkpoint, is damaged.
     """
     folder = Path(path)
     if export.is_exported(folder):
@@ -394,7 +394,7 @@ def load(path: str | Path) -> Encoder:
 
 
 def _placed(template: Variables, mesh: Mesh, *, fsdp: bool) -> Variables:
-    """Shapes, types and places of a model's arrays."""
+    """Return shapes, types and places of a model's arrays."""
     places = sharding.state_places(mesh, template, fsdp=fsdp)
     return jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), template, places

@@ -27,7 +27,7 @@ MEMORY_LIMIT = 2**31  # Bytes of features held at once; beyond, they are read ag
 
 
 def fingerprint(*parts: Any) -> str:
-    """A short hash of strings, numbers, arrays and nested containers of arrays."""
+    """Return a short hash of strings, numbers, arrays and nested containers of arrays."""
     digest = hashlib.sha256()
     for part in parts:
         for leaf in jax.tree.leaves(part):
@@ -51,16 +51,16 @@ class FeatureStore:
         dtype: str = "float32",
         keep_trained: bool = False,
     ):
-        """Hashes the towers: shape, weights, compute type.
+        """Hash the towers: shape, weights, compute type.
 
         Args:
-          folder: where features are kept.
-          encoder: with the variables of now.
-          freeze_image: whether the image tower stays as it is.
-          freeze_text: whether the text tower stays as it is.
-          dtype: the towers' compute type.
-          keep_trained: whether to keep features of towers that are not frozen too, since they are
-            not trained any more.
+            folder: where features are kept.
+            encoder: with the variables of now.
+            freeze_image: whether the image tower stays as it is.
+            freeze_text: whether the text tower stays as it is.
+            dtype: the towers' compute type.
+            keep_trained: whether to keep features of towers that are not frozen too, since they are
+                not trained any more.
         """
         self.folder = folder
         self.freeze_image = freeze_image
@@ -79,16 +79,16 @@ class FeatureStore:
         self._text_tower = fingerprint(text, frozen.get("text"))
 
     def image_key(self, data: str) -> str:
-        """The name under which a collection's image features are kept."""
+        """Return the name under which a collection's image features are kept."""
         return fingerprint("image", FORMAT, self._image_tower, data)
 
     def get(self, key: str, compute: Callable[[], Arrays], *, keep: bool = True) -> Arrays:
-        """What was computed under this key, from memory, from disk, or now.
+        """Return what was computed under this key, from memory, from disk, or now.
 
         Args:
-          key: a name that holds all that the arrays depend on.
-          compute: gives them where they are not known.
-          keep: whether they are worth a file.
+            key: a name that holds all that the arrays depend on.
+            compute: gives them where they are not known.
+            keep: whether they are worth a file.
         """
         if key in self._memory:
             return self._memory[key]
@@ -105,12 +105,12 @@ class FeatureStore:
         return arrays
 
     def images(self, encoder: Encoder, data: str, compute: Callable[[], Arrays]) -> Arrays:
-        """The image tower's `features` of a collection, and what `compute` gives beside them.
+        """Return the image tower's `features` of a collection, and what `compute` gives beside them.
 
         Args:
-          encoder: with the variables of now.
-          data: what identifies the collection.
-          compute: not called where the features are known.
+            encoder: with the variables of now.
+            data: what identifies the collection.
+            compute: not called where the features are known.
         """
         if self.freeze_image:
             return self.get(self.image_key(data), compute)
@@ -119,16 +119,16 @@ class FeatureStore:
     def embed_images(
         self, encoder: Encoder, data: str, images: Callable[[], Iterable[np.ndarray]]
     ) -> np.ndarray:
-        """Unit embeddings [N, d] of transformed images; arguments as in `images`."""
+        """Return unit embeddings [N, d] of transformed images; arguments as in `images`."""
         stored = self.images(encoder, data, lambda: {"features": encoder.image_features(images())})
         return encoder.project_image(stored["features"])
 
     def embed_texts(self, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
-        """Unit embeddings [N, d] of texts."""
+        """Return unit embeddings [N, d] of texts."""
         return encoder.project_text(self.text_features(encoder, texts))
 
     def text_features(self, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
-        """The text tower's features [N, width], kept under a name of the texts' tokens."""
+        """Return the text tower's features [N, width], kept under a name of the texts' tokens."""
         tokens = encoder.tokenizer(texts)
 
         def compute() -> Arrays:
@@ -144,7 +144,7 @@ class FeatureStore:
         return self.get(key, compute, keep=self.keep_trained)
 
     def _now(self, encoder: Encoder, tower: str) -> str:
-        """The hash of a tower that is trained, as it is now; features of what it was are let go."""
+        """Return the hash of a tower that is trained, as it is now; features of what it was are let go."""
         variables = encoder.variables
         if self._trained[0] is not variables:
             for key in self._passing:

@@ -30,10 +30,10 @@ class ImageCollection:
     """Images that are read one by one.
 
     Attributes:
-      keys: what each is called.
-      decode: gives image i, uint8 [H, W, 3]; raises ImageError where it cannot be read.
-      fingerprint: changes where any image changes.
-      transformed: whether images have the model's size already.
+        keys: what each is called.
+        decode: gives image i, uint8 [H, W, 3]; raises ImageError where it cannot be read.
+        fingerprint: changes where any image changes.
+        transformed: whether images have the model's size already.
     """
 
     keys: Sequence[str]
@@ -42,17 +42,17 @@ class ImageCollection:
     transformed: bool = False
 
     def __len__(self) -> int:
-        """The number of images, readable or not."""
+        """Return the number of images, readable or not."""
         return len(self.keys)
 
     def load(self, number: int, encoder: Encoder) -> np.ndarray:
-        """Image `number` as the model sees it, uint8 [size, size, 3]."""
+        """Return image `number` as the model sees it, uint8 [size, size, 3]."""
         image = self.decode(number)
         return image if self.transformed else encoder.transform(image)
 
 
 def from_files(root: Path, names: Sequence[str]) -> ImageCollection:
-    """Image files under a folder, by their paths in it.
+    """Return image files under a folder, by their paths in it.
 
     They count as unchanged while their sizes and times of modification are.
     """
@@ -71,7 +71,7 @@ def from_files(root: Path, names: Sequence[str]) -> ImageCollection:
 
 
 def named_records(source: Source) -> Iterator[tuple[str, Record | None]]:
-    """A name for every record, and the record; None for one that turns out unusable."""
+    """Yield a name for every record, and the record; None for one that turns out unusable."""
     for number in range(len(source)):
         try:
             record = source[number]
@@ -82,7 +82,7 @@ def named_records(source: Source) -> Iterator[tuple[str, Record | None]]:
 
 
 def from_source(source: Source, keys: Sequence[str]) -> ImageCollection:
-    """The images of a source of pairs, and what its records are called."""
+    """Return the images of a source of pairs, and what its records are called."""
 
     def decode(number: int) -> np.ndarray:
         try:
@@ -94,7 +94,7 @@ def from_source(source: Source, keys: Sequence[str]) -> ImageCollection:
 
 
 def from_arrays(pixels: np.ndarray) -> ImageCollection:
-    """Images [n, size, size, 3] in memory, of the model's size."""
+    """Return images [n, size, size, 3] in memory, of the model's size."""
     keys = [str(number) for number in range(len(pixels))]
     return ImageCollection(keys, pixels.__getitem__, fingerprint(pixels), transformed=True)
 
@@ -110,16 +110,16 @@ class Features(NamedTuple):
 def compute_features(
     collection: ImageCollection, encoder: Encoder, store: FeatureStore, name: str
 ) -> Features:
-    """The features of a collection; the image tower runs once for each state of its weights.
+    """Return the features of a collection; the image tower runs once for each state of its weights.
 
     Args:
-      collection: the images.
-      encoder: with the variables of now.
-      store: what it has embedded before is not embedded again.
-      name: what to call the images on the screen.
+        collection: the images.
+        encoder: with the variables of now.
+        store: what it has embedded before is not embedded again.
+        name: what to call the images on the screen.
 
     Raises:
-      ValueError: if not one image can be read.
+        ValueError: if not one image can be read.
     """
 
     def compute() -> Arrays:
@@ -145,7 +145,7 @@ def compute_features(
 def read_images(
     collection: ImageCollection, encoder: Encoder, unreadable: dict[int, str]
 ) -> Iterator[np.ndarray]:
-    """Transformed images in order, read by threads; notes those that cannot be read."""
+    """Yield transformed images in order, read by threads; notes those that cannot be read."""
 
     def load(number: int) -> np.ndarray | str:
         try:
@@ -163,7 +163,7 @@ def read_images(
 def _ahead(
     function: Callable[[int], np.ndarray | str], numbers: Iterable[int]
 ) -> Iterator[np.ndarray | str]:
-    """Results in order; a few are computed ahead, never all of them."""
+    """Yield results in order; a few are computed ahead, never all of them."""
     with ThreadPoolExecutor(THREADS) as pool:
         numbers = iter(numbers)
         waiting: collections.deque[Future[np.ndarray | str]] = collections.deque(

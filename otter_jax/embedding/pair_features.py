@@ -28,16 +28,16 @@ class PairFeatures(NamedTuple):
 def embed_pairs(
     source: Source, encoder: Encoder, folder: Path, numbers: Sequence[int] | None = None
 ) -> PairFeatures:
-    """Runs both towers over the pairs of a source; of several captions over the first.
+    """Run both towers over the pairs of a source; of several captions over the first.
 
     Args:
-      source: the pairs.
-      encoder: with the variables of now; images are seen as in evaluation.
-      folder: gets two files that the features are mapped from: 2 bytes a number.
-      numbers: ascending, which records are wanted; all of them if not given.
+        source: the pairs.
+        encoder: with the variables of now; images are seen as in evaluation.
+        folder: gets two files that the features are mapped from: 2 bytes a number.
+        numbers: ascending, which records are wanted; all of them if not given.
 
     Raises:
-      ValueError: if not one image can be read.
+        ValueError: if not one image can be read.
     """
     wanted = np.arange(len(source)) if numbers is None else np.asarray(numbers)
     noted: dict[int, tuple[str, str]] = {}  # Key and caption.
@@ -77,7 +77,7 @@ def _parts(items: Iterator) -> Iterator[list]:
 
 
 def _fill(rows: np.ndarray, parts: Iterator[np.ndarray]) -> None:
-    """Writes parts behind each other, as unit rows: float16 has no room for all lengths."""
+    """Write parts behind each other, as unit rows: float16 has no room for all lengths."""
     filled = 0
     for part in parts:
         length = np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)

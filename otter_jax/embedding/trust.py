@@ -59,7 +59,7 @@ def estimate(
     seed: int = 0,
     mesh: Mesh | None = None,
 ) -> Trust:
-    """Estimates for every pair the probability that its caption is right.
+    """Estimate for every pair the probability that its caption is right.
 
     Every distinct pair votes once: a pair that repeats both image and caption of another is no
     evidence for it. The same pairs get the same trust in whatever order they come, to rounding:
@@ -69,17 +69,17 @@ def estimate(
     blocks: 3 million pairs then take about 1.1 GB, and the reference 8 bytes a number.
 
     Args:
-      image_features: float [N, d], of any precision and length.
-      text_features: float [N, e], of the same pairs.
-      neighbors: how many pairs vote on an image, and as many on a caption.
-      best_share: the share of them, those that agree best, of which the mean is taken; in (0, 1].
-      reference: most pairs among which neighbours are looked for; of more, that many are drawn.
-      seed: of what is drawn at random.
-      mesh: devices to split the work over; all of them if not given.
+        image_features: float [N, d], of any precision and length.
+        text_features: float [N, e], of the same pairs.
+        neighbors: how many pairs vote on an image, and as many on a caption.
+        best_share: the share of them, those that agree best, of which the mean is taken; in (0, 1].
+        reference: most pairs among which neighbours are looked for; of more, that many are drawn.
+        seed: of what is drawn at random.
+        mesh: devices to split the work over; all of them if not given.
 
     Raises:
-      ValueError: if the rows are not one for each pair, not finite, or too few of them differ; or
-        for a number out of its range.
+        ValueError: if the rows are not one for each pair, not finite, or too few of them differ; or
+            for a number out of its range.
     """
     _check(image_features, text_features, neighbors, best_share, reference)
     keys, means = _scan(image_features, text_features, seed)
@@ -105,7 +105,7 @@ def estimate(
 
 
 def describe(found: Trust) -> str:
-    """One line: the share of wrong pairs, and whether there are too few pairs to know it."""
+    """Return one line: the share of wrong pairs, and whether there are too few pairs to know it."""
     line = f"estimated share of wrong pairs: {100 * found.share_wrong:.0f} %"
     if len(found.alpha) < FEW:
         line += (
@@ -116,15 +116,15 @@ def describe(found: Trust) -> str:
 
 
 def wrong_share(statistic: np.ndarray, null: np.ndarray) -> float:
-    """The share of wrong pairs, from the lowest 30 % of the null, where few right ones are.
+    """Return the share of wrong pairs, from the lowest 30 % of the null, where few right ones are.
 
     Right pairs that no other pair is like are there too, and with few pairs they are many: of 300
     right ones of the embedded clip art it takes 11 % for wrong, of 900 it takes 3 %. The lower half
     would take 15 % and 7 %, a smaller part would be less certain.
 
     Args:
-      statistic: [N] of the pairs.
-      null: [M] of wrong pairs.
+        statistic: [N] of the pairs.
+        null: [M] of wrong pairs.
     """
     edge = np.quantile(null, LOWEST)
     observed, expected = (np.mean(x < edge) + np.mean(x == edge) / 2 for x in (statistic, null))
@@ -132,17 +132,17 @@ def wrong_share(statistic: np.ndarray, null: np.ndarray) -> float:
 
 
 def false_discovery_rate(statistic: np.ndarray, null: np.ndarray, share_wrong: float) -> np.ndarray:
-    """The probability that each pair is wrong, given its statistic; never more for a larger one.
+    """Return the probability that each pair is wrong, given its statistic; never more for a larger one.
 
     Bins hold equally many pairs, about as many as there are bins.
 
     Args:
-      statistic: [N] of the pairs.
-      null: [M] of wrong pairs.
-      share_wrong: the share of wrong pairs, in [0, 1].
+        statistic: [N] of the pairs.
+        null: [M] of wrong pairs.
+        share_wrong: the share of wrong pairs, in [0, 1].
 
     Returns:
-      float64 [N] in [0, 1].
+        float64 [N] in [0, 1].
     """
     bins = int(np.clip(np.sqrt(len(statistic)), 10, MOST_BINS))
     edges = np.unique(np.quantile(statistic, np.linspace(0, 1, bins + 1)[1:-1]))
@@ -158,14 +158,14 @@ def false_discovery_rate(statistic: np.ndarray, null: np.ndarray, share_wrong: f
 
 
 def non_increasing(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The closest non-increasing sequence in weighted least squares (isotonic regression).
+    """Return the closest non-increasing sequence in weighted least squares (isotonic regression).
 
     It is given by means of stretches: at i the least, over where a stretch that holds i begins, of
     the greatest mean, over where it ends (Barlow et al. 1972, the min-max formulas).
 
     Args:
-      values: [n].
-      weights: positive [n].
+        values: [n].
+        weights: positive [n].
     """
     mass, total = (np.concatenate([[0.0], np.cumsum(x)]) for x in (weights, weights * values))
     before = np.tri(len(values), k=-1, dtype=bool)  # Of a stretch that would end before it begins.
@@ -176,13 +176,13 @@ def non_increasing(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def write(path: Path, key: str, found: Trust, records: np.ndarray) -> None:
-    """Keeps an estimate; a reader finds a whole file or none.
+    """Keep an estimate; a reader finds a whole file or none.
 
     Args:
-      path: an .npz file.
-      key: a hash of all that it depends on.
-      found: of n pairs.
-      records: int [n], their numbers in the source.
+        path: an .npz file.
+        key: a hash of all that it depends on.
+        found: of n pairs.
+        records: int [n], their numbers in the source.
     """
     if jax.process_index() != 0:
         return
@@ -193,10 +193,10 @@ def write(path: Path, key: str, found: Trust, records: np.ndarray) -> None:
 
 
 def read(path: Path, key: str) -> tuple[Trust, np.ndarray]:
-    """What `write` has kept: the estimate, and the numbers of its records.
+    """Return what `write` has kept: the estimate, and the numbers of its records.
 
     Raises:
-      ValueError: if it depends on something else.
+        ValueError: if it depends on something else.
     """
     with np.load(path) as stored:
         arrays = dict(stored)
@@ -210,7 +210,7 @@ def read(path: Path, key: str) -> tuple[Trust, np.ndarray]:
 
 
 def refuse_too_few(count: int, neighbors: int) -> None:
-    """Refuses so few different pairs that they have not enough neighbours (ValueError)."""
+    """Refuse so few different pairs that they have not enough neighbours (ValueError)."""
     if count <= neighbors:
         raise ValueError(
             f"pair trust needs at least {neighbors + 1} different pairs, as it asks the "
@@ -241,7 +241,7 @@ def _check(
 def _scan(
     images: np.ndarray, texts: np.ndarray, seed: int
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """A random key of each pair, uint64 [N], and the mean of the unit rows of images and of texts.
+    """Return a random key of each pair, uint64 [N], and the mean of the unit rows of images and of texts.
 
     Keys are hashes of the pair's features: equal pairs have equal ones, and the order of the pairs
     does not matter.
@@ -265,7 +265,7 @@ def _scan(
 
 
 def _distinct(keys: np.ndarray, neighbors: int) -> np.ndarray:
-    """Numbers of the pairs that differ, one of each, in an order that is random but theirs."""
+    """Return numbers of the pairs that differ, one of each, in an order that is random but theirs."""
     _, first = np.unique(keys, return_index=True)  # Sorted by keys.
     refuse_too_few(len(first), neighbors)
     return first
@@ -286,18 +286,18 @@ class _Side:
         self.reference = self.rows(self.chosen)
 
     def rows(self, numbers: np.ndarray | slice) -> np.ndarray:
-        """float32 [n, d]."""
+        """Return float32 [n, d]."""
         return _unit(self.features[numbers]) - self.mean
 
 
 def _find_voters(
     sides: tuple[_Side, _Side], neighbors: int, mesh: Mesh
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which pairs vote on each image, since theirs is similar, and which on each caption.
+    """Return which pairs vote on each image, since theirs is similar, and which on each caption.
 
     Returns:
-      Two of int32 [N, neighbors]: places in the reference, -1 where there are not so many that are
-      no copies of the pair.
+        Two of int32 [N, neighbors]: places in the reference, -1 where there are not so many that
+        are no copies of the pair.
     """
     keys = [sharding.put_state(mesh, side.reference + side.mean) for side in sides]
     candidates = min(neighbors + SPARE, len(keys[0]))
@@ -324,7 +324,7 @@ def _agreement(
     texts: np.ndarray,
     count: int,
 ) -> np.ndarray:
-    """How well images and texts, by the numbers of their pairs [n], fit each other: [n, 2].
+    """Return how well images and texts, by the numbers of their pairs [n], fit each other: [n, 2].
 
     First what is said by the `count` voters on the image that agree best with the text, then what
     is shown by those on the text.
@@ -343,14 +343,14 @@ def _agreement(
 def _consensus(
     side: _Side, numbers: np.ndarray, voters: np.ndarray, own: np.ndarray, count: int
 ) -> np.ndarray:
-    """The mean agreement of rows with the `count` voters that agree best; 0 where there are none.
+    """Return the mean agreement of rows with the `count` voters that agree best; 0 where there are none.
 
     Args:
-      side: what is compared.
-      numbers: [n], the rows.
-      voters: [n, k] places in the reference, -1 for none.
-      own: [n] the rows' own places, which have no vote; -1 for none.
-      count: at least 1.
+        side: what is compared.
+        numbers: [n], the rows.
+        voters: [n, k] places in the reference, -1 for none.
+        own: [n] the rows' own places, which have no vote; -1 for none.
+        count: at least 1.
     """
     agreement = np.matmul(side.reference[voters], side.rows(numbers)[:, :, None])[:, :, 0]
     votes = (voters >= 0) & (voters != own[:, None])
@@ -362,7 +362,7 @@ def _consensus(
 def _blocks(
     count: int, features: Sequence[np.ndarray], label: str | None = None
 ) -> Iterator[slice]:
-    """Slices of `count` rows; what one has read of mapped features is let go before the next."""
+    """Yield slices of `count` rows; what one has read of mapped features is let go before the next."""
     starts = range(0, count, BLOCK)
     if label is not None:
         starts = progress(starts, len(starts), f"{label}, {BLOCK} at a time")

@@ -25,17 +25,17 @@ class Answers(NamedTuple):
 
 
 def choose(ranks: np.ndarray, count: int) -> np.ndarray:
-    """Which images to show: hits first, then misses, half of each as far as there are enough.
+    """Return which images to show: hits first, then misses, half of each as far as there are enough.
 
     >>> choose(np.array([0, 3, 0, 1, 0]), 4).tolist()
     [0, 4, 1, 3]
 
     Args:
-      ranks: int [n], of each image's best true name.
-      count: how many images are wanted.
+        ranks: int [n], of each image's best true name.
+        count: how many images are wanted.
 
     Returns:
-      int [min(count, n)].
+        int [min(count, n)].
     """
     hits, misses = np.flatnonzero(ranks == 0), np.flatnonzero(ranks > 0)
     num_misses = min(len(misses), max(count // 2, count - len(hits)))
@@ -44,7 +44,7 @@ def choose(ranks: np.ndarray, count: int) -> np.ndarray:
 
 
 def spread(items: np.ndarray, count: int) -> np.ndarray:
-    """At most `count` items, evenly spread."""
+    """Return at most `count` items, evenly spread."""
     return items[np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)]
 
 
@@ -57,16 +57,16 @@ def answer(
     truth: np.ndarray,
     count: int,
 ) -> Answers:
-    """The names ranked best for some images, half hits and half misses.
+    """Return the names ranked best for some images, half hits and half misses.
 
     Args:
-      collection: the images.
-      encoder: for their transform.
-      image_features: float [n, d] of all images, unit rows; row i belongs to image i.
-      name_features: float [m, d], unit rows.
-      names: [m], what is shown for each.
-      truth: int [n, L], the true names of every image, padded with -1.
-      count: images wanted.
+        collection: the images.
+        encoder: for their transform.
+        image_features: float [n, d] of all images, unit rows; row i belongs to image i.
+        name_features: float [m, d], unit rows.
+        names: [m], what is shown for each.
+        truth: int [n, L], the true names of every image, padded with -1.
+        count: images wanted.
     """
     candidates = spread(np.flatnonzero((truth >= 0).any(axis=1)), LOOKED_AT)
     ranks = best_true_ranks(image_features[candidates], name_features, truth[candidates], 1)

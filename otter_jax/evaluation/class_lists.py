@@ -16,9 +16,9 @@ class ClassList:
     """Ranked classes in their order.
 
     Attributes:
-      ids: what labels call them; distinct.
-      names: the names of each.
-      origin: where they come from, for messages.
+        ids: what labels call them; distinct.
+        names: the names of each.
+        origin: where they come from, for messages.
     """
 
     ids: tuple[str, ...]
@@ -26,7 +26,7 @@ class ClassList:
     origin: str
 
     def __post_init__(self) -> None:
-        """Refuses an empty list, blank names and repeated ids (ValueError naming the first)."""
+        """Refuse an empty list, blank names and repeated ids (ValueError naming the first)."""
         if not self.ids:
             raise ValueError(f"{self.origin}: the list of classes is empty")
         seen: set[str] = set()
@@ -38,14 +38,14 @@ class ClassList:
             seen.add(each)
 
     def __len__(self) -> int:
-        """The number of classes."""
+        """Return the number of classes."""
         return len(self.ids)
 
     def numbers(self, labels: Iterable[Sequence[str]], where: str) -> np.ndarray:
-        """Labels by id as class numbers, int32 [n, most], padded with -1.
+        """Return labels by id as class numbers, int32 [n, most], padded with -1.
 
         Raises:
-          ValueError: naming the first id that is not in the list.
+            ValueError: naming the first id that is not in the list.
         """
         number = {each: place for place, each in enumerate(self.ids)}
         rows = []
@@ -61,7 +61,7 @@ class ClassList:
 
 
 def pad_labels(rows: Sequence[Sequence[int]]) -> np.ndarray:
-    """Class numbers of every image, int32 [n, most], padded with -1."""
+    """Return class numbers of every image, int32 [n, most], padded with -1."""
     labels = np.full((len(rows), max(map(len, rows), default=0) or 1), MISSING, np.int32)
     for row, numbers in zip(labels, rows, strict=True):
         row[: len(numbers)] = numbers
@@ -69,14 +69,14 @@ def pad_labels(rows: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def read_class_list(path: Path) -> ClassList:
-    """Reads a text file of one class a line.
+    """Read a text file of one class a line.
 
     A line is `name`, or `id<TAB>name` where labels (or folders) call the class by an id; several
     names of one class are separated by "|".
 
     Raises:
-      FileNotFoundError: if there is none.
-      ValueError: for an empty file, a blank line or name, or an id that is listed twice.
+        FileNotFoundError: if there is none.
+        ValueError: for an empty file, a blank line or name, or an id that is listed twice.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no class list at {path}")

@@ -49,7 +49,7 @@ class Comparison:
     cells: dict[tuple[str, str, str], Cell]  # By method, setting and metric.
 
     def difference(self, method: str, row: tuple[str, str]) -> tuple[float, float, int] | None:
-        """Mean paired difference to the baseline, half its interval, and the pairs; None if none.
+        """Return mean paired difference to the baseline, half its interval, and the pairs; None if none.
 
         Half the interval is NaN for a single pair.
         """
@@ -63,7 +63,7 @@ class Comparison:
         return float(np.mean(differences)), half_interval(differences), len(differences)
 
     def wins(self) -> dict[str, tuple[int, int]]:
-        """Rows where a method alone is best, and where it shares that, by method."""
+        """Return rows where a method alone is best, and where it shares that, by method."""
         counts = {method: [0, 0] for method in self.methods}
         for row in self.complete_rows():
             means = {m: round(100 * self.cells[m, *row].mean, 1) for m in self.methods}
@@ -73,7 +73,7 @@ class Comparison:
         return {method: (wins, ties) for method, (wins, ties) in counts.items()}
 
     def complete_rows(self) -> list[tuple[str, str]]:
-        """Rows in which every method has a value."""
+        """Return rows in which every method has a value."""
         return [row for row in self.rows if all((m, *row) in self.cells for m in self.methods)]
 
 
@@ -83,17 +83,17 @@ def compare(
     setting: Sequence[str] = (),
     metrics: Sequence[str] = ("*",),
 ) -> Comparison:
-    """Groups runs into methods and settings.
+    """Group runs into methods and settings.
 
     Args:
-      runs: finished runs.
-      baseline: a method's name or a part of it; the first run's method if not given.
-      setting: config keys that say on what methods are compared.
-      metrics: patterns with * of which a metric, such as "openmoji  hit@1", matches one.
+        runs: finished runs.
+        baseline: a method's name or a part of it; the first run's method if not given.
+        setting: config keys that say on what methods are compared.
+        metrics: patterns with * of which a metric, such as "openmoji  hit@1", matches one.
 
     Raises:
-      ValueError: if no metric matches, for two runs of one method, setting and seed, a key that
-        does not exist, or a baseline that is no method.
+        ValueError: if no metric matches, for two runs of one method, setting and seed, a key that
+            does not exist, or a baseline that is no method.
     """
     for key in setting:
         if key not in runs[0].config:
@@ -122,7 +122,7 @@ def compare(
 
 
 def differing_keys(runs: Sequence[Run]) -> list[str]:
-    """Config keys whose values differ between runs, but for those that teach nothing."""
+    """Return config keys whose values differ between runs, but for those that teach nothing."""
     keys = dict.fromkeys(key for run in runs for key in run.config)
     return [
         key
@@ -132,12 +132,12 @@ def differing_keys(runs: Sequence[Run]) -> list[str]:
 
 
 def describe(run: Run, keys: Iterable[str], otherwise: str) -> str:
-    """A run by its values of some keys: `objective.name=otter, batch_size=256`."""
+    """Return a run by its values of some keys: `objective.name=otter, batch_size=256`."""
     return ", ".join(f"{key}={run.config.get(key)}" for key in keys) or otherwise
 
 
 def choose_baseline(methods: Sequence[str], wanted: str | None) -> str:
-    """The method that `wanted` names or is a part of, the first if it is None."""
+    """Return the method that `wanted` names or is a part of, the first if it is None."""
     if wanted is None:
         return methods[0]
     found = [m for m in methods if m == wanted] or [m for m in methods if wanted in m]
@@ -149,12 +149,12 @@ def choose_baseline(methods: Sequence[str], wanted: str | None) -> str:
 
 
 def deviation(values: Sequence[float]) -> float:
-    """Standard deviation of a sample; NaN for one value."""
+    """Return standard deviation of a sample; NaN for one value."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
 def half_interval(differences: Sequence[float]) -> float:
-    """Half the 95 % confidence interval of a mean, by Student's t; NaN for one value."""
+    """Return half the 95 % confidence interval of a mean, by Student's t; NaN for one value."""
     from scipy.stats import t
 
     count = len(differences)

@@ -8,13 +8,13 @@ from otter_jax.evaluation.comparison import CONFIDENCE, Comparison
 
 
 def percent(value: float, deviation: float = math.nan) -> str:
-    """12.3 ± 0.4, or 12.3 where there is no deviation."""
+    """Return 12.3 ± 0.4, or 12.3 where there is no deviation."""
     spread = "" if math.isnan(deviation) else f" ± {100 * deviation:.1f}"
     return f"{100 * value:.1f}{spread}"
 
 
 def markdown(found: Comparison) -> str:
-    """The tables, in percent."""
+    """Return the tables, in percent."""
     lines = [
         f"Percent, mean ± standard deviation over seeds; in brackets the paired difference to "
         f"{found.baseline} ± half its {100 * CONFIDENCE:.0f} % confidence interval.",
@@ -41,7 +41,7 @@ def markdown(found: Comparison) -> str:
 
 
 def markdown_cell(found: Comparison, method: str, row: tuple[str, str]) -> str:
-    """ "12.3 ± 0.4 (+1.2 ± 0.9)", bold where it is best; "-" where there is nothing."""
+    """Return "12.3 ± 0.4 (+1.2 ± 0.9)", bold where it is best; "-" where there is nothing."""
     cell = found.cells.get((method, *row))
     if cell is None:
         return "-"

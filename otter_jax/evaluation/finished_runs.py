@@ -25,11 +25,11 @@ class Run:
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """Reads config.json and results.json of workdirs.
+    """Read config.json and results.json of workdirs.
 
     Raises:
-      FileNotFoundError: for a folder that is no finished run.
-      ValueError: for a folder that is given twice.
+        FileNotFoundError: for a folder that is no finished run.
+        ValueError: for a folder that is given twice.
     """
     runs = []
     for path in paths:
@@ -50,7 +50,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    """Return {"a": {"b": 1}} -> {"a.b": 1}."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):

@@ -27,10 +27,10 @@ class LabelledSet:
     """Zero-shot ranking of labelled images.
 
     Attributes:
-      labelled: the images and classes.
-      templates: prompts with a {} each.
-      names: `joined` puts a class's names into one prompt, "a,or b,or c", as OTTER's release;
-        `averaged` gives each name prompts of its own and averages them.
+        labelled: the images and classes.
+        templates: prompts with a {} each.
+        names: `joined` puts a class's names into one prompt, "a,or b,or c", as OTTER's release;
+            `averaged` gives each name prompts of its own and averages them.
     """
 
     labelled: ZeroShotSet
@@ -62,7 +62,7 @@ class LabelledSet:
         return ways
 
     def evaluate(self, encoder: Encoder, store: FeatureStore) -> dict[str, float]:
-        """Flat hit@1, 2, 5, 10, by every way to count."""
+        """Return flat hit@1, 2, 5, 10, by every way to count."""
         images, numbers, bank = self._embed(encoder, store)
         return {
             prefix + metric: value
@@ -73,7 +73,7 @@ class LabelledSet:
         }
 
     def answers(self, encoder: Encoder, store: FeatureStore, count: int) -> Answers:
-        """Some images with the class names that fit them best."""
+        """Return some images with the class names that fit them best."""
         images, numbers, bank = self._embed(encoder, store)
         features = np.zeros((len(self.labelled.images), images.shape[1]), np.float32)
         features[numbers] = images
@@ -83,7 +83,7 @@ class LabelledSet:
         return answer(self.labelled.images, encoder, features, bank, names, labels, count)
 
     def contents(self) -> dict[str, Any]:
-        """Number of images and classes, and what was left out."""
+        """Return number of images and classes, and what was left out."""
         labelled = (self.labelled.labels >= 0).any(axis=1)
         counts = {
             "images": len(labelled),
@@ -96,7 +96,7 @@ class LabelledSet:
         return {key: count for key, count in counts.items() if count} | left_out
 
     def chance(self) -> dict[str, float]:
-        """Hits of a random ranking."""
+        """Return hits of a random ranking."""
         return {
             f"{prefix}hit@{k}": value
             for prefix, way in self.countings.items()
@@ -108,7 +108,7 @@ class LabelledSet:
     def _embed(
         self, encoder: Encoder, store: FeatureStore
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Embeddings of the readable images, which these are, and the class bank."""
+        """Return embeddings of the readable images, which these are, and the class bank."""
         found = compute_features(self.labelled.images, encoder, store, self.name)
         self.unreadable = found.unreadable
         names = self.labelled.class_names

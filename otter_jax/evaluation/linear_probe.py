@@ -18,7 +18,7 @@ FIRST_STEPS = 2 * STEPS_PER_DECADE  # The search starts with every second power 
 
 
 def l2_strength(step: int) -> float:
-    """10 to the power step / 8."""
+    """Return 10 to the power step / 8."""
     return 10.0 ** (step / STEPS_PER_DECADE)
 
 
@@ -31,18 +31,18 @@ def search_and_fit(
     per_class: bool = False,
     mesh: Mesh | None = None,
 ) -> tuple[Weights, int]:
-    """Finds the L2 strength on the validation images, then fits all images with it.
+    """Find the L2 strength on the validation images, then fits all images with it.
 
     Args:
-      features: float [n, d].
-      labels: int [n].
-      validates: bool [n], which images are the validation split.
-      num_classes: number of classes.
-      per_class: whether the mean accuracy per class is searched for.
-      mesh: as in `fit`.
+        features: float [n, d].
+        labels: int [n].
+        validates: bool [n], which images are the validation split.
+        num_classes: number of classes.
+        per_class: whether the mean accuracy per class is searched for.
+        mesh: as in `fit`.
 
     Returns:
-      The weights, and the step of the strength (see `l2_strength`).
+        The weights, and the step of the strength (see `l2_strength`).
     """
     trained: dict[int, Weights] = {}
 
@@ -68,13 +68,13 @@ def search_and_fit(
 
 
 def search_l2(score: Callable[[int], float]) -> int:
-    """The step of the best L2: coarse ones first, then halved intervals around the peak.
+    """Return the step of the best L2: coarse ones first, then halved intervals around the peak.
 
     Args:
-      score: what a step (see `l2_strength`) achieves on the validation split; called once a step.
+        score: what a step (see `l2_strength`) achieves on the validation split; called once a step.
 
     Returns:
-      The best of all steps tried; of equal ones the middle, far from where it gets worse.
+        The best of all steps tried; of equal ones the middle, far from where it gets worse.
     """
     scores = {step: score(step) for step in range(LOWEST, HIGHEST + 1, FIRST_STEPS)}
 
@@ -94,10 +94,10 @@ def search_l2(score: Callable[[int], float]) -> int:
 
 
 def validation_split(labels: np.ndarray) -> np.ndarray:
-    """Which training images validate where there is no split: the fifth, tenth, ... of a class.
+    """Return which training images validate where there is no split: the fifth, tenth, ... of a class.
 
     Returns:
-      bool [n]. A class of fewer than five images gives its last one, and one of one image none.
+        bool [n]. A class of fewer than five images gives its last one, and one of one image none.
     """
     chosen = np.zeros(len(labels), bool)
     for each in np.unique(labels):
@@ -107,7 +107,7 @@ def validation_split(labels: np.ndarray) -> np.ndarray:
 
 
 def accuracy(predicted: np.ndarray, labels: np.ndarray, *, per_class: bool = False) -> float:
-    """Share of right predictions, of all images or as the mean over classes that have images."""
+    """Return share of right predictions, of all images or as the mean over classes that have images."""
     right = predicted == labels
     if not per_class:
         return float(right.mean())
@@ -115,5 +115,5 @@ def accuracy(predicted: np.ndarray, labels: np.ndarray, *, per_class: bool = Fal
 
 
 def chance_accuracy(num_classes: int) -> float:
-    """Expected accuracy of a guess; the same as mean per class."""
+    """Return expected accuracy of a guess; the same as mean per class."""
     return 1.0 / num_classes

@@ -26,24 +26,24 @@ def fit(
     start: Weights | None = None,
     mesh: Mesh | None = None,
 ) -> Weights:
-    """Multinomial logistic regression.
+    """Return multinomial logistic regression.
 
     It minimises the sum of cross-entropies + l2 / 2 * |kernel|^2, which is scikit-learn's
     LogisticRegression with C = 1 / l2; the bias is not penalised.
 
     Args:
-      features: float [n, d].
-      labels: int [n], in 0 ... num_classes - 1.
-      num_classes: number of classes.
-      l2: strength of the penalty.
-      start: weights to start from, such as those of a neighbouring l2; zeros if not given.
-      mesh: devices to split the images over; all of them if not given.
+        features: float [n, d].
+        labels: int [n], in 0 ... num_classes - 1.
+        num_classes: number of classes.
+        l2: strength of the penalty.
+        start: weights to start from, such as those of a neighbouring l2; zeros if not given.
+        mesh: devices to split the images over; all of them if not given.
 
     Returns:
-      `kernel` [d, num_classes] and `bias` [num_classes].
+        `kernel` [d, num_classes] and `bias` [num_classes].
 
     Raises:
-      ValueError: for labels that are not classes, or numbers that differ.
+        ValueError: for labels that are not classes, or numbers that differ.
     """
     check_labels(features, labels, num_classes)
     mesh = mesh or sharding.make_mesh()
@@ -61,14 +61,14 @@ def fit(
 
 @functools.cache
 def _minimiser(mesh: Mesh) -> jax.stages.Wrapped:
-    """Jits `_minimise`, once a mesh; every process gets the whole of the weights."""
+    """Jit `_minimise`, once a mesh; every process gets the whole of the weights."""
     return jax.jit(_minimise, out_shardings=sharding.replicated(mesh))
 
 
 def _minimise(
     start: Arrays, features: jax.Array, labels: jax.Array, counted: jax.Array, l2: jax.Array
 ) -> Arrays:
-    """L-BFGS until the gradient vanishes; padded rows are not `counted`."""
+    """Return L-BFGS until the gradient vanishes; padded rows are not `counted`."""
     total = counted.sum()
 
     def loss(weights: Arrays) -> jax.Array:
@@ -98,7 +98,7 @@ def _minimise(
 
 
 def predict(weights: Weights, features: np.ndarray, block: int = 4096) -> np.ndarray:
-    """Class probabilities, float32 [n, num_classes]."""
+    """Return class probabilities, float32 [n, num_classes]."""
     parts = [
         _probabilities(weights, np.asarray(features[start : start + block], np.float32))
         for start in range(0, len(features), block)
@@ -113,7 +113,7 @@ def _probabilities(weights: Arrays, rows: jax.Array) -> jax.Array:
 
 
 def check_labels(features: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
-    """Refuses what is no classification problem (ValueError)."""
+    """Refuse what is no classification problem (ValueError)."""
     if features.ndim != 2 or labels.shape != (len(features),) or not len(features):
         raise ValueError(f"features {features.shape} and labels {labels.shape} do not fit")
     if not np.isfinite(features).all():

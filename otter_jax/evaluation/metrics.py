@@ -13,17 +13,17 @@ import numpy as np
 
 
 def hit_at_k(ranks: np.ndarray, ks: Sequence[int]) -> dict[int, float]:
-    """Share of ranks below each k.
+    """Return share of ranks below each k.
 
     Args:
-      ranks: int [n], from 0, of each image's best true class; only of images that have one.
-      ks: values of k; one beyond the number of classes counts all of them.
+        ranks: int [n], from 0, of each image's best true class; only of images that have one.
+        ks: values of k; one beyond the number of classes counts all of them.
 
     Returns:
-      `{k: share}`, shares in [0, 1].
+        `{k: share}`, shares in [0, 1].
 
     Raises:
-      ValueError: if there are no ranks.
+        ValueError: if there are no ranks.
     """
     if not len(ranks):
         raise ValueError("not one image has a label: there is nothing to count")
@@ -31,14 +31,14 @@ def hit_at_k(ranks: np.ndarray, ks: Sequence[int]) -> dict[int, float]:
 
 
 def chance_hit_at_k(num_classes: int, labels: np.ndarray, ks: Sequence[int]) -> dict[int, float]:
-    """Expected flat hit@k of a random order of the classes.
+    """Return expected flat hit@k of a random order of the classes.
 
     For an image with m true classes among C it is 1 - binomial(C - m, k) / binomial(C, k).
 
     Args:
-      num_classes: C.
-      labels: int [n, L], the true classes, padded with -1. Images without any are not counted.
-      ks: values of k.
+        num_classes: C.
+        labels: int [n, L], the true classes, padded with -1. Images without any are not counted.
+        ks: values of k.
     """
     images = Counter(len({label for label in row if label >= 0}) for row in labels.tolist())
     images.pop(0, None)

@@ -22,21 +22,21 @@ def classify(
     *,
     mesh: Mesh | None = None,
 ) -> np.ndarray:
-    """The class to which each test image's k nearest training images give most.
+    """Return the class to which each test image's k nearest training images give most.
 
     A neighbour's vote weighs exp(similarity / 0.07) (Wu et al. 2018, Unsupervised Feature Learning
     via Non-Parametric Instance Discrimination); of equally similar ones the lower number is nearer.
 
     Args:
-      train: float [n, d]; rows are made unit.
-      labels: int [n].
-      test: float [m, d]; rows are made unit.
-      num_classes: number of classes.
-      k: neighbours; all where there are fewer.
-      mesh: devices to split the test images over; all of them if not given.
+        train: float [n, d]; rows are made unit.
+        labels: int [n].
+        test: float [m, d]; rows are made unit.
+        num_classes: number of classes.
+        k: neighbours; all where there are fewer.
+        mesh: devices to split the test images over; all of them if not given.
 
     Returns:
-      int [m].
+        int [m].
     """
     mesh = mesh or sharding.make_mesh()
     similar, nearest = nearest_rows(_unit(test), _unit(train), min(k, len(train)), mesh)
@@ -49,7 +49,7 @@ def classify(
 def nearest_rows(
     queries: np.ndarray, keys: np.ndarray, k: int, mesh: Mesh
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k most similar keys of every query: similarities and numbers, [n, k], best first."""
+    """Return the k most similar keys of every query: similarities and numbers, [n, k], best first."""
     parts = []
     for start in range(0, len(queries), QUERY_BLOCK):
         rows = queries[start : start + QUERY_BLOCK]
@@ -65,7 +65,7 @@ def nearest_rows(
 
 @functools.cache
 def _merge(mesh: Mesh) -> jax.stages.Wrapped:
-    """Jits, once a mesh: the best k of those found so far and of one more block of keys."""
+    """Jit, once a mesh: the best k of those found so far and of one more block of keys."""
 
     def merge(
         queries: jax.Array, keys: jax.Array, first: jax.Array, best: jax.Array, numbers: jax.Array

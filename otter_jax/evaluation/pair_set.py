@@ -27,11 +27,11 @@ class PairSet:
     """Retrieval among images and their captions.
 
     Attributes:
-      name: the set's SPEC.
-      images: the images.
-      captions: all captions.
-      image_of_text: int [len(captions)], the image each belongs to.
-      left_out: what was left out, by reason.
+        name: the set's SPEC.
+        images: the images.
+        captions: all captions.
+        image_of_text: int [len(captions)], the image each belongs to.
+        left_out: what was left out, by reason.
     """
 
     name: str
@@ -42,7 +42,7 @@ class PairSet:
     unreadable: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def evaluate(self, encoder: Encoder, store: FeatureStore) -> dict[str, float]:
-        """Recall@1, 5, 10 in both directions, among what can be read."""
+        """Return Recall@1, 5, 10 in both directions, among what can be read."""
         images, numbers, texts = self._embed(encoder, store)
         place = np.full(len(self.images), -1)
         place[numbers] = np.arange(len(numbers))
@@ -51,7 +51,7 @@ class PairSet:
         return retrieval.recalls(images, texts[kept], image_of_text[kept], mesh=encoder.mesh)
 
     def answers(self, encoder: Encoder, store: FeatureStore, count: int) -> Answers:
-        """Some images with the captions that fit them best."""
+        """Return some images with the captions that fit them best."""
         images, numbers, texts = self._embed(encoder, store)
         features = np.zeros((len(self.images), images.shape[1]), np.float32)
         features[numbers] = images
@@ -60,7 +60,7 @@ class PairSet:
         return answer(self.images, encoder, features, texts, self.captions, truth, count)
 
     def contents(self) -> dict[str, Any]:
-        """Number of pairs, and what was left out."""
+        """Return number of pairs, and what was left out."""
         several = {"captions": len(self.captions)} if len(self.captions) != len(self.images) else {}
         return {
             "pairs": len(self.images) - len(self.unreadable),
@@ -71,7 +71,7 @@ class PairSet:
         }
 
     def chance(self) -> dict[str, float]:
-        """Recalls of a random ranking."""
+        """Return recalls of a random ranking."""
         return retrieval.chance_recalls(self.image_of_text, len(self.images))
 
     def _texts_of_images(self) -> np.ndarray:
@@ -80,7 +80,7 @@ class PairSet:
     def _embed(
         self, encoder: Encoder, store: FeatureStore
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Embeddings of the readable images, which these are, and of all captions."""
+        """Return embeddings of the readable images, which these are, and of all captions."""
         found = compute_features(self.images, encoder, store, self.name)
         self.unreadable = found.unreadable
         texts = store.embed_texts(encoder, self.captions)
@@ -88,7 +88,7 @@ class PairSet:
 
 
 def pairs_of_source(name: str, source: Source) -> PairSet:
-    """The pairs of a data SPEC; an image has several captions where its metadata list them."""
+    """Return the pairs of a data SPEC; an image has several captions where its metadata list them."""
     keys, captions, owners = [], [], []
     for number, (name_of_record, record) in enumerate(named_records(source)):
         keys.append(name_of_record)
@@ -99,7 +99,7 @@ def pairs_of_source(name: str, source: Source) -> PairSet:
 
 
 def captions_of(record: Record) -> list[str]:
-    """The list `captions` of a record's metadata if there is one, else all its captions."""
+    """Return the list `captions` of a record's metadata if there is one, else all its captions."""
     listed = record.metadata.get("captions")
     if isinstance(listed, list):
         listed = [text.strip() for text in listed if isinstance(text, str) and text.strip()]
@@ -107,11 +107,11 @@ def captions_of(record: Record) -> list[str]:
 
 
 def pairs_of_csv(name: str, path: str) -> PairSet:
-    """A CSV with the columns `image` and `caption`; lines of one image are its captions.
+    """Return a CSV with the columns `image` and `caption`; lines of one image are its captions.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: for other columns, or if there is no pair.
+        FileNotFoundError: if there is no such file.
+        ValueError: for other columns, or if there is no pair.
     """
     folder, rows = Path(path).parent, own.read_columns(Path(path), "image", "caption")
     captions_by_image: dict[str, list[str]] = {}

@@ -26,11 +26,11 @@ class ProbeSet:
     """Training and test images of the same classes.
 
     Attributes:
-      name: the set's SPEC.
-      splits: `train`, `test` and perhaps `val`; labels are numbers of `train`'s classes.
-      per_class: whether the metric is the mean over classes instead of over images.
-      features: `tower` takes the image tower's, before the projection, as CLIP and DeCLIP do;
-        `embedding` the ones behind it.
+        name: the set's SPEC.
+        splits: `train`, `test` and perhaps `val`; labels are numbers of `train`'s classes.
+        per_class: whether the metric is the mean over classes instead of over images.
+        features: `tower` takes the image tower's, before the projection, as CLIP and DeCLIP do;
+            `embedding` the ones behind it.
     """
 
     name: str
@@ -42,13 +42,14 @@ class ProbeSet:
 
     @classmethod
     def open(cls, text: str) -> "ProbeSet":
-        """Opens `probe:folder:PATH`, with train/, test/ and perhaps val/ of a folder a class.
+        """Open `probe:folder:PATH`, with train/, test/ and perhaps val/ of a folder a class.
 
         Options are `?metric=mean_per_class` and `?features=embedding`.
 
         Raises:
-          ValueError: for another kind, an unknown option, or a test class without training images.
-          FileNotFoundError: for a missing folder.
+            ValueError: for another kind, an unknown option, or a test class without training
+                images.
+            FileNotFoundError: for a missing folder.
         """
         spec = Spec.parse(text.removeprefix("probe:"), tuple(OPTIONS))
         if spec.kind != "folder" or not spec.path:
@@ -67,7 +68,7 @@ class ProbeSet:
         return f"probe_{kind}", f"knn_{kind}"
 
     def evaluate(self, encoder: Encoder, store: FeatureStore) -> dict[str, float]:
-        """Accuracy of the linear probe and of nearest neighbours on the test images."""
+        """Return accuracy of the linear probe and of nearest neighbours on the test images."""
         test, labels, _ = self._features("test", encoder, store)
         probe = self._predict(encoder, store, test).argmax(axis=1)
         train, train_labels = self._known(encoder, store)
@@ -81,7 +82,7 @@ class ProbeSet:
         }
 
     def answers(self, encoder: Encoder, store: FeatureStore, count: int) -> Answers:
-        """Some test images with the classes that the probe finds most probable."""
+        """Return some test images with the classes that the probe finds most probable."""
         test, labels, numbers = self._features("test", encoder, store)
         probabilities = self._predict(encoder, store, test)
         ranked = np.argsort(-probabilities, axis=1, kind="stable")[:, :NAMES_SHOWN]
@@ -97,7 +98,7 @@ class ProbeSet:
         )
 
     def contents(self) -> dict[str, Any]:
-        """Number of images of every split, of classes, and what was left out."""
+        """Return number of images of every split, of classes, and what was left out."""
         return {
             **{f"{split} images": len(each.images) for split, each in self.splits.items()},
             "classes": len(self.splits["train"].class_names),
@@ -105,14 +106,14 @@ class ProbeSet:
         }
 
     def chance(self) -> dict[str, float]:
-        """Accuracy of a guess."""
+        """Return accuracy of a guess."""
         classes = len(self.splits["train"].class_names)
         return dict.fromkeys(self.metrics, linear_probe.chance_accuracy(classes))
 
     def _features(
         self, split: str, encoder: Encoder, store: FeatureStore
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Features [n, d], labels [n] and numbers [n] of a split's readable images."""
+        """Return features [n, d], labels [n] and numbers [n] of a split's readable images."""
         labelled = self.splits[split]
         found = compute_features(labelled.images, encoder, store, f"{self.name} {split}")
         self.unreadable |= found.unreadable
@@ -122,12 +123,12 @@ class ProbeSet:
         return features, labelled.labels[found.numbers, 0], found.numbers
 
     def _known(self, encoder: Encoder, store: FeatureStore) -> tuple[np.ndarray, np.ndarray]:
-        """Features and labels of all that is not tested on."""
+        """Return features and labels of all that is not tested on."""
         parts = [self._features(s, encoder, store) for s in self.splits if s != "test"]
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
     def _predict(self, encoder: Encoder, store: FeatureStore, test: np.ndarray) -> np.ndarray:
-        """Class probabilities of the probe, which is fitted once for each state of the tower."""
+        """Return class probabilities of the probe, which is fitted once for each state of the tower."""
         known, labels = self._known(encoder, store)
         state = fingerprint(known)
         if self._fitted is None or self._fitted[0] != state:
@@ -155,7 +156,7 @@ class ProbeSet:
 
 
 def open_splits(text: str, folder: Path) -> dict[str, ZeroShotSet]:
-    """The splits in a folder, all with the classes of `train`."""
+    """Return the splits in a folder, all with the classes of `train`."""
     found = {split: folder / split for split in SPLITS if (folder / split).is_dir()}
     for split in ("train", "test"):
         if split not in found:
@@ -176,5 +177,5 @@ def open_splits(text: str, folder: Path) -> dict[str, ZeroShotSet]:
 
 
 def folder_names(labelled: ZeroShotSet) -> list[str]:
-    """The folder of every class, in the order of the classes."""
+    """Return the folder of every class, in the order of the classes."""
     return sorted({key.split("/")[0] for key in labelled.images.keys})

@@ -35,23 +35,23 @@ def best_true_ranks(
     *,
     mesh: Mesh | None = None,
 ) -> np.ndarray:
-    """The rank, from 0, of each query's best true key, or `limit` where it is that or more.
+    """Return the rank, from 0, of each query's best true key, or `limit` where it is that or more.
 
     Keys are ranked by inner product, best first; of equal ones the lower number comes first. Equal
     is what rounding in float64 cannot tell apart.
 
     Args:
-      queries: float [n, d], unit rows.
-      keys: float [m, d], unit rows.
-      truth: int [n, L], the numbers of each query's true keys, padded with -1.
-      limit: ranks beyond are of no interest; the smaller, the faster.
-      mesh: devices to split the queries over; all of them if not given.
+        queries: float [n, d], unit rows.
+        keys: float [m, d], unit rows.
+        truth: int [n, L], the numbers of each query's true keys, padded with -1.
+        limit: ranks beyond are of no interest; the smaller, the faster.
+        mesh: devices to split the queries over; all of them if not given.
 
     Returns:
-      int32 [n]; `limit` for queries without a true key, and for all that are ranked later.
+        int32 [n]; `limit` for queries without a true key, and for all that are ranked later.
 
     Raises:
-      ValueError: if rows are not unit rows, shapes do not fit, or a true key does not exist.
+        ValueError: if rows are not unit rows, shapes do not fit, or a true key does not exist.
     """
     check_unit_rows("queries", queries)
     check_unit_rows("keys", keys)
@@ -73,7 +73,7 @@ def best_true_ranks(
 def _sweep(
     queries: np.ndarray, keys: np.ndarray, truth: np.ndarray, limit: int, mesh: Mesh
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each query: keys certainly ahead, keys too close to call, and who is still of interest.
+    """Return for each query: keys certainly ahead, keys too close to call, and who is still of interest.
 
     A part of the keys is every p-th of them, since neighbours in a list of classes are alike.
     """
@@ -101,7 +101,7 @@ def _sweep(
 
 @functools.cache
 def _count(mesh: Mesh) -> jax.stages.Wrapped:
-    """Jits, once a mesh: keys ahead of and level with a similarity, [B] each."""
+    """Jit, once a mesh: keys ahead of and level with a similarity, [B] each."""
 
     def count(
         queries: jax.Array, best: jax.Array, keys: jax.Array, padding: jax.Array, margin: jax.Array
@@ -122,7 +122,7 @@ def _count(mesh: Mesh) -> jax.stages.Wrapped:
 
 
 def _exact_ranks(queries: np.ndarray, keys: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Ranks in float64, ties by number."""
+    """Return ranks in float64, ties by number."""
     margin = _rounding(queries.shape[1], np.float64)
     ranks = np.zeros(len(queries), np.int64)
     for rows in _blocks(np.arange(len(queries)), QUERY_BLOCK):
@@ -144,7 +144,7 @@ def _best_similarities(queries: np.ndarray, keys: np.ndarray, truth: np.ndarray)
 
 
 def _true_similarities(queries: np.ndarray, keys: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Similarity of each query to each of its true keys, [n, L]; -inf for padding."""
+    """Return similarity of each query to each of its true keys, [n, L]; -inf for padding."""
     similar = np.full(truth.shape, -np.inf, queries.dtype)
     for column in range(truth.shape[1]):
         rows = np.flatnonzero(truth[:, column] >= 0)
@@ -154,7 +154,7 @@ def _true_similarities(queries: np.ndarray, keys: np.ndarray, truth: np.ndarray)
 
 
 def _rounding(width: int, dtype: type) -> float:
-    """How far the difference of two computed inner products of unit rows can be off.
+    """Return how far the difference of two computed inner products of unit rows can be off.
 
     The bound for any order of summation is 2 d u. It is taken in float64; in float32, where it
     would send many queries the long way, 8 sqrt(d) u: the probabilistic bound, exceeded with
@@ -170,7 +170,7 @@ def _blocks(rows: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 def _place(mesh: Mesh, queries: np.ndarray, best: np.ndarray) -> list[jax.Array]:
-    """A block of queries split over the devices, padded to a few sizes, so few are compiled."""
+    """Return a block of queries split over the devices, padded to a few sizes, so few are compiled."""
     devices = mesh.devices.size
     size = next(QUERY_BLOCK // part for part in (16, 4, 1) if len(queries) <= QUERY_BLOCK // part)
     size = -(-size // devices) * devices
@@ -179,12 +179,12 @@ def _place(mesh: Mesh, queries: np.ndarray, best: np.ndarray) -> list[jax.Array]
 
 
 def _padded(rows: np.ndarray, size: int) -> np.ndarray:
-    """Rows of zeros at the end, up to `size` rows."""
+    """Return rows of zeros at the end, up to `size` rows."""
     return np.pad(rows, [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1))
 
 
 def check_unit_rows(name: str, rows: np.ndarray) -> None:
-    """Refuses rows that are not of length 1 within 1e-3, NaN among them (ValueError)."""
+    """Refuse rows that are not of length 1 within 1e-3, NaN among them (ValueError)."""
     if rows.ndim != 2 or not len(rows):
         raise ValueError(f"{name} should be [n, d] with n > 0, found shape {rows.shape}")
     lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float32))
@@ -194,7 +194,7 @@ def check_unit_rows(name: str, rows: np.ndarray) -> None:
 
 
 def check_truth(truth: np.ndarray, num_queries: int, num_keys: int) -> None:
-    """Refuses lists of true keys of the wrong shape, or that name keys which do not exist."""
+    """Refuse lists of true keys of the wrong shape, or that name keys which do not exist."""
     if truth.ndim != 2 or len(truth) != num_queries:
         raise ValueError(f"{num_queries} queries need labels [{num_queries}, L], not {truth.shape}")
     wrong = (truth < MISSING) | (truth >= num_keys)

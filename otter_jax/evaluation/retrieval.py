@@ -19,24 +19,25 @@ def recalls(
     *,
     mesh: Mesh | None = None,
 ) -> dict[str, float]:
-    """Recall@k in both directions, in blocks: never all similarities at once.
+    """Return Recall@k in both directions, in blocks: never all similarities at once.
 
     Image to text counts an image as found if any of its captions is among the k best texts, as is
     customary for COCO and Flickr30k; text to image counts every caption. Of equally similar
     candidates the one with the lower number comes first.
 
     Args:
-      image_features: float [n, d], unit rows.
-      text_features: float [m, d], unit rows.
-      image_of_text: int [m], the image that each text belongs to; text i to image i if not given.
-      ks: values of k.
-      mesh: devices to work on; all of them if not given.
+        image_features: float [n, d], unit rows.
+        text_features: float [m, d], unit rows.
+        image_of_text: int [m], the image that each text belongs to; text i to image i if not given.
+        ks: values of k.
+        mesh: devices to work on; all of them if not given.
 
     Returns:
-      `{"i2t_recall@1": share, ..., "t2i_recall@10": share}`. Images without a text are not counted.
+        `{"i2t_recall@1": share, ..., "t2i_recall@10": share}`. Images without a text are not
+        counted.
 
     Raises:
-      ValueError: for rows that are not unit rows, or numbers or widths that do not fit.
+        ValueError: for rows that are not unit rows, or numbers or widths that do not fit.
     """
     if image_of_text is None:
         if len(image_features) != len(text_features):
@@ -58,7 +59,7 @@ def recalls(
 
 
 def texts_of_images(image_of_text: np.ndarray, num_images: int) -> np.ndarray:
-    """The texts of every image, int [num_images, most], padded with -1; ValueError if out of range.
+    """Return the texts of every image, int [num_images, most], padded with -1; ValueError if out of range.
 
     >>> texts_of_images(np.array([0, 0, 1]), 2).tolist()
     [[0, 1], [2, -1]]
@@ -78,7 +79,7 @@ def texts_of_images(image_of_text: np.ndarray, num_images: int) -> np.ndarray:
 
 
 def chance_recalls(image_of_text: np.ndarray, num_images: int) -> dict[str, float]:
-    """Expected recalls of a random order."""
+    """Return expected recalls of a random order."""
     texts = texts_of_images(image_of_text, num_images)
     i2t = metrics.chance_hit_at_k(len(image_of_text), texts, KS)
     t2i = {k: min(k / num_images, 1.0) for k in KS}

@@ -28,19 +28,19 @@ class EvaluationSet(Protocol):
     name: str
 
     def evaluate(self, encoder: Encoder, store: FeatureStore) -> Metrics:
-        """`{metric: value}` of the encoder as it is now."""
+        """Return `{metric: value}` of the encoder as it is now."""
         ...
 
     def chance(self) -> Metrics:
-        """The same metrics of a random ranking."""
+        """Return the same metrics of a random ranking."""
         ...
 
     def answers(self, encoder: Encoder, store: FeatureStore, count: int) -> Answers:
-        """What the encoder says of `count` images, half of them hits where there are enough."""
+        """Return what the encoder says of `count` images, half of them hits where there are enough."""
         ...
 
     def contents(self) -> dict[str, Any]:
-        """What the set consists of, and what was left out and why, for data.json."""
+        """Return what the set consists of, and what was left out and why, for data.json."""
         ...
 
 
@@ -51,17 +51,17 @@ def open_sets(
     template: str = DEFAULT_TEMPLATE,
     names: str = "joined",
 ) -> Iterator[EvaluationSet]:
-    """The sets that config.evaluate.sets names.
+    """Yield the sets that config.evaluate.sets names.
 
     Args:
-      specs: labelled sets (benchmarks/), pairs by their data SPEC, `probe:` in front of a folder.
-      image_size: the model's, in pixels.
-      template: prompts, as `templates.read_templates` takes them.
-      names: how several names of a class make one embedding; see LabelledSet.
+        specs: labelled sets (benchmarks/), pairs by their data SPEC, `probe:` in front of a folder.
+        image_size: the model's, in pixels.
+        template: prompts, as `templates.read_templates` takes them.
+        names: how several names of a class make one embedding; see LabelledSet.
 
     Raises:
-      ValueError: for a name that means nothing, listing what there is, or is given twice.
-      FileNotFoundError: for a path at which there is nothing.
+        ValueError: for a name that means nothing, listing what there is, or is given twice.
+        FileNotFoundError: for a path at which there is nothing.
     """
     if repeated := {spec for spec in specs if specs.count(spec) > 1}:
         raise ValueError(f"config.evaluate.sets names {repeated.pop()!r} twice")
@@ -76,10 +76,10 @@ def open_sets(
 
 
 def refuse_unknown_sets(specs: Sequence[str]) -> None:
-    """Refuses early, opening nothing: names that mean nothing, local paths with nothing there.
+    """Refuse early, opening nothing: names that mean nothing, local paths with nothing there.
 
     Raises:
-      ValueError, FileNotFoundError: as `open_sets`, which looks at the contents as well.
+        ValueError, FileNotFoundError: as `open_sets`, which looks at the contents as well.
     """
     for text in specs:
         plain = text.removeprefix("probe:")
@@ -95,7 +95,7 @@ def refuse_unknown_sets(specs: Sequence[str]) -> None:
 
 
 def _refuse_unknown(spec: Spec) -> None:
-    """Refuses a kind that does not exist, or that needs a path and has none (ValueError)."""
+    """Refuse a kind that does not exist, or that needs a path and has none (ValueError)."""
     paths = [kind for kind in (*benchmarks.BENCHMARKS, "webdataset") if kind not in WITHOUT_PATH]
     if spec.kind in WITHOUT_PATH or (spec.path and spec.kind in (*paths, "tfds")):
         return
@@ -107,7 +107,7 @@ def _refuse_unknown(spec: Spec) -> None:
 
 
 def open_one(text: str, image_size: int) -> benchmarks.ZeroShotSet | PairSet:
-    """Labelled images or pairs; arguments and errors as in `open_sets`."""
+    """Return labelled images or pairs; arguments and errors as in `open_sets`."""
     spec = Spec.parse(text)
     _refuse_unknown(spec)
     if spec.kind == "csv" and "caption" in own.read_header(spec.path) and not spec.options:
@@ -122,5 +122,5 @@ def open_one(text: str, image_size: int) -> benchmarks.ZeroShotSet | PairSet:
 
 
 def _is_captioned(path: str) -> bool:
-    """Whether there is such a folder, and captions beside its images."""
+    """Return whether there is such a folder, and captions beside its images."""
     return bool(path) and Path(path).is_dir() and has_captions(Path(path))

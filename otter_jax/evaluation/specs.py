@@ -11,10 +11,10 @@ class Spec(specs.Spec):
 
     @classmethod
     def parse(cls, text: str, known: tuple[str, ...] = ("classes",)) -> "Spec":
-        """Takes an entry apart.
+        """Take an entry apart.
 
         Raises:
-          ValueError: for an option that is not known.
+            ValueError: for an option that is not known.
         """
         spec = super().parse(text)
         spec.refuse_options_but(*known)
@@ -26,6 +26,6 @@ class Spec(specs.Spec):
         return f"{self.kind}:{self.path}" if self.path else self.kind
 
     def class_list(self) -> ClassList | None:
-        """The class list of the option `classes`, or None."""
+        """Return the class list of the option `classes`, or None."""
         path = self.options.get("classes")
         return read_class_list(Path(path).expanduser()) if path else None

@@ -11,11 +11,11 @@ OTHERS = ("before", "chance")  # Keys of results.json that are no sets.
 
 
 def write_csv(path: Path, results: Mapping[str, Any]) -> None:
-    """Writes `set, metric, value, before, chance`; values are shares, blank where there is none.
+    """Write `set, metric, value, before, chance`; values are shares, blank where there is none.
 
     Args:
-      path: the file.
-      results: what results.json holds.
+        path: the file.
+        results: what results.json holds.
     """
     if jax.process_index() != 0:
         return

@@ -21,21 +21,21 @@ def class_bank(
     class_names: Sequence[str | Sequence[str]],
     templates: Sequence[str] = (DEFAULT_TEMPLATE,),
 ) -> np.ndarray:
-    """One unit embedding a class: the mean of its prompts' unit embeddings, made unit again.
+    """Return one unit embedding a class: the mean of its prompts' unit embeddings, made unit again.
 
     A class has as many prompts as templates; with several names, as many for each of them.
 
     Args:
-      encode_text: texts to unit rows [m, d].
-      class_names: what is put in place of {}: one name a class, or several that are averaged.
-      templates: prompts with a {} each.
+        encode_text: texts to unit rows [m, d].
+        class_names: what is put in place of {}: one name a class, or several that are averaged.
+        templates: prompts with a {} each.
 
     Returns:
-      float32 [len(class_names), d].
+        float32 [len(class_names), d].
 
     Raises:
-      ValueError: for a template without {}, no classes, a blank name, or a class whose prompts
-        cancel out.
+        ValueError: for a template without {}, no classes, a blank name, or a class whose prompts
+            cancel out.
     """
     check_templates(templates)
     check_class_names(class_names)
@@ -54,7 +54,7 @@ def class_bank(
 
 
 def check_class_names(class_names: Sequence[str | Sequence[str]]) -> None:
-    """Refuses no classes, and a class without a name (ValueError naming the first)."""
+    """Refuse no classes, and a class without a name (ValueError naming the first)."""
     if not len(class_names):
         raise ValueError("there are no class names to rank")
     for number, names in enumerate(class_names):
@@ -71,20 +71,20 @@ def evaluate(
     *,
     mesh: Mesh | None = None,
 ) -> dict[str, float]:
-    """Flat hit@k of images against classes; images without a label are not counted.
+    """Return flat hit@k of images against classes; images without a label are not counted.
 
     Args:
-      image_features: float [n, d], unit rows.
-      bank: float [C, d], unit rows.
-      labels: int [n, L], the true classes of every image, padded with -1.
-      ks: values of k.
-      mesh: devices to work on; all of them if not given.
+        image_features: float [n, d], unit rows.
+        bank: float [C, d], unit rows.
+        labels: int [n, L], the true classes of every image, padded with -1.
+        ks: values of k.
+        mesh: devices to work on; all of them if not given.
 
     Returns:
-      `{"hit@1": share, ...}`.
+        `{"hit@1": share, ...}`.
 
     Raises:
-      ValueError: for rows that are not unit rows, labels out of range, or no label at all.
+        ValueError: for rows that are not unit rows, labels out of range, or no label at all.
     """
     ranks = best_true_ranks(image_features, bank, labels, max(ks), mesh=mesh)
     found = metrics.hit_at_k(ranks[(labels >= 0).any(axis=1)], ks)
@@ -94,20 +94,20 @@ def evaluate(
 def rank_classes(
     image_features: np.ndarray, bank: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k best classes of every image; of equal ones the lower number comes first.
+    """Return the k best classes of every image; of equal ones the lower number comes first.
 
     This sorts, so it is for looking at some images; scores come from `evaluate`.
 
     Args:
-      image_features: float [n, d], unit rows.
-      bank: float [C, d], unit rows.
-      k: how many; all C where there are fewer.
+        image_features: float [n, d], unit rows.
+        bank: float [C, d], unit rows.
+        k: how many; all C where there are fewer.
 
     Returns:
-      int32 [n, k] and their cosine similarities float32 [n, k], best first.
+        int32 [n, k] and their cosine similarities float32 [n, k], best first.
 
     Raises:
-      ValueError: if rows are not unit rows, or the widths differ.
+        ValueError: if rows are not unit rows, or the widths differ.
     """
     check_unit_rows("image features", image_features)
     check_unit_rows("class bank", bank)

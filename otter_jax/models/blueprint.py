@@ -21,12 +21,12 @@ Blueprint = dict[str, Any]  # Holds what JSON can hold.
 
 
 def describe_tower(tower: nnx.Module) -> Blueprint:
-    """The class of a tower and its configuration."""
+    """Return the class of a tower and its configuration."""
     return {"tower": type(tower).__name__, "config": dataclasses.asdict(tower.config)}
 
 
 def describe(module: DualEncoder) -> Blueprint:
-    """The shape of a dual encoder: towers, kinds of projections, heads, embedding size."""
+    """Return the shape of a dual encoder: towers, kinds of projections, heads, embedding size."""
     sides = {
         kind: describe_tower(getattr(module, kind))
         | {"projection": kind_of(getattr(module, f"{kind}_projection"))}
@@ -43,15 +43,15 @@ def build(
     dtype: DTypeLike = jnp.float32,
     locks: Mapping[str, Lock] | None = None,
 ) -> DualEncoder:
-    """A dual encoder whose arrays have shapes but no values yet.
+    """Return a dual encoder whose arrays have shapes but no values yet.
 
     Args:
-      blueprint: as `describe` gives it, also after a way through JSON.
-      dtype: type of the towers' computation.
-      locks: by "image" and "text"; none if None.
+        blueprint: as `describe` gives it, also after a way through JSON.
+        dtype: type of the towers' computation.
+        locks: by "image" and "text"; none if None.
 
     Raises:
-      ValueError: if it names what this version of the package does not have.
+        ValueError: if it names what this version of the package does not have.
     """
     locks = locks or {kind: Lock() for kind in KINDS}
 
@@ -85,6 +85,6 @@ def build(
 
 
 def build_tower(blueprint: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> nnx.Module:
-    """The tower of a description, to be called where only shapes are made."""
+    """Return the tower of a description, to be called where only shapes are made."""
     tower_class, fields = read_description(blueprint)
     return tower_class(make_config(tower_class, fields, {}), rngs=nnx.Rngs(0), dtype=dtype)

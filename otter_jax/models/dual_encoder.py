@@ -40,16 +40,16 @@ class Lock:
     """What of a tower training leaves alone.
 
     Attributes:
-      frozen: the tower keeps its parameters and batch statistics and always runs in evaluation
-        mode, so that its features never change; its projection still learns.
-      trainable: regular expression; only parameters whose dotted path in the tower it occurs in
-        ("layers.3.attention.query.kernel") are trained, and those of the projection after the
-        tower only if it occurs in "projection.kernel" and the like. None trains all.
-      keep_batch_stats: batch norm works with its running statistics, and keeps them, in training
-        too. Otherwise they move even where no parameter of the tower is trained.
+        frozen: the tower keeps its parameters and batch statistics and always runs in evaluation
+            mode, so that its features never change; its projection still learns.
+        trainable: regular expression; only parameters whose dotted path in the tower it occurs in
+            ("layers.3.attention.query.kernel") are trained, and those of the projection after the
+            tower only if it occurs in "projection.kernel" and the like. None trains all.
+        keep_batch_stats: batch norm works with its running statistics, and keeps them, in training
+            too. Otherwise they move even where no parameter of the tower is trained.
 
     Raises:
-      ValueError: if `frozen` and `trainable` are both given, or the pattern is no regular one.
+        ValueError: if `frozen` and `trainable` are both given, or the pattern is no regular one.
     """
 
     frozen: bool = False
@@ -57,7 +57,7 @@ class Lock:
     keep_batch_stats: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses what contradicts itself."""
+        """Refuse what contradicts itself."""
         if self.frozen and self.trainable is not None:
             raise ValueError(
                 f"a tower is frozen, or trainable in part ({self.trainable!r}), but not both"
@@ -70,7 +70,7 @@ class Lock:
             ) from None
 
     def trains(self, path: str) -> bool:
-        """Whether the parameter at a path ("projection.kernel" for the projection's) is trained."""
+        """Return whether the parameter at a path ("projection.kernel" for the projection's) is trained."""
         if self.frozen:
             return path.startswith("projection.")
         return self.trainable is None or re.search(self.trainable, path) is not None
@@ -81,9 +81,9 @@ class Heads:
     """Which heads stand beside the towers in training.
 
     Attributes:
-      simsiam: on the image embeddings.
-      simclr: on the image tower's features.
-      tokens: on the text tower's states, unless the tower has a head for them itself.
+        simsiam: on the image embeddings.
+        simclr: on the image tower's features.
+        tokens: on the text tower's states, unless the tower has a head for them itself.
     """
 
     simsiam: bool = False
@@ -108,15 +108,15 @@ class DualEncoder(nnx.Module):
         heads: Heads = Heads(),
         rngs: nnx.Rngs | None = None,
     ):
-        """Joins towers that have `width` features each and the projections behind them.
+        """Join towers that have `width` features each and the projections behind them.
 
         Both learnable scales (1 / temperature) start at `initial_scale`; with an `initial_bias`
         there is a learnable bias of the logits too, as the sigmoid loss needs it. `heads` are drawn
         from `rngs`.
 
         Raises:
-          ValueError: if the two sides' embeddings differ in size, or a lock's pattern occurs in no
-            parameter's path.
+            ValueError: if the two sides' embeddings differ in size, or a lock's pattern occurs in
+                no parameter's path.
         """
         self.image, self.text = image, text
         self.image_projection, self.text_projection = image_projection, text_projection
@@ -150,7 +150,7 @@ class DualEncoder(nnx.Module):
     def image_features(
         self, images: jax.Array, *, train: bool = False, dropout_key: jax.Array | None = None
     ) -> jax.Array:
-        """uint8 [N, H, W, 3] -> tower features [N, width], float32."""
+        """Return uint8 [N, H, W, 3] -> tower features [N, width], float32."""
         mean, std = jnp.asarray(self.image.mean), jnp.asarray(self.image.std)
         images = (images.astype(jnp.float32) / 255.0 - mean) / std
         return self.image(images, train=train, dropout_key=dropout_key).pooled
@@ -163,7 +163,7 @@ class DualEncoder(nnx.Module):
         train: bool = False,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        """int32 [N, L] tokens and their mask -> tower features [N, width], float32."""
+        """Return int32 [N, L] tokens and their mask -> tower features [N, width], float32."""
         return self.text(tokens, token_mask, train=train, dropout_key=dropout_key).pooled
 
     def views(
@@ -173,7 +173,7 @@ class DualEncoder(nnx.Module):
         train: bool = False,
         dropout_key: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
-        """What the towers and heads make of every view in a batch, by name.
+        """Return what the towers and heads make of every view in a batch, by name.
 
         Always `image` and `text`, embeddings [N, embed_dim] as `__call__` gives them; the text is
         that of `masked_tokens` where the batch has them, which then also give `mlm_logits` [N, K,
@@ -211,7 +211,7 @@ class DualEncoder(nnx.Module):
     def _masked_text(
         self, batch: Mapping[str, jax.Array], train: bool, key: jax.Array | None
     ) -> dict[str, jax.Array]:
-        """One pass of the masked tokens for both: the embedding and the missing tokens."""
+        """Return one pass of the masked tokens for both: the embedding and the missing tokens."""
         output: TowerOutput = self.text(
             batch["masked_tokens"],
             batch["token_mask"],
@@ -250,7 +250,7 @@ class DualEncoder(nnx.Module):
         train: bool = False,
         dropout_key: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """A batch's image and text embeddings, [N, embed_dim] each, not yet normalised.
+        """Return a batch's image and text embeddings, [N, embed_dim] each, not yet normalised.
 
         Where the batch brings `image_features` or `text_features`, computed once because nothing
         upstream of them varies, the tower is skipped.
@@ -262,7 +262,7 @@ class DualEncoder(nnx.Module):
 
 
 def _view_key(key: jax.Array | None, number: int) -> jax.Array | None:
-    """The dropout key of a further view; the first one keeps the key."""
+    """Return the dropout key of a further view; the first one keeps the key."""
     if key is None or number == 0:
         return key
     fold = functools.partial(jax.random.fold_in, data=number)
@@ -270,7 +270,7 @@ def _view_key(key: jax.Array | None, number: int) -> jax.Array | None:
 
 
 def _lock_path(path: tuple) -> tuple[str, str] | None:
-    """Whose a parameter is, and its path for the lock: ("image", "projection.kernel")."""
+    """Return whose a parameter is, and its path for the lock: ("image", "projection.kernel")."""
     kind, _, part = str(path[0]).partition("_")
     if kind not in ("image", "text"):
         return None
@@ -308,7 +308,7 @@ class FunctionalModel:
     definition: nnx.GraphDef
 
     def bind(self, variables: Variables) -> DualEncoder:
-        """The module with these arrays; cheap, also under jit."""
+        """Return the module with these arrays; cheap, also under jit."""
         # copy=True: batch norm updates its statistics, which must not reach the arguments.
         return nnx.merge(self.definition, *variables, copy=True)
 
@@ -320,7 +320,7 @@ class FunctionalModel:
         train: bool = False,
         dropout_key: jax.Array | None = None,
     ) -> tuple[tuple[jax.Array, jax.Array], Arrays]:
-        """Embeddings of both sides, [N, embed_dim] each, and the batch statistics afterwards."""
+        """Return embeddings of both sides, [N, embed_dim] each, and the batch statistics afterwards."""
         module = self.bind(variables)
         embeddings = module(batch, train=train, dropout_key=dropout_key)
         return embeddings, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
@@ -333,14 +333,14 @@ class FunctionalModel:
         train: bool = False,
         dropout_key: jax.Array | None = None,
     ) -> tuple[dict[str, jax.Array], Arrays]:
-        """What `DualEncoder.views` returns, and the batch statistics afterwards."""
+        """Return what `DualEncoder.views` returns, and the batch statistics afterwards."""
         module = self.bind(variables)
         outputs = module.views(batch, train=train, dropout_key=dropout_key)
         return outputs, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
 
 
 def split(module: DualEncoder) -> tuple[FunctionalModel, Variables]:
-    """Takes a module apart: its definition, and its arrays by what becomes of them."""
+    """Take a module apart: its definition, and its arrays by what becomes of them."""
 
     def is_trained(path: tuple, value: Any) -> bool:
         return isinstance(value, nnx.Param) and _is_trained(module, path)
@@ -350,5 +350,5 @@ def split(module: DualEncoder) -> tuple[FunctionalModel, Variables]:
 
 
 def count(arrays: Arrays) -> int:
-    """Number of scalars in a nested dict of arrays."""
+    """Return number of scalars in a nested dict of arrays."""
     return sum(leaf.size for leaf in jax.tree.leaves(arrays))

@@ -44,14 +44,14 @@ class HuggingFaceForm(NamedTuple):
     leading_axes: Mapping[str, int] = {}  # Which arrays have axes of size 1 in front.
 
     def arrays(self, tower: nnx.Module) -> Arrays:
-        """The tower's weights under Hugging Face's names, without the prefix."""
+        """Return the tower's weights under Hugging Face's names, without the prefix."""
         arrays = checkpoint_arrays(tower, self.layout.names)
         for name, count in self.leading_axes.items():
             arrays[name] = arrays[name].reshape((1,) * count + arrays[name].shape)
         return arrays
 
     def prefixed_arrays(self, tower: nnx.Module) -> Arrays:
-        """The tower's weights as a file of the tower alone names them."""
+        """Return the tower's weights as a file of the tower alone names them."""
         return {
             name if name.startswith(HEADS) else f"{self.prefix}{name}": array
             for name, array in self.arrays(tower).items()
@@ -133,7 +133,7 @@ def hugging_face_form(tower: nnx.Module) -> HuggingFaceForm | None:
 
 
 def _clip(module: DualEncoder) -> tuple[Fields, Arrays] | None:
-    """A whole CLIP as transformers has it, None if the model is no CLIP."""
+    """Return a whole CLIP as transformers has it, None if the model is no CLIP."""
     forms = [hugging_face_form(tower) for tower in (module.image, module.text)]
     kinds = {kind_of(module.image_projection), kind_of(module.text_projection)}
     architectures = [form.architecture for form in forms if form]
@@ -158,7 +158,7 @@ def _clip(module: DualEncoder) -> tuple[Fields, Arrays] | None:
 
 
 def _own(module: DualEncoder) -> tuple[Fields, Arrays]:
-    """Any dual encoder, under this package's names."""
+    """Return any dual encoder, under this package's names."""
     arrays = {
         **_prefixed("image.", _own_arrays(module.image)),
         **_prefixed("text.", _own_arrays(module.text)),
@@ -230,7 +230,7 @@ def _distilbert(config: bert.BertConfig) -> HuggingFaceForm | None:
 
 
 def _differs(config: Any, constants: Mapping[str, Any]) -> bool:
-    """Whether a configuration has other values than transformers' code takes for granted."""
+    """Return whether a configuration has other values than transformers' code takes for granted."""
     return any(getattr(config, name) != value for name, value in constants.items())
 
 
@@ -323,7 +323,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _pixels(tower: nnx.Module, image_size: int | None = None) -> Fields:
-    """What Hugging Face's image processors should do to an image."""
+    """Return what Hugging Face's image processors should do to an image."""
     fields = {
         "image_processor_type": "CLIPImageProcessor",
         "image_mean": list(tower.mean),

@@ -176,7 +176,7 @@ class _Reader(NamedTuple):
     preferred: type[nnx.Module] | None = None  # Where names alone fit several classes.
 
     def read(self, kind: Kind | None) -> ProjectedTower:
-        """The tower of a kind, or the only one there is."""
+        """Return the tower of a kind, or the only one there is."""
         halves = {each: find_half(each, self.checkpoint.arrays) for each in KINDS}
         present = [each for each in KINDS if halves[each]]
         if not present:
@@ -187,7 +187,7 @@ class _Reader(NamedTuple):
         return self._read_half(kind, halves[kind])
 
     def read_both(self) -> DualEncoder:
-        """Both towers with their projections and log-scales."""
+        """Return both towers with their projections and log-scales."""
         image, text = self.read("image"), self.read("text")
         model = DualEncoder(image.tower, text.tower, image.projection, text.projection)
         for name, value in find_log_scales(self.checkpoint.arrays).items():
@@ -208,7 +208,7 @@ class _Reader(NamedTuple):
         return self._build(tower_class, fields, arrays)
 
     def _classes_of_type(self, model_type: str | None) -> list[type[nnx.Module]]:
-        """The classes that a model_type of Hugging Face may mean, all if None."""
+        """Return the classes that a model_type of Hugging Face may mean, all if None."""
         classes = _classes(*KINDS)
         if model_type is None:
             return classes
@@ -264,13 +264,13 @@ class _Reader(NamedTuple):
 def _layout_fields(
     tower_class: type[nnx.Module], saved: Mapping[str, Any], arrays: CheckpointArrays
 ) -> dict[str, Any]:
-    """The tower's configuration as its kind of checkpoint says it."""
+    """Return the tower's configuration as its kind of checkpoint says it."""
     layout = recognise_layout(tower_class, arrays)
     return layout.fields(saved, layout.respell(arrays)) if layout.fields else dict(saved)
 
 
 def _saved_of_half(kind: Kind, saved: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the config.json of a two-tower model says about one of them."""
+    """Return what the config.json of a two-tower model says about one of them."""
     return saved.get({"image": "vision_config", "text": "text_config"}[kind], saved)
 
 
@@ -325,7 +325,7 @@ def read_description(
 
 
 def _make_tuple(value: Any) -> Any:
-    """JSON's lists as the tuples that they were."""
+    """Return JSON's lists as the tuples that they were."""
     return tuple(map(_make_tuple, value)) if isinstance(value, list | tuple) else value
 
 

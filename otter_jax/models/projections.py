@@ -21,7 +21,7 @@ class Mlp(nnx.Module):
         self.out = nnx.Linear(width, embed_dim, rngs=rngs, precision="highest")
 
     def __call__(self, features: jax.Array) -> jax.Array:
-        """[N, width] -> [N, embed_dim]."""
+        """Return [N, width] -> [N, embed_dim]."""
         return self.out(nnx.gelu(self.hidden(features)))
 
 
@@ -29,22 +29,22 @@ class Identity(nnx.Module):
     """No projection: the tower's features are the embedding."""
 
     def __call__(self, features: jax.Array) -> jax.Array:
-        """Returns `features` as they are."""
+        """Return `features` as they are."""
         return features
 
 
 def make_projection(kind: str, width: int, embed_dim: int, *, rngs: nnx.Rngs) -> nnx.Module:
-    """A fresh projection.
+    """Return a fresh projection.
 
     Args:
-      kind: `linear` (with bias), `linear_no_bias`, `mlp`, `none`, or `auto`: none where the widths
-        agree, else linear.
-      width: of the tower's features.
-      embed_dim: of the embedding.
-      rngs: source of the random weights.
+        kind: `linear` (with bias), `linear_no_bias`, `mlp`, `none`, or `auto`: none where the
+            widths agree, else linear.
+        width: of the tower's features.
+        embed_dim: of the embedding.
+        rngs: source of the random weights.
 
     Raises:
-      ValueError: for another kind, and for `none` where the widths differ.
+        ValueError: for another kind, and for `none` where the widths differ.
     """
     if kind == "auto":
         kind = "none" if width == embed_dim else "linear"
@@ -64,28 +64,28 @@ def make_projection(kind: str, width: int, embed_dim: int, *, rngs: nnx.Rngs) ->
 
 
 def kind_of(projection: nnx.Module) -> str:
-    """Which of `KINDS` a projection is."""
+    """Return which of `KINDS` a projection is."""
     if isinstance(projection, nnx.Linear):
         return "linear" if projection.use_bias else "linear_no_bias"
     return "mlp" if isinstance(projection, Mlp) else "none"
 
 
 def output_width(projection: nnx.Module, width: int) -> int:
-    """Numbers in an embedding, behind a tower of `width` features."""
+    """Return numbers in an embedding, behind a tower of `width` features."""
     last = projection.out if isinstance(projection, Mlp) else projection
     return last.out_features if isinstance(last, nnx.Linear) else width
 
 
 def read_projection(arrays: CheckpointArrays, width: int) -> nnx.Module:
-    """A projection with the weights of a checkpoint.
+    """Return a projection with the weights of a checkpoint.
 
     Args:
-      arrays: `weight` and maybe `bias`; or `matrix` alone, [width, embed_dim]; or those of an
-        `Mlp`; or nothing, for no projection.
-      width: features of the tower.
+        arrays: `weight` and maybe `bias`; or `matrix` alone, [width, embed_dim]; or those of an
+            `Mlp`; or nothing, for no projection.
+        width: features of the tower.
 
     Raises:
-      ValueError: if these names are no known projection's, or the shapes do not fit.
+        ValueError: if these names are no known projection's, or the shapes do not fit.
     """
     if set(arrays) == {"matrix"}:
         arrays = {"weight": arrays["matrix"].T}

@@ -44,7 +44,7 @@ class Half(NamedTuple):
     hints: Mapping[str, Any] = {}  # As in the layout.
 
     def without_prefix(self) -> dict[str, np.ndarray]:
-        """The tower's arrays as a file of the tower alone would name them."""
+        """Return the tower's arrays as a file of the tower alone would name them."""
         return {re.sub(rf"^({self.prefix})", "", name): a for name, a in self.tower.items()}
 
 

@@ -42,20 +42,20 @@ class Directions(NamedTuple):
 
 
 def normalize(x: jax.Array) -> jax.Array:
-    """Unit rows in float32 (or wider); a zero row stays zero and has a finite gradient."""
+    """Return unit rows in float32 (or wider); a zero row stays zero and has a finite gradient."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
 
 
 def similarity(rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Inner products [N, M] in full float32, also where a device would multiply in less."""
+    """Return inner products [N, M] in full float32, also where a device would multiply in less."""
     return jnp.matmul(rows, columns.T, precision="highest")
 
 
 def clip_log_scale(
     log_scale: jax.Array, lowest: float | None = 1.0, highest: float | None = MAX_SCALE
 ) -> jax.Array:
-    """The logarithm of a scale, brought into bounds of the scale; None for no bound."""
+    """Return the logarithm of a scale, brought into bounds of the scale; None for no bound."""
     bounds = (None if bound is None else math.log(bound) for bound in (lowest, highest))
     return jnp.clip(log_scale, *bounds)
 
@@ -63,7 +63,7 @@ def clip_log_scale(
 def scale_from_log(
     log_scale: jax.Array, lowest: float | None = 1.0, highest: float | None = MAX_SCALE
 ) -> jax.Array:
-    """exp(log_scale) within its bounds; beyond them no gradient, at their rims the full one."""
+    """Return exp(log_scale) within its bounds; beyond them no gradient, at their rims the full one."""
     log_scale = jnp.asarray(log_scale)
     log_scale = log_scale.astype(jnp.promote_types(log_scale.dtype, jnp.float32))
     # Compared as logarithms: float32's exp(log 100) is a little more than 100.
@@ -72,35 +72,35 @@ def scale_from_log(
 
 
 def cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
-    """- sum_j target_ij log softmax_j(logits_ij) of each row, [N]; targets sum to 1."""
+    """Return - sum_j target_ij log softmax_j(logits_ij) of each row, [N]; targets sum to 1."""
     matched = jnp.sum(target * logits, axis=1)
     return jax.scipy.special.logsumexp(logits, axis=1) - matched
 
 
 def entropy(target: jax.Array) -> jax.Array:
-    """Entropy of each row in nats, [N] in [0, log N]."""
+    """Return entropy of each row in nats, [N] in [0, log N]."""
     return -jnp.sum(jax.scipy.special.xlogy(target, target), axis=1)
 
 
 def sigmoid_losses(logits: jax.Array, given: jax.Array) -> jax.Array:
-    """-log sigmoid(logit) of the given pairs, -log sigmoid(-logit) of all others (SigLIP, eq. 1).
+    """Return -log sigmoid(logit) of the given pairs, -log sigmoid(-logit) of all others (SigLIP, eq. 1).
 
     Args:
-      logits: [N, M] scale * similarity + bias.
-      given: [N, M] bool.
+        logits: [N, M] scale * similarity + bias.
+        given: [N, M] bool.
 
     Returns:
-      [N, M].
+        [N, M].
     """
     return jax.nn.softplus(jnp.where(given, -logits, logits))
 
 
 def both_directions(student: Embeddings, *, stop_gradient_keys: bool = False) -> Directions:
-    """Cosines of images with texts, and of texts with images, [N, N] each.
+    """Return cosines of images with texts, and of texts with images, [N, N] each.
 
     Args:
-      student: embeddings with unit rows.
-      stop_gradient_keys: if True, a direction's gradient flows through its queries alone.
+        student: embeddings with unit rows.
+        stop_gradient_keys: if True, a direction's gradient flows through its queries alone.
     """
     if not stop_gradient_keys:
         cosines = similarity(student.image, student.text)
@@ -110,7 +110,7 @@ def both_directions(student: Embeddings, *, stop_gradient_keys: bool = False) ->
 
 
 def weighted_mean(weight: jax.Array | float, rows: jax.Array) -> jax.Array:
-    """The mean of [N], times what all of them or each weighs.
+    """Return the mean of [N], times what all of them or each weighs.
 
     One number for all is taken out of the mean: with per-pair arrays a compiler that splits rows
     over devices has more to exchange.

@@ -60,10 +60,10 @@ class Views(NamedTuple):
 
 
 def check_queue(options: Options, batch_size: int, devices: int = 1) -> None:
-    """Refuses a queue that does not hold a batch, or cannot be split over the devices.
+    """Refuse a queue that does not hold a batch, or cannot be split over the devices.
 
     Raises:
-      ValueError: naming `config.objective.queue_size`.
+        ValueError: naming `config.objective.queue_size`.
     """
     if not options.uses_queue:
         return
@@ -83,26 +83,26 @@ def declip_loss(
     teacher: Embeddings | None = None,
     trust: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics, Queue | None]:
-    """The weighted sum of the parts that are on.
+    """Return the weighted sum of the parts that are on.
 
     Args:
-      options: of `declip` or `slip`.
-      views: embeddings, projections and losses of one batch.
-      queue: texts of the batches before; None where the options use none.
-      log_scales: learnable log-scales; the second one serves otter's targets alone.
-      mesh: over whose axis `data` the rows of the batch and of the queue are split.
-      teacher: [N, d] embeddings with `targets="otter"`, constants: of one view of each image and
-        text, for the targets of all pairs of views. None else.
-      trust: as in `total_loss`; for the parts where images meet texts, the first two.
+        options: of `declip` or `slip`.
+        views: embeddings, projections and losses of one batch.
+        queue: texts of the batches before; None where the options use none.
+        log_scales: learnable log-scales; the second one serves otter's targets alone.
+        mesh: over whose axis `data` the rows of the batch and of the queue are split.
+        teacher: [N, d] embeddings with `targets="otter"`, constants: of one view of each image and
+            text, for the targets of all pairs of views. None else.
+        trust: as in `total_loss`; for the parts where images meet texts, the first two.
 
     Returns:
-      The loss; metrics without gradient: `loss_<part>` (weighted, they add up to the loss),
-      `temperature`, and what `total_loss` says about soft targets, of the first pair of views; and
-      the queue with this batch's texts, the second view's before the first's.
+        The loss; metrics without gradient: `loss_<part>` (weighted, they add up to the loss),
+        `temperature`, and what `total_loss` says about soft targets, of the first pair of views;
+        and the queue with this batch's texts, the second view's before the first's.
 
     Raises:
-      ValueError: views that are missing, shapes that do not agree or do not divide over the mesh,
-        or values that are not finite where they are known before compilation.
+        ValueError: views that are missing, shapes that do not agree or do not divide over the mesh,
+            or values that are not finite where they are known before compilation.
     """
     _check(options, views, queue, teacher, mesh)
     images, texts, teacher = _unit_rows(options, views, teacher)
@@ -134,7 +134,7 @@ def _check(
     teacher: Embeddings | None,
     mesh: Mesh | None,
 ) -> None:
-    """Refuses what is missing, then what is there and wrong."""
+    """Refuse what is missing, then what is there and wrong."""
     if not options.uses_views:
         raise ValueError(f"objective {options.name!r} is computed by total_loss, not declip_loss")
     needed = {
@@ -156,7 +156,7 @@ def _check(
 def _unit_rows(
     options: Options, views: Views, teacher: Embeddings | None
 ) -> tuple[list[jax.Array], list[jax.Array], Embeddings | None]:
-    """The views of images and of texts that are contrasted, and the teacher; all of one type."""
+    """Return the views of images and of texts that are contrasted, and the teacher; all of one type."""
     images, texts = [views.image], [views.text]
     if options.uses_two_text_views:
         images, texts = [*images, views.image2], [*texts, views.text2]
@@ -177,7 +177,7 @@ def _contrast(
     mesh: Mesh | None,
     trust: jax.Array | None,
 ) -> tuple[jax.Array, Metrics]:
-    """Every view of the images against every view of the texts, weighted."""
+    """Return every view of the images against every view of the texts, weighted."""
     scales = jnp.stack(scales)
     pairs = [Embeddings(*pair) for pair in itertools.product(images, texts)]
     sums, metrics = zip(
@@ -201,7 +201,7 @@ def _neighbor_contrast(
     mesh: Mesh | None,
     trust: jax.Array | None,
 ) -> jax.Array:
-    """Every view of the images against the neighbours of every view of the texts, the mean.
+    """Return every view of the images against the neighbours of every view of the texts, the mean.
 
     0 without gradient while the queue is empty.
     """
@@ -225,17 +225,17 @@ def row_cross_entropy(
     scale: jax.Array,
     weights: jax.Array | float = 1.0,
 ) -> jax.Array:
-    """InfoNCE in one direction: row i of `queries` should find row i of `keys`; mean over rows.
+    """Return InfoNCE in one direction: row i of `queries` should find row i of `keys`; mean over rows.
 
     A row needs no other row's normaliser, so differentiating one sweep over tiles is enough.
 
     Args:
-      tile: most rows in a tile; None for the whole matrix at once.
-      mesh: over whose axis `data` the rows are split; None for one device.
-      queries: [N, d] unit rows.
-      keys: [N, d] unit rows.
-      scale: scalar factor of the cosines.
-      weights: of the rows, [N] or one for all.
+        tile: most rows in a tile; None for the whole matrix at once.
+        mesh: over whose axis `data` the rows are split; None for one device.
+        queries: [N, d] unit rows.
+        keys: [N, d] unit rows.
+        scale: scalar factor of the cosines.
+        weights: of the rows, [N] or one for all.
     """
     normalisers = _normalisers
     if tile is not None:
@@ -245,14 +245,14 @@ def row_cross_entropy(
 
 
 def _normalisers(queries: jax.Array, keys: jax.Array, scale: jax.Array) -> jax.Array:
-    """[rows of queries] log of the sum over keys of exp(scale * cosine)."""
+    """Return [rows of queries] log of the sum over keys of exp(scale * cosine)."""
     return logsumexp(scale * similarity(queries, keys), axis=1)
 
 
 def _tiled_normalisers(
     tile: int, mesh: Mesh | None, queries: jax.Array, keys: jax.Array, scale: jax.Array
 ) -> jax.Array:
-    """The same, a block of rows at a time, for the gradient too."""
+    """Return the same, a block of rows at a time, for the gradient too."""
     devices = 1 if mesh is None else mesh.shape[AXIS]
     tiling = tiles.make_tiling(len(queries), tile, None if mesh is None else AXIS, devices)
 

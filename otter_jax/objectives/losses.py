@@ -35,12 +35,12 @@ class LogScales(NamedTuple):
 
 
 def soft_targets(options: Options, teacher: Embeddings | None, num_pairs: int) -> Directions:
-    """The targets of both directions, [N, N] each, without gradient.
+    """Return the targets of both directions, [N, N] each, without gradient.
 
     Args:
-      options: which target, and its parameters.
-      teacher: embeddings with unit rows; None where the objective uses no teacher.
-      num_pairs: N.
+        options: which target, and its parameters.
+        teacher: embeddings with unit rows; None where the objective uses no teacher.
+        num_pairs: N.
     """
     target = OBJECTIVES[options.name].target(options)
     if teacher is None:
@@ -65,7 +65,7 @@ def total_loss(
     mesh: Mesh | None = None,
     trust: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss of one batch: alpha * InfoNCE + (1 - alpha) * KL(soft target || student).
+    """Return the loss of one batch: alpha * InfoNCE + (1 - alpha) * KL(soft target || student).
 
     Without a teacher it is the cross-entropy to the objective's own target. Both directions are
     summed. Pair i's own alpha or weight, where they are estimated, is that of image i over all
@@ -73,23 +73,23 @@ def total_loss(
     differ.
 
     Args:
-      options: the objective and its parameters.
-      student: [N, d] embeddings, normalised here.
-      teacher: the same from the teacher, constants; None where none is used.
-      log_scales: learnable log-scales; the second one serves the distillation term alone.
-      mesh: over whose axis `data` the rows are split; None for one device.
-      trust: [N] in [0, 1], a constant: the probability that a pair's caption is right; with
-        `options.uses_trust`, else None.
+        options: the objective and its parameters.
+        student: [N, d] embeddings, normalised here.
+        teacher: the same from the teacher, constants; None where none is used.
+        log_scales: learnable log-scales; the second one serves the distillation term alone.
+        mesh: over whose axis `data` the rows are split; None for one device.
+        trust: [N] in [0, 1], a constant: the probability that a pair's caption is right; with
+            `options.uses_trust`, else None.
 
     Returns:
-      The loss, and metrics without gradient: `loss_contrastive` and `loss_distillation` (weighted,
-      they add up to the loss), `temperature`, `target_entropy` in nats and `target_diagonal`, the
-      mass that the soft target leaves on the given pairs (OTTER, Fig. 2).
+        The loss, and metrics without gradient: `loss_contrastive` and `loss_distillation`
+        (weighted, they add up to the loss), `temperature`, `target_entropy` in nats and
+        `target_diagonal`, the mass that the soft target leaves on the given pairs (OTTER, Fig. 2).
 
     Raises:
-      ValueError: an objective of several views, fewer than two pairs, shapes that do not agree or
-        do not divide over the mesh, a teacher or trust that is missing or not used; and values that
-        are not finite, or trust outside [0, 1], where they are known before compilation.
+        ValueError: an objective of several views, fewer than two pairs, shapes that do not agree or
+            do not divide over the mesh, a teacher or trust that is missing or not used; and values
+            that are not finite, or trust outside [0, 1], where they are known before compilation.
     """
     if options.uses_views:
         raise ValueError(f"objective {options.name!r} is computed by declip_loss, not total_loss")
@@ -119,16 +119,16 @@ def cross_entropy_loss(
     mesh: Mesh | None,
     trust: jax.Array | None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The terms of `make_terms`, less the entropy of the soft target where it has its own.
+    """Return the terms of `make_terms`, less the entropy of the soft target where it has its own.
 
     Args:
-      options: as in `total_loss`.
-      student: [N, d] unit rows.
-      teacher: the same, constants; None where none is used.
-      scales: [2] factor of the cosines in each term, of the embeddings' type; a single term has
-        the first one.
-      mesh: as in `total_loss`.
-      trust: of `checked_trust`.
+        options: as in `total_loss`.
+        student: [N, d] unit rows.
+        teacher: the same, constants; None where none is used.
+        scales: [2] factor of the cosines in each term, of the embeddings' type; a single term has
+            the first one.
+        mesh: as in `total_loss`.
+        trust: of `checked_trust`.
     """
     terms = make_terms(options, trust)
     compute = _tiled if tile_rows(options, len(student.image), mesh) else _dense
@@ -150,7 +150,7 @@ def cross_entropy_loss(
 
 
 def tile_rows(options: Options, num_pairs: int, mesh: Mesh | None = None) -> int | None:
-    """Rows of a tile, or None where the whole matrix is computed at once.
+    """Return rows of a tile, or None where the whole matrix is computed at once.
 
     Without a choice of the user it is tiled where a device's share of a matrix gets large.
     """
@@ -177,7 +177,7 @@ def _dense(
     scales: jax.Array,
     mesh: Mesh | None,
 ) -> tuple[jax.Array, _Means]:
-    """The weighted sum of cross-entropies, and what it consists of, from whole matrices."""
+    """Return the weighted sum of cross-entropies, and what it consists of, from whole matrices."""
     del mesh  # The compiler splits the rows of whatever has them.
     soft = soft_targets(options, teacher, len(student.image))
     cosines = both_directions(student, stop_gradient_keys=options.stop_gradient_keys)
@@ -206,7 +206,7 @@ def _tiled(
     scales: jax.Array,
     mesh: Mesh | None,
 ) -> tuple[jax.Array, _Means]:
-    """The same, a block of rows at a time."""
+    """Return the same, a block of rows at a time."""
     features = None
     if teacher is not None:
         weights = {"image_weight": options.image_weight, "text_weight": options.text_weight}
@@ -236,7 +236,7 @@ def _sigmoid_loss(
     mesh: Mesh | None,
     trust: jax.Array | None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The sum over all pairs divided by the number of images; one matrix is both directions.
+    """Return the sum over all pairs divided by the number of images; one matrix is both directions.
 
     Where pairs have weights, image i with text j has the mean of w_i and w_j.
     """
@@ -255,10 +255,10 @@ def _sigmoid_loss(
 def check_embeddings(
     options: Options, student: Embeddings, teacher: Embeddings | None, mesh: Mesh | None = None
 ) -> None:
-    """Refuses what no loss can be made of; values are looked at where they are known.
+    """Refuse what no loss can be made of; values are looked at where they are known.
 
     Raises:
-      ValueError: see `total_loss`.
+        ValueError: see `total_loss`.
     """
     if options.uses_teacher == (teacher is None):
         needs = "needs" if teacher is None else "does not use"
@@ -283,10 +283,10 @@ def checked_trust(
     dtype: jnp.dtype,
     mesh: Mesh | None,
 ) -> jax.Array | None:
-    """Trust as the losses take it, of their type and without gradient; None where none is used.
+    """Return trust as the losses take it, of their type and without gradient; None where none is used.
 
     Raises:
-      ValueError: see `total_loss`.
+        ValueError: see `total_loss`.
     """
     if options.uses_trust == (trust is None):
         needs = "needs" if trust is None else "does not use"
@@ -315,14 +315,14 @@ def _check_rows(name: str, rows: jax.Array, shape: tuple[int, int]) -> None:
 
 
 def _known_values(array: jax.Array) -> np.ndarray | None:
-    """The values of an array, None while a function is being compiled."""
+    """Return the values of an array, None while a function is being compiled."""
     while isinstance(array, jax.core.Tracer) and hasattr(array, "primal"):
         array = array.primal  # Differentiated outside of jit: the values are there.
     return None if isinstance(array, jax.core.Tracer) else np.asarray(array, np.float32)
 
 
 def _refuse_rows(name: str, good: np.ndarray, found: str) -> None:
-    """Refuses an array unless all of its rows are good, [N] bool."""
+    """Refuse an array unless all of its rows are good, [N] bool."""
     if not good.all():
         raise ValueError(
             f"{name} has values {found} in {int((~good).sum())} of {len(good)} rows, "

@@ -26,17 +26,17 @@ class Queue(NamedTuple):
 
 
 def make_queue(size: int, dim: int, dtype: jnp.dtype = jnp.float32) -> Queue:
-    """An empty queue for `size` rows of `dim` numbers."""
+    """Return an empty queue for `size` rows of `dim` numbers."""
     # Two zeros, not one twice: a step consumes the buffers it is given.
     return Queue(jnp.zeros((size, dim), dtype), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
 
 def enqueue(queue: Queue, rows: jax.Array) -> Queue:
-    """The queue after `rows`, as if they came one by one; beyond its size the oldest are gone.
+    """Return the queue after `rows`, as if they came one by one; beyond its size the oldest are gone.
 
     Args:
-      queue: [M, d]; split over devices, it stays so.
-      rows: [N, d] embeddings of any length, constants; of more than M the last M stay.
+        queue: [M, d]; split over devices, it stays so.
+        rows: [N, d] embeddings of any length, constants; of more than M the last M stay.
     """
     size, count = len(queue.features), len(rows)
     kept = normalize(jax.lax.stop_gradient(rows[-size:])).astype(queue.features.dtype)
@@ -51,18 +51,18 @@ def enqueue(queue: Queue, rows: jax.Array) -> Queue:
 def nearest(
     queue: Queue, queries: jax.Array, mesh: Mesh | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """The row of the queue with the largest cosine to each query; of equals the lowest index.
+    """Return the row of the queue with the largest cosine to each query; of equals the lowest index.
 
     Args:
-      queue: [M, d]; rows that are not filled yet are never found.
-      queries: [N, d] embeddings of any length.
-      mesh: over whose axis `data` the queue's rows are split; None for one device.
+        queue: [M, d]; rows that are not filled yet are never found.
+        queries: [N, d] embeddings of any length.
+        mesh: over whose axis `data` the queue's rows are split; None for one device.
 
     Returns:
-      Rows [N, d] and their indices int32 [N], constants; zeros and -1 where the queue is empty.
+        Rows [N, d] and their indices int32 [N], constants; zeros and -1 where the queue is empty.
 
     Raises:
-      ValueError: the queue's rows do not divide over the mesh.
+        ValueError: the queue's rows do not divide over the mesh.
     """
     size, devices = len(queue.features), 1 if mesh is None else mesh.shape[AXIS]
     if size % devices:
@@ -92,7 +92,7 @@ class _Best(NamedTuple):
 
 
 def _search(tiling: Tiling, queue: Queue, queries: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`nearest` on the rows of this device; works inside `shard_map`."""
+    """Return `nearest` on the rows of this device; works inside `shard_map`."""
 
     def step(best: _Best, rows: Rows, features: jax.Array) -> tuple[_Best, None]:
         usable = rows.valid & (rows.index < queue.filled)

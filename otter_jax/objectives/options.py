@@ -32,45 +32,47 @@ class Options:
     """What can be chosen about an objective, complete and checked; see `make_options`.
 
     Attributes:
-      name: a key of `OBJECTIVES`.
-      alpha: weight of the given pairs against the soft target, in [0, 1]; or "estimated", and it is
-        each pair's trust.
-      pair_weight: what a pair's row weighs in both directions; None for 1, "estimated" for its
-        trust divided by the mean trust of the batch.
-      epsilon: entropic regulariser of the transport, in cosine units, > 0.
-      iterations: Sinkhorn iterations, >= 1.
-      image_weight: weight of image-image similarity in the teacher's matrix (gamma_v).
-      text_weight: weight of text-text similarity (gamma_t).
-      remove_diagonal: take the given pairs out of the teacher's matrix.
-      smoothing: label smoothing's e, in [0, 1).
-      teacher_scale: knowledge distillation's factor of the teacher's similarities, > 0.
-      mixed_target: one cross-entropy to alpha I + (1 - alpha) P instead of two losses.
-      stop_gradient_keys: a direction's gradient flows through its queries alone.
-      tile: most rows of a tile, >= 1 (fewer where a tile would exceed 16 MiB); N and more for
-        whole matrices; None lets the size decide.
-      initial_scale: of both learnable scales, 1 / temperature, >= 1 and within their bounds.
-      initial_bias: of the learnable number that the sigmoid loss adds to logits; None for none.
-      targets: declip and slip: what each pair of views should match, one of `VIEW_TARGETS`: the
-        given pairs alone, or otter's mixture with transported targets (alpha and so on as there).
-      ss: declip: self-supervision, SimSiam on images and masked language modelling on texts; a
-        weight of 0 leaves either out, with the view it needs.
-      mvs: declip: multi-view supervision, all pairs of two image and two text views.
-      nns: declip: nearest-neighbour supervision, images against a queue of recent texts.
-      clip_weight: declip and slip: of the contrastive part. A part that is off is just absent, the
-        others' weights stay as they are; so with all three off declip is this times CLIP's loss.
-      neighbor_weight: declip: of the nearest-neighbour part.
-      simsiam_weight: declip: of SimSiam.
-      mlm_weight: declip: of masked language modelling.
-      multi_view_weight: declip: None for clip_weight times the mean over the pairs of views (as
-        released); else clip_weight times the first pair's loss plus this times the sum of the
-        others' (the paper, which has 0.2).
-      symmetric_neighbors: declip: also from the neighbours to images, the mean of both directions;
-        the released code has images to neighbours only.
-      queue_size: declip: texts that the queue holds, >= 1.
-      simclr_weight: slip: of the NT-Xent loss.
-      min_scale: least scale, > 0, below which it has no gradient; None (the default of slip and
-        sigmoid) for no bound. Released configs of declip have exp(3).
-      max_scale: the same at the upper end.
+        name: a key of `OBJECTIVES`.
+        alpha: weight of the given pairs against the soft target, in [0, 1]; or "estimated", and it
+            is each pair's trust.
+        pair_weight: what a pair's row weighs in both directions; None for 1, "estimated" for its
+            trust divided by the mean trust of the batch.
+        epsilon: entropic regulariser of the transport, in cosine units, > 0.
+        iterations: Sinkhorn iterations, >= 1.
+        image_weight: weight of image-image similarity in the teacher's matrix (gamma_v).
+        text_weight: weight of text-text similarity (gamma_t).
+        remove_diagonal: take the given pairs out of the teacher's matrix.
+        smoothing: label smoothing's e, in [0, 1).
+        teacher_scale: knowledge distillation's factor of the teacher's similarities, > 0.
+        mixed_target: one cross-entropy to alpha I + (1 - alpha) P instead of two losses.
+        stop_gradient_keys: a direction's gradient flows through its queries alone.
+        tile: most rows of a tile, >= 1 (fewer where a tile would exceed 16 MiB); N and more for
+            whole matrices; None lets the size decide.
+        initial_scale: of both learnable scales, 1 / temperature, >= 1 and within their bounds.
+        initial_bias: of the learnable number that the sigmoid loss adds to logits; None for none.
+        targets: declip and slip: what each pair of views should match, one of `VIEW_TARGETS`: the
+            given pairs alone, or otter's mixture with transported targets (alpha and so on as
+            there).
+        ss: declip: self-supervision, SimSiam on images and masked language modelling on texts; a
+            weight of 0 leaves either out, with the view it needs.
+        mvs: declip: multi-view supervision, all pairs of two image and two text views.
+        nns: declip: nearest-neighbour supervision, images against a queue of recent texts.
+        clip_weight: declip and slip: of the contrastive part. A part that is off is just absent,
+            the others' weights stay as they are; so with all three off declip is this times CLIP's
+            loss.
+        neighbor_weight: declip: of the nearest-neighbour part.
+        simsiam_weight: declip: of SimSiam.
+        mlm_weight: declip: of masked language modelling.
+        multi_view_weight: declip: None for clip_weight times the mean over the pairs of views (as
+            released); else clip_weight times the first pair's loss plus this times the sum of the
+            others' (the paper, which has 0.2).
+        symmetric_neighbors: declip: also from the neighbours to images, the mean of both
+            directions; the released code has images to neighbours only.
+        queue_size: declip: texts that the queue holds, >= 1.
+        simclr_weight: slip: of the NT-Xent loss.
+        min_scale: least scale, > 0, below which it has no gradient; None (the default of slip and
+            sigmoid) for no bound. Released configs of declip have exp(3).
+        max_scale: the same at the upper end.
     """
 
     name: str
@@ -104,7 +106,7 @@ class Options:
     max_scale: float | None = MAX_SCALE
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be computed, with the key as the user wrote it."""
+        """Refuse what cannot be computed, with the key as the user wrote it."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, float) and not math.isfinite(value):
@@ -228,7 +230,7 @@ class Objective:
 
 
 def _view_target(options: Options) -> targets.Smoothed | targets.Transported:
-    """What a pair of views should match."""
+    """Return what a pair of views should match."""
     return OBJECTIVES[VIEW_TARGETS[options.targets]].target(options)
 
 
@@ -271,10 +273,10 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def make_options(name: str, **options: object) -> Options:
-    """The options of objective `name`; an option that is None takes that objective's default.
+    """Return the options of objective `name`; an option that is None takes that objective's default.
 
     Raises:
-      ValueError: for an unknown objective or a value out of range.
+        ValueError: for an unknown objective or a value out of range.
     """
     if name not in OBJECTIVES:
         raise ValueError(f"config.objective.name={name!r}: choose from {', '.join(OBJECTIVES)}")
@@ -283,18 +285,18 @@ def make_options(name: str, **options: object) -> Options:
 
 
 def pair_weights(options: Options, trust: jax.Array | None) -> jax.Array | float:
-    """What each pair weighs: 1, or [N] with mean 1; 0 for all where no pair is trusted at all."""
+    """Return what each pair weighs: 1, or [N] with mean 1; 0 for all where no pair is trusted at all."""
     if options.pair_weight is None:
         return 1.0
     return trust / jnp.maximum(jnp.mean(trust), jnp.finfo(trust.dtype).tiny)
 
 
 def make_terms(options: Options, trust: jax.Array | None = None) -> tuple[Term, ...]:
-    """The cross-entropies of an objective; a second one has a scale of its own.
+    """Return the cross-entropies of an objective; a second one has a scale of its own.
 
     Args:
-      options: of any objective but `sigmoid`.
-      trust: [N] in [0, 1], with `options.uses_trust`.
+        options: of any objective but `sigmoid`.
+        trust: [N] in [0, 1], with `options.uses_trust`.
     """
     alpha = trust if options.alpha == ESTIMATED else options.alpha
     weight = pair_weights(options, trust)

@@ -13,38 +13,39 @@ IGNORED = -100  # The label of a token that is not to be predicted.
 
 
 def negative_cosine(predictions: jax.Array, projections: jax.Array) -> jax.Array:
-    """Mean over rows of -cos(prediction, projection), a scalar in [-1, 1]: half of SimSiam's loss.
+    """Return mean over rows of -cos(prediction, projection), a scalar in [-1, 1]: half of SimSiam's loss.
 
     Args:
-      predictions: [N, d].
-      projections: [N, d] of the other view, constants: without that both would collapse to a point
-        (SimSiam, sec. 4.1).
+        predictions: [N, d].
+        projections: [N, d] of the other view, constants: without that both would collapse to a
+            point (SimSiam, sec. 4.1).
     """
     constants = normalize(jax.lax.stop_gradient(projections))
     return -jnp.mean(jnp.sum(normalize(predictions) * constants, axis=-1))
 
 
 def simsiam_loss(p1: jax.Array, p2: jax.Array, z1: jax.Array, z2: jax.Array) -> jax.Array:
-    """Each view predicts the other's projection, a scalar in [-1, 1] (SimSiam, eq. 2).
+    """Return each view predicts the other's projection, a scalar in [-1, 1] (SimSiam, eq. 2).
 
     Args:
-      p1: [N, d] predictions from the first view of each image.
-      p2: [N, d] predictions from the second view.
-      z1: [N, d] projections of the first view, constants.
-      z2: [N, d] projections of the second view, constants.
+        p1: [N, d] predictions from the first view of each image.
+        p2: [N, d] predictions from the second view.
+        z1: [N, d] projections of the first view, constants.
+        z2: [N, d] projections of the second view, constants.
     """
     return (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2
 
 
 def token_losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Cross-entropy in nats of each masked token (BERT, sec. 3.1).
+    """Return Cross-entropy in nats of each masked token (BERT, sec. 3.1).
 
     Args:
-      logits: [..., V] over the vocabulary; of all tokens, or of some that include the masked ones.
-      labels: [...] integers, what stood there before masking; `IGNORED` for all other tokens.
+        logits: [..., V] over the vocabulary; of all tokens, or of some that include the masked
+            ones.
+        labels: [...] integers, what stood there before masking; `IGNORED` for all other tokens.
 
     Returns:
-      [...], float32 or wider; 0 without gradient for tokens that are not masked.
+        [...], float32 or wider; 0 without gradient for tokens that are not masked.
     """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     masked = labels != IGNORED
@@ -54,25 +55,26 @@ def token_losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def masked_language_loss(losses: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean over the masked tokens of the whole batch, a scalar; 0 where nothing is masked.
+    """Return mean over the masked tokens of the whole batch, a scalar; 0 where nothing is masked.
 
     Args:
-      losses: [...] of `token_losses`.
-      labels: [...] as there.
+        losses: [...] of `token_losses`.
+        labels: [...] as there.
     """
     return jnp.sum(losses) / jnp.maximum(jnp.sum(labels != IGNORED), 1)
 
 
 def ntxent_loss(z1: jax.Array, z2: jax.Array, temperature: float = 0.1) -> jax.Array:
-    """Tells an image's other view from all other views of the batch (SimCLR, eq. 1; SLIP).
+    """Tell an image's other view from all other views of the batch (SimCLR, eq. 1; SLIP).
 
     Args:
-      z1: [N, d] projections of the first view of each image, N >= 2.
-      z2: [N, d] projections of the second view.
-      temperature: what the cosines are divided by, > 0.
+        z1: [N, d] projections of the first view of each image, N >= 2.
+        z2: [N, d] projections of the second view.
+        temperature: what the cosines are divided by, > 0.
 
     Returns:
-      A scalar: the mean over all 2 N views of the cross-entropy among the 2 N - 1 others, in nats.
+        A scalar: the mean over all 2 N views of the cross-entropy among the 2 N - 1 others, in
+        nats.
     """
 
     # One direction at a time, computed again for the gradient: two [N, N] are all that is alive.

@@ -21,28 +21,28 @@ LARGEST_EXPONENT = 25.0
 
 
 def scaling_is_safe(epsilon: float, bound: float | None) -> bool:
-    """Whether exp(similarity / epsilon) may be computed as such.
+    """Return whether exp(similarity / epsilon) may be computed as such.
 
     Args:
-      epsilon: entropic regulariser, > 0.
-      bound: no similarity is larger in magnitude, but for pairs taken out (very negative, so that
-        their kernel is exactly 0); None if nothing is known.
+        epsilon: entropic regulariser, > 0.
+        bound: no similarity is larger in magnitude, but for pairs taken out (very negative, so that
+            their kernel is exactly 0); None if nothing is known.
     """
     return bound is not None and bound / epsilon <= LARGEST_EXPONENT
 
 
 def column_potential(cost: jax.Array, epsilon: float, iterations: int) -> jax.Array:
-    """The columns' dual potential after exactly `iterations` Sinkhorn iterations, by ott-jax.
+    """Return the columns' dual potential after exactly `iterations` Sinkhorn iterations, by ott-jax.
 
     ott-jax updates columns first; it is given the transposed problem.
 
     Args:
-      cost: [N, M] cost of matching row i with column j; the marginals are uniform.
-      epsilon: entropic regulariser, in the units of `cost`, > 0.
-      iterations: number of iterations (a row and a column update each), >= 1.
+        cost: [N, M] cost of matching row i with column j; the marginals are uniform.
+        epsilon: entropic regulariser, in the units of `cost`, > 0.
+        iterations: number of iterations (a row and a column update each), >= 1.
 
     Returns:
-      [M] potential g. The row-normalised plan is softmax_j((g_j - cost_ij) / epsilon).
+        [M] potential g. The row-normalised plan is softmax_j((g_j - cost_ij) / epsilon).
     """
     # Imported late: ott-jax brings a deprecated optimiser library that takes seconds to import.
     from ott.geometry import geometry
@@ -64,15 +64,15 @@ def column_potential(cost: jax.Array, epsilon: float, iterations: int) -> jax.Ar
 
 
 def column_scaling(kernel: jax.Array, iterations: int) -> jax.Array:
-    """exp(potential / epsilon) of the columns, up to a factor, by multiplications alone.
+    """Return exp(potential / epsilon) of the columns, up to a factor, by multiplications alone.
 
     Args:
-      kernel: [N, M], exp(similarity / epsilon), with at least one positive entry in every row and
-        column.
-      iterations: number of iterations (a row and a column update each).
+        kernel: [N, M], exp(similarity / epsilon), with at least one positive entry in every row and
+            column.
+        iterations: number of iterations (a row and a column update each).
 
     Returns:
-      [M] column scaling c. The row-normalised plan is kernel * c, each row divided by its sum.
+        [M] column scaling c. The row-normalised plan is kernel * c, each row divided by its sum.
     """
 
     def iteration(_: int, columns: jax.Array) -> jax.Array:
@@ -85,16 +85,16 @@ def column_scaling(kernel: jax.Array, iterations: int) -> jax.Array:
 def row_plan(
     similarity: jax.Array, epsilon: float, iterations: int, bound: float | None = None
 ) -> jax.Array:
-    """The row-stochastic transport plan of a similarity matrix.
+    """Return the row-stochastic transport plan of a similarity matrix.
 
     Args:
-      similarity: [N, M], larger is better; a difference of `epsilon` is a factor e in the plan.
-      epsilon: entropic regulariser, > 0.
-      iterations: Sinkhorn iterations, >= 1.
-      bound: see `scaling_is_safe`; None always takes the log domain.
+        similarity: [N, M], larger is better; a difference of `epsilon` is a factor e in the plan.
+        epsilon: entropic regulariser, > 0.
+        iterations: Sinkhorn iterations, >= 1.
+        bound: see `scaling_is_safe`; None always takes the log domain.
 
     Returns:
-      [N, M] with rows that sum to 1 and no gradient into `similarity`; float32 or wider.
+        [N, M] with rows that sum to 1 and no gradient into `similarity`; float32 or wider.
     """
     similarity = jax.lax.stop_gradient(similarity)
     similarity = similarity.astype(jnp.promote_types(similarity.dtype, jnp.float32))

@@ -34,7 +34,7 @@ class Smoothed(NamedTuple):
         return 1.0 - self.smoothing
 
     def off_diagonal(self, num_pairs: int) -> float:
-        """Mass on each other pair of the row."""
+        """Return mass on each other pair of the row."""
         return self.smoothing / (num_pairs - 1)
 
 
@@ -47,26 +47,26 @@ class Transported(NamedTuple):
 
 
 def identity(num_pairs: int) -> jax.Array:
-    """[N, N] identity: every image belongs to its own caption alone."""
+    """Return [N, N] identity: every image belongs to its own caption alone."""
     return jnp.eye(num_pairs)
 
 
 def smoothed(num_pairs: int, smoothing: float) -> jax.Array:
-    """[N, N] with 1 - `smoothing` on the diagonal and the rest spread evenly off it."""
+    """Return [N, N] with 1 - `smoothing` on the diagonal and the rest spread evenly off it."""
     target = Smoothed(smoothing)
     diagonal = jnp.eye(num_pairs, dtype=bool)
     return jnp.where(diagonal, target.on_diagonal, target.off_diagonal(num_pairs))
 
 
 def softened(similarity: jax.Array, scale: float) -> jax.Array:
-    """[N, N] row softmax of the teacher's similarity times `scale` (self-distillation, sec. 3)."""
+    """Return [N, N] row softmax of the teacher's similarity times `scale` (self-distillation, sec. 3)."""
     return jax.nn.softmax(scale * jax.lax.stop_gradient(similarity), axis=1)
 
 
 def transported(
     similarity: jax.Array, epsilon: float, iterations: int, bound: float | None = None
 ) -> jax.Array:
-    """[N, N] row-normalised entropic transport plan of the teacher's similarity (OTTER, eq. 5).
+    """Return [N, N] row-normalised entropic transport plan of the teacher's similarity (OTTER, eq. 5).
 
     Arguments as in `sinkhorn.row_plan`.
     """
@@ -76,7 +76,7 @@ def transported(
 def dense(
     target: Smoothed | Transported, similarity: jax.Array | None, num_pairs: int
 ) -> jax.Array:
-    """The target of one direction as an [N, N] array; `similarity` is None where none is used."""
+    """Return the target of one direction as an [N, N] array; `similarity` is None where none is used."""
     if isinstance(target, Smoothed):
         return smoothed(num_pairs, target.smoothing)
     if target.iterations == 0:
@@ -85,7 +85,7 @@ def dense(
 
 
 def mixed(target: jax.Array, given: jax.Array | float) -> jax.Array:
-    """[N, N] `given` I + (1 - `given`) target; where `given` is [N], row i with the i-th."""
+    """Return [N, N] `given` I + (1 - `given`) target; where `given` is [N], row i with the i-th."""
     if isinstance(given, jax.Array):
         given = given[:, None]
     elif given == 0.0:
@@ -98,12 +98,12 @@ def mixed(target: jax.Array, given: jax.Array | float) -> jax.Array:
 def teacher_features(
     image: jax.Array, text: jax.Array, *, image_weight: float, text_weight: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Features whose inner products are the teacher's similarities; see `teacher_similarity`.
+    """Return features whose inner products are the teacher's similarities; see `teacher_similarity`.
 
     image_weight VV + text_weight TT + VT is one inner product of concatenated features.
 
     Returns:
-      Rows (images) and columns (texts), [N, 2 d] each; [N, d] where both weights are 0.
+        Rows (images) and columns (texts), [N, 2 d] each; [N, d] where both weights are 0.
     """
     if image_weight == text_weight == 0.0:
         return image, text
@@ -120,18 +120,18 @@ def teacher_similarity(
     text_weight: float,
     remove_diagonal: bool,
 ) -> jax.Array:
-    """What the teacher says about every image and every text of the batch.
+    """Return what the teacher says about every image and every text of the batch.
 
     Args:
-      image: [N, d] teacher image embeddings, unit rows.
-      text: [N, d] teacher text embeddings, unit rows.
-      image_weight: weight of image-image similarity (gamma_v).
-      text_weight: weight of text-text similarity (gamma_t).
-      remove_diagonal: take every given pair out. The released multi-process code does so for
-        the rows of the first process only; here it is done for all of them.
+        image: [N, d] teacher image embeddings, unit rows.
+        text: [N, d] teacher text embeddings, unit rows.
+        image_weight: weight of image-image similarity (gamma_v).
+        text_weight: weight of text-text similarity (gamma_t).
+        remove_diagonal: take every given pair out. The released multi-process code does so for the
+            rows of the first process only; here it is done for all of them.
 
     Returns:
-      [N, N] similarity, rows are images. Its transpose is the text direction's.
+        [N, N] similarity, rows are images. Its transpose is the text direction's.
     """
     weights = {"image_weight": image_weight, "text_weight": text_weight}
     similarity = contrastive.similarity(*teacher_features(image, text, **weights))

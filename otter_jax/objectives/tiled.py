@@ -68,9 +68,9 @@ class Loss:
     """What to compute from a batch; static.
 
     Attributes:
-      target: the soft target of both directions.
-      remove_diagonal: take the given pairs out of the teacher's matrix.
-      stop_gradient_keys: a direction's gradient flows through its queries alone.
+        target: the soft target of both directions.
+        remove_diagonal: take the given pairs out of the teacher's matrix.
+        stop_gradient_keys: a direction's gradient flows through its queries alone.
     """
 
     target: targets.Smoothed | targets.Transported
@@ -81,7 +81,7 @@ class Loss:
 def plan_potentials(
     tiling: Tiling, teacher: Teacher, target: targets.Transported, remove_diagonal: bool
 ) -> Potentials:
-    """Both directions' potentials after the target's Sinkhorn iterations, rows first.
+    """Return both directions' potentials after the target's Sinkhorn iterations, rows first.
 
     The image direction updates rows of K, then columns; the text direction columns, then rows. One
     sweep does the image direction's rows and columns, and the rows of the text direction's last
@@ -113,7 +113,7 @@ def plan_potentials(
 def _teacher_logits(
     rows: Rows, features: jax.Array, columns: jax.Array, epsilon: float, remove_diagonal: bool
 ) -> jax.Array:
-    """K / epsilon of a tile, [tile, N]."""
+    """Return k / epsilon of a tile, [tile, N]."""
     logits = similarity(features, columns) / epsilon
     if remove_diagonal:
         logits -= jnp.where(_is_given(rows, logits), targets.DIAGONAL_PENALTY / epsilon, 0.0)
@@ -121,7 +121,7 @@ def _teacher_logits(
 
 
 def _is_given(rows: Rows, tile: jax.Array) -> jax.Array:
-    """Where a tile holds a given pair, bool [tile, N]."""
+    """Return where a tile holds a given pair, bool [tile, N]."""
     return rows.index[:, None] == jnp.arange(tile.shape[1])[None, :]
 
 
@@ -133,7 +133,7 @@ def _scaling_sweep(
     columns: jax.Array,
     use_rows: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Row potentials from column potentials, then new column potentials, [., 2] each.
+    """Return row potentials from column potentials, then new column potentials, [., 2] each.
 
     `use_rows` [2] is 0 for a direction whose rows have no potential yet.
     """
@@ -157,7 +157,7 @@ def _logarithmic_sweep(
     columns: jax.Array,
     use_rows: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """As `_scaling_sweep`, for logits of any size."""
+    """Return as `_scaling_sweep`, for logits of any size."""
 
     def step(
         sums: tuple[ColumnSum, ...], rows: Rows, features: jax.Array
@@ -179,7 +179,7 @@ def _logarithmic_sweep(
 def _normalisers(
     tiling: Tiling, image: jax.Array, texts: jax.Array, scales: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """log-sum-exps of scale * S over rows and over columns, [rows or N, number of scales]."""
+    """Return log-sum-exps of scale * S over rows and over columns, [rows or N, number of scales]."""
 
     def step(
         sums: tuple[ColumnSum, ...], rows: Rows, image: jax.Array
@@ -217,7 +217,7 @@ def _transported_tile(
     columns: jax.Array,
     potentials: Potentials,
 ) -> _Tile:
-    """The tile with the teacher's targets."""
+    """Return the tile with the teacher's targets."""
     epsilon = loss.target.epsilon
     logits = _teacher_logits(rows, features, columns, epsilon, loss.remove_diagonal)
     plans, entropies = [], []
@@ -230,7 +230,7 @@ def _transported_tile(
 
 
 def _smoothed_tile(loss: Loss, rows: Rows, cosines: jax.Array) -> _Tile:
-    """The tile with a target that needs no teacher."""
+    """Return the tile with a target that needs no teacher."""
     on, off = loss.target.on_diagonal, loss.target.off_diagonal(cosines.shape[1])
     given = _is_given(rows, cosines) & rows.valid[:, None]
 
@@ -255,7 +255,7 @@ class _Slopes(NamedTuple):
 def _slopes(
     tile: _Tile, terms: Terms, scales: jax.Array, over_rows: jax.Array, over_columns: jax.Array
 ) -> _Slopes:
-    """What a tile has to say about the gradient; terms and log-sum-exps are those of its rows."""
+    """Return what a tile has to say about the gradient; terms and log-sum-exps are those of its rows."""
     by_image = by_text = jnp.zeros_like(tile.cosines)
     by_scale, matched_image, matched_text = [], [], []
     for k, (row, column) in enumerate(zip(*terms, strict=True)):
@@ -310,15 +310,15 @@ def value_and_gradients(
     terms: tuple[Term, ...],
     scales: jax.Array,
 ) -> tuple[Statistics, Gradients]:
-    """Statistics of all pairs, and the gradient of the loss; works inside `shard_map`.
+    """Return statistics of all pairs, and the gradient of the loss; works inside `shard_map`.
 
     Args:
-      loss: what to compute.
-      tiling: how this device goes through its rows.
-      student: [rows, d] unit rows of this device.
-      teacher: this device's rows and columns, [rows, k] each; None for a `Smoothed` target.
-      terms: cross-entropies to mixtures of the given pairs and the soft target, [rows] each.
-      scales: [terms] factor of the similarities in each term.
+        loss: what to compute.
+        tiling: how this device goes through its rows.
+        student: [rows, d] unit rows of this device.
+        teacher: this device's rows and columns, [rows, k] each; None for a `Smoothed` target.
+        terms: cross-entropies to mixtures of the given pairs and the soft target, [rows] each.
+        scales: [terms] factor of the similarities in each term.
     """
     axis = tiling.axis
     texts, columns = jax.tree.map(lambda x: tiles.gather(x, axis), (student.text, terms))
@@ -372,7 +372,7 @@ def _over_all_devices(
     over_columns: jax.Array,
     scales: jax.Array,
 ) -> tuple[Statistics, Gradients]:
-    """Both directions of all pairs together, and this device's rows of the gradients."""
+    """Return both directions of all pairs together, and this device's rows of the gradients."""
     num_pairs = len(over_columns)
     by_scale, matched, entropy = tiles.total(tuple(sums[1:]), axis)
     image_losses, image_entropy, diagonal = tiles.gather(
@@ -400,17 +400,17 @@ def cross_entropies(
     terms: tuple[Term, ...],
     scales: jax.Array,
 ) -> tuple[jax.Array, Statistics]:
-    """The weighted sum of the loss's terms, and statistics that carry no gradient.
+    """Return the weighted sum of the loss's terms, and statistics that carry no gradient.
 
     Args:
-      loss: what to compute.
-      tile: most rows in a tile.
-      mesh: its axis `data` splits the rows; None or a mesh of one device for one device.
-      student: [N, d] unit rows.
-      teacher: features whose inner products are the similarities, constants.
-      terms: cross-entropies to mixtures of the given pairs and the soft target; [N] each,
-        constants.
-      scales: [terms] factor of the similarities in each term.
+        loss: what to compute.
+        tile: most rows in a tile.
+        mesh: its axis `data` splits the rows; None or a mesh of one device for one device.
+        student: [N, d] unit rows.
+        teacher: features whose inner products are the similarities, constants.
+        terms: cross-entropies to mixtures of the given pairs and the soft target; [N] each,
+            constants.
+        scales: [terms] factor of the similarities in each term.
     """
     return _forward(loss, tile, mesh, student, teacher, terms, scales)[0]
 
@@ -423,17 +423,17 @@ def sigmoid_cross_entropy(
     scale: jax.Array,
     bias: jax.Array,
 ) -> jax.Array:
-    """Mean over images of the sigmoid loss (SigLIP, eq. 1); it has no normaliser to wait for.
+    """Return mean over images of the sigmoid loss (SigLIP, eq. 1); it has no normaliser to wait for.
 
     So every tile stands for itself, and differentiating the one sweep is all that backward needs.
 
     Args:
-      tile: most rows in a tile.
-      mesh: as in `cross_entropies`.
-      student: [N, d] unit rows.
-      weights: [N] of the pairs; image i with text j has the mean of w_i and w_j.
-      scale: scalar factor of the similarities.
-      bias: scalar added to them.
+        tile: most rows in a tile.
+        mesh: as in `cross_entropies`.
+        student: [N, d] unit rows.
+        weights: [N] of the pairs; image i with text j has the mean of w_i and w_j.
+        scale: scalar factor of the similarities.
+        bias: scalar added to them.
     """
     num_pairs = len(student.image)
 

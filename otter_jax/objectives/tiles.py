@@ -21,9 +21,9 @@ class Tiling:
     """How this device goes through its rows.
 
     Attributes:
-      rows: rows that this device has.
-      tile: rows in a tile.
-      axis: name of the mesh axis over which the rows are split; None on one device.
+        rows: rows that this device has.
+        tile: rows in a tile.
+        axis: name of the mesh axis over which the rows are split; None on one device.
     """
 
     rows: int
@@ -44,7 +44,7 @@ class Rows(NamedTuple):
 
 
 def make_tiling(num_pairs: int, tile: int, axis: str | None = None, devices: int = 1) -> Tiling:
-    """Tiles of at most `tile` rows, fewer where N is so large that a tile would not be small."""
+    """Return tiles of at most `tile` rows, fewer where N is so large that a tile would not be small."""
     rows = num_pairs // devices
     return Tiling(rows, max(1, min(tile, rows, LARGEST_TILE // num_pairs)), axis)
 
@@ -52,16 +52,16 @@ def make_tiling(num_pairs: int, tile: int, axis: str | None = None, devices: int
 def scan(
     tiling: Tiling, function: Callable[..., tuple[Any, Any]], carry: Any, arrays: Any
 ) -> tuple[Any, Any]:
-    """`carry, outputs = function(carry, rows, tile of arrays)` for every tile, in order.
+    """Return `carry, outputs = function(carry, rows, tile of arrays)` for every tile, in order.
 
     Args:
-      tiling: how to go.
-      function: what to do with a tile; its outputs have the tile's rows first.
-      carry: what goes from tile to tile.
-      arrays: pytree of arrays [rows, ...], padded with zeros in the last tile.
+        tiling: how to go.
+        function: what to do with a tile; its outputs have the tile's rows first.
+        carry: what goes from tile to tile.
+        arrays: pytree of arrays [rows, ...], padded with zeros in the last tile.
 
     Returns:
-      The last carry, and the outputs [rows, ...] of all tiles without the padding.
+        The last carry, and the outputs [rows, ...] of all tiles without the padding.
     """
     count, tile = tiling.count, tiling.tile
     padding = count * tile - tiling.rows
@@ -90,12 +90,12 @@ class ColumnSum(NamedTuple):
 
 
 def empty_sum(columns: int, dtype: jnp.dtype) -> ColumnSum:
-    """The sum over no rows."""
+    """Return the sum over no rows."""
     return ColumnSum(jnp.full(columns, -jnp.inf, dtype), jnp.zeros(columns, dtype))
 
 
 def add_rows(sum_: ColumnSum, logits: jax.Array) -> ColumnSum:
-    """Adds the exponentials of [tile, N]; padding is -inf."""
+    """Add the exponentials of [tile, N]; padding is -inf."""
     peak = jnp.maximum(sum_.peak, logits.max(axis=0))
     # Where a column has no entry yet, peak is -inf and its difference to itself not a number.
     shift = jnp.where(jnp.isfinite(peak), peak, 0.0)
@@ -104,7 +104,7 @@ def add_rows(sum_: ColumnSum, logits: jax.Array) -> ColumnSum:
 
 
 def log_of_sum(sum_: ColumnSum, axis: str | None) -> jax.Array:
-    """[N] the log-sum-exp over all rows of all devices."""
+    """Return [N] the log-sum-exp over all rows of all devices."""
     peak, total = sum_
     if axis is not None:
         peak = jax.lax.pmax(sum_.peak, axis)
@@ -113,7 +113,7 @@ def log_of_sum(sum_: ColumnSum, axis: str | None) -> jax.Array:
 
 
 def gather(x: jax.Array, axis: str | None) -> jax.Array:
-    """All devices' rows of [rows, ...]."""
+    """Return all devices' rows of [rows, ...]."""
     return x if axis is None else jax.lax.all_gather(x, axis, tiled=True)
 
 

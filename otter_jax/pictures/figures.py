@@ -26,14 +26,14 @@ def draw_targets(
     """The soft targets of some pairs as a matrix: images down the side, captions along the top.
 
     Args:
-      path: a .png file; its folder is made.
-      images: uint8 [n, S, S, 3].
-      captions: n texts.
-      target: [n, n] in [0, 1]; row i says how image i's mass is spread over the captions.
-      title: one line.
+        path: a .png file; its folder is made.
+        images: uint8 [n, S, S, 3].
+        captions: n texts.
+        target: [n, n] in [0, 1]; row i says how image i's mass is spread over the captions.
+        title: one line.
 
     Raises:
-      ValueError: if the sizes do not agree.
+        ValueError: if the sizes do not agree.
     """
     count = len(images)
     if target.shape != (count, count) or len(captions) != count:
@@ -93,14 +93,14 @@ def draw_predictions(
     Right names are green, bold and ticked, so that they also stand out in grey.
 
     Args:
-      path: a .png file; its folder is made.
-      images: uint8 [n, S, S, 3].
-      truth: n true names; several are separated by " | ".
-      predictions: for every image, (name, similarity), best first.
-      title: one line.
+        path: a .png file; its folder is made.
+        images: uint8 [n, S, S, 3].
+        truth: n true names; several are separated by " | ".
+        predictions: for every image, (name, similarity), best first.
+        title: one line.
 
     Raises:
-      ValueError: if the numbers differ.
+        ValueError: if the numbers differ.
     """
     if not len(images) == len(truth) == len(predictions):
         raise ValueError(
@@ -133,7 +133,7 @@ def draw_predictions(
 
 
 def plain(text: str, length: int) -> str:
-    """One line of at most `length` characters, cut between words where that loses little."""
+    """Return one line of at most `length` characters, cut between words where that loses little."""
     line = " ".join(text.split())
     if len(line) <= length:
         return line or "…"

@@ -17,19 +17,19 @@ THUMBNAIL = 96
 
 
 def linked_groups(target: np.ndarray, count: int, group_size: int = 4) -> np.ndarray:
-    """Groups of pairs that a soft target links, one group after the other.
+    """Group of pairs that a soft target links, one group after the other.
 
     A group is a pair and those to which its image's target gives most. Groups are ordered by their
     weakest link, and what is shown is spread evenly over the stronger half: from near copies to
     mere likeness.
 
     Args:
-      target: row-stochastic [N, N].
-      count: how many pairs are wanted.
-      group_size: pairs a group.
+        target: row-stochastic [N, N].
+        count: how many pairs are wanted.
+        group_size: pairs a group.
 
     Returns:
-      int [min(count, N)], distinct.
+        int [min(count, N)], distinct.
     """
     links = np.where(np.eye(len(target), dtype=bool), 0.0, target)
     partners = np.argsort(-links, axis=1, kind="stable")[:, : group_size - 1]
@@ -54,11 +54,11 @@ def draw_batch_targets(
     """soft_targets.png: the most linked pairs of one batch, and how their target is spread.
 
     Args:
-      folder: where to draw.
-      source: the training pairs.
-      records: [N] which of them are in the batch.
-      target: [N, N] soft target of images over texts, computed on the whole batch.
-      encoder: for its image size.
+        folder: where to draw.
+        source: the training pairs.
+        records: [N] which of them are in the batch.
+        target: [N, N] soft target of images over texts, computed on the whole batch.
+        encoder: for its image size.
     """
     shown = linked_groups(target, PAIRS_SHOWN)
     pairs = [source[int(number)] for number in records[shown]]
@@ -93,5 +93,5 @@ def draw_set(folder: Path, each: Any, encoder: Encoder, store: FeatureStore) -> 
 
 
 def file_name(name: str) -> str:
-    """A set's name as part of a file name."""
+    """Return a set's name as part of a file name."""
     return "".join(letter if letter.isalnum() else "_" for letter in name).strip("_")

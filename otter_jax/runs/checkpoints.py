@@ -35,10 +35,10 @@ class Checkpoints(AbstractContextManager):
     """The checkpoints/ folder of a workdir. Use as a context manager: leaving waits for saves."""
 
     def __init__(self, folder: Path, keep: int = 2, *, create: bool = False):
-        """Opens the folder, or makes it if `create`; the latest `keep` checkpoints are kept.
+        """Open the folder, or makes it if `create`; the latest `keep` checkpoints are kept.
 
         Raises:
-          FileNotFoundError: if there is no folder and it should not be made.
+            FileNotFoundError: if there is no folder and it should not be made.
         """
         if not create and not folder.is_dir():
             raise FileNotFoundError(f"there is no finished checkpoint in {folder}")
@@ -55,10 +55,10 @@ class Checkpoints(AbstractContextManager):
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __exit__(self, *exception: object) -> None:
-        """Waits until everything is on disk.
+        """Wait until everything is on disk.
 
         Raises:
-          OSError: if a checkpoint could not be written.
+            OSError: if a checkpoint could not be written.
         """
         with self._writing():
             self._manager.close()
@@ -69,10 +69,10 @@ class Checkpoints(AbstractContextManager):
         return self._manager.latest_step()
 
     def save(self, state: TrainState) -> None:
-        """Saves in the background; a step that is already saved is left as it is.
+        """Save in the background; a step that is already saved is left as it is.
 
         Raises:
-          OSError: if it cannot be written, or the one before could not.
+            OSError: if it cannot be written, or the one before could not.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -92,18 +92,18 @@ class Checkpoints(AbstractContextManager):
         self._last_save = time.monotonic()
 
     def finished_step(self) -> int | None:
-        """`latest_step` when what is being saved is on disk; raises as `save`."""
+        """Return `latest_step` when what is being saved is on disk; raises as `save`."""
         with self._writing():
             self._manager.wait_until_finished()
         return self.latest_step
 
     def check(self) -> None:
-        """Raises OSError if a checkpoint that is being written has met with an obstacle."""
+        """Raise OSError if a checkpoint that is being written has met with an obstacle."""
         with self._writing():
             self._manager.check_for_errors()
 
     def overdue(self, minutes: float) -> bool:
-        """Whether the last save, or the start, is that long ago; never for 0.
+        """Return whether the last save, or the start, is that long ago; never for 0.
 
         All processes must ask at the same time, and get the answer of the first one's clock.
         """
@@ -112,14 +112,14 @@ class Checkpoints(AbstractContextManager):
         return sharding.first_process_says(time.monotonic() - self._last_save >= 60 * minutes)
 
     def restore(self, template: TrainState) -> TrainState:
-        """The latest state that is whole, placed like `template`, whose arrays are left alone.
+        """Return the latest state that is whole, placed like `template`, whose arrays are left alone.
 
         Later checkpoints that are damaged are named and set aside as `<step>.damaged`. What one of
         an earlier version lacks is as in the template.
 
         Raises:
-          FileNotFoundError: if there is no finished checkpoint.
-          ValueError: if it has other arrays than the template, or none is whole.
+            FileNotFoundError: if there is no finished checkpoint.
+            ValueError: if it has other arrays than the template, or none is whole.
         """
         templates = {"variables": template.variables, "training": _without_variables(template)}
         step, damaged = self._find_whole(*templates)
@@ -128,13 +128,13 @@ class Checkpoints(AbstractContextManager):
         return TrainState(**restored["training"], variables=restored["variables"])
 
     def restore_variables(self, template: Variables) -> tuple[int, Variables]:
-        """The latest variables that are whole, placed like `template`, and their step.
+        """Return the latest variables that are whole, placed like `template`, and their step.
 
         Later checkpoints that are damaged are named; nothing is changed.
 
         Raises:
-          FileNotFoundError: if there is no finished checkpoint.
-          ValueError: if it has other arrays than the template, or none is whole.
+            FileNotFoundError: if there is no finished checkpoint.
+            ValueError: if it has other arrays than the template, or none is whole.
         """
         step, damaged = self._find_whole("variables")
         for reason in damaged.values():
@@ -142,7 +142,7 @@ class Checkpoints(AbstractContextManager):
         return step, self._restore(step, variables=template)["variables"]
 
     def _find_whole(self, *items: str) -> tuple[int, dict[int, str]]:
-        """The latest step of which these items are whole, and what is wrong with later ones."""
+        """Return the latest step of which these items are whole, and what is wrong with later ones."""
         damaged: dict[int, str] = {}
         self.finished_step()
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -172,7 +172,7 @@ class Checkpoints(AbstractContextManager):
         }
 
     def _set_aside(self, damaged: dict[int, str]) -> None:
-        """Renames damaged checkpoints, so that their steps can be saved again."""
+        """Rename damaged checkpoints, so that their steps can be saved again."""
         for step, reason in damaged.items():
             aside = self.folder / f"{step}.damaged"
             say(f"{reason}: it is kept as {aside.name}, and the one before is used")
@@ -184,7 +184,7 @@ class Checkpoints(AbstractContextManager):
             self._manager.reload()
 
     def _seal(self) -> None:
-        """Puts the checksums into a checkpoint that is about to be finished; files are on disk."""
+        """Put the checksums into a checkpoint that is about to be finished; files are on disk."""
         folder = self.folder / f"{self._saving}{ocp.utils.TMP_DIR_SUFFIX}"
         checksums = {
             path.relative_to(folder).as_posix(): _checksum(path, flush=True)
@@ -212,11 +212,11 @@ class Checkpoints(AbstractContextManager):
 
 
 def find_damage(folder: Path, items: tuple[str, ...] = ITEMS) -> str | None:
-    """What is wrong with the files of a finished checkpoint, or None.
+    """Return what is wrong with the files of a finished checkpoint, or None.
 
     Args:
-      folder: the checkpoint. One without checksums, of an earlier version, is taken as it is.
-      items: which parts of it to look at.
+        folder: the checkpoint. One without checksums, of an earlier version, is taken as it is.
+        items: which parts of it to look at.
     """
     if missing := [item for item in items if not (folder / item).is_dir()]:
         return f"{missing[0]}/ is missing"
@@ -245,13 +245,13 @@ def _checksum(path: Path, *, flush: bool = False) -> str:
 
 
 def _unused(path: Path) -> Path:
-    """This path, or where there is something already, one with a number."""
+    """Return this path, or where there is something already, one with a number."""
     paths = [path, *(path.with_name(f"{path.name}-{number}") for number in range(2, 1000))]
     return next(each for each in paths if not each.exists())
 
 
 def _obstacle(error: Exception) -> str:
-    """What the operating system said, without the long names of the files it said it of."""
+    """Return what the operating system said, without the long names of the files it said it of."""
     said = re.search(r"([^:]+) \[os_error_code", str(error))
     return said[1].strip() if said else _one_line(error)
 
@@ -265,19 +265,19 @@ def _without_variables(state: TrainState) -> dict[str, Any]:
 
 
 def _without_lacking(item: Path, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Leaves out the `NEWER` arrays that this item of a checkpoint does not have."""
+    """Leave out the `NEWER` arrays that this item of a checkpoint does not have."""
     newer = [name for name in NEWER if name in arrays]
     saved = ocp.StandardCheckpointHandler().metadata(item).tree if newer else {}
     return {name: array for name, array in arrays.items() if name not in newer or name in saved}
 
 
 def _flatten(tree: Any) -> dict[str, jax.Array]:
-    """The arrays of a pytree on one level, by names such as params.image.blocks.0.kernel."""
+    """Return the arrays of a pytree on one level, by names such as params.image.blocks.0.kernel."""
     paths, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
 
 
 def _unflatten(arrays: dict[str, jax.Array], template: Any) -> Any:
-    """The inverse of `_flatten`, given a pytree of the same structure."""
+    """Return the inverse of `_flatten`, given a pytree of the same structure."""
     leaves = [arrays[name] for name in _flatten(template)]
     return jax.tree.unflatten(jax.tree.structure(template), leaves)

@@ -25,9 +25,9 @@ class Interrupted(KeyboardInterrupt):
     """A run was asked to stop.
 
     Attributes:
-      signal: which signal asked.
-      step: the step after which the run stopped, once that is known.
-      status: the exit status that a shell expects, 143 or 130.
+        signal: which signal asked.
+        step: the step after which the run stopped, once that is known.
+        status: the exit status that a shell expects, 143 or 130.
     """
 
     def __init__(self, number: int, step: int | None = None):
@@ -37,7 +37,7 @@ class Interrupted(KeyboardInterrupt):
         self.status = 128 + number
 
     def __str__(self) -> str:
-        """One line: what stopped the run, after which step, and how it goes on."""
+        """Return one line: what stopped the run, after which step, and how it goes on."""
         if self.step is None:
             return f"stopped by {self.signal.name}; the same command goes on from the last step"
         return (
@@ -54,7 +54,7 @@ class Interruption(AbstractContextManager):
     """
 
     def __init__(self) -> None:
-        """Does nothing yet."""
+        """Do nothing yet."""
         self._before: dict[int, Any] = {}
         self._received: int | None = None
         self._held = False
@@ -62,7 +62,7 @@ class Interruption(AbstractContextManager):
         self._together = jax.distributed.is_initialized()
 
     def __enter__(self) -> "Interruption":
-        """Begins to listen."""
+        """Begin to listen."""
         if threading.current_thread() is threading.main_thread():
             # Between several processes SIGTERM belongs to JAX's service, and SIGINT is passed on.
             heard = (signal.SIGINT,) if self._together else SIGNALS
@@ -70,7 +70,7 @@ class Interruption(AbstractContextManager):
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Ceases to listen."""
+        """Cease to listen."""
         for number, handler in self._before.items():
             # None: it was set outside Python, which cannot set it again.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -102,7 +102,7 @@ class Interruption(AbstractContextManager):
         self.look(step)
 
     def look(self, step: int | None = None) -> None:
-        """Raises `Interrupted` if it is time to stop; a lone process is told so without looking.
+        """Raise `Interrupted` if it is time to stop; a lone process is told so without looking.
 
         Where there are several processes, each must come by here as often as the others.
         """

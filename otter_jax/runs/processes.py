@@ -31,7 +31,7 @@ MOST_SHOWN = 5  # Differences in one message.
 
 
 def make_deterministic() -> None:
-    """Has XLA choose only GPU kernels that give the same bits every time.
+    """Have XLA choose only GPU kernels that give the same bits every time.
 
     Other platforms always do, and ignore it. XLA reads its flags when JAX looks for devices, so
     this must come before.
@@ -42,7 +42,7 @@ def make_deterministic() -> None:
 
 
 def refuse_not_deterministic(config: ConfigDict) -> None:
-    """Refuses a promise that XLA was not told of, or too late for a flag (ValueError)."""
+    """Refuse a promise that XLA was not told of, or too late for a flag (ValueError)."""
     told = DETERMINISTIC in os.environ.get("XLA_FLAGS", "")
     if config.deterministic and jax.default_backend() == "gpu" and not told:
         raise ValueError(
@@ -54,19 +54,19 @@ def refuse_not_deterministic(config: ConfigDict) -> None:
 def join(
     address: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Joins the other processes of this run; must come before JAX looks for devices.
+    """Join the other processes of this run; must come before JAX looks for devices.
 
     What is not given is taken from `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and
     `JAX_PROCESS_ID`, and what these do not say is found by JAX on a TPU slice, under SLURM and
     under Open MPI.
 
     Args:
-      address: host:port of process 0, which all others can reach.
-      num_processes: how many there are.
-      process_id: which one this is, from 0.
+        address: host:port of process 0, which all others can reach.
+        num_processes: how many there are.
+        process_id: which one this is, from 0.
 
     Raises:
-      ValueError: saying what was given and which variables were found, if the others cannot be.
+        ValueError: saying what was given and which variables were found, if the others cannot be.
     """
     # XLA's CPU runtime otherwise starts whatever it can at once, and collectives that do not depend
     # on each other then meet in another order in each process, which ends all of them.
@@ -91,7 +91,7 @@ def join(
 
 
 def exchange(text: str) -> list[str]:
-    """What each process has said, in the order of their numbers; all must ask at the same time."""
+    """Return what each process has said, in the order of their numbers; all must ask at the same time."""
     if jax.process_count() == 1:
         return [text]
     said = np.frombuffer(text.encode(), np.uint8)
@@ -105,7 +105,7 @@ def exchange(text: str) -> list[str]:
 
 
 def merge(found: Mapping[str, str]) -> dict[str, str]:
-    """The entries of all processes, the same in each; all must ask at the same time.
+    """Return the entries of all processes, the same in each; all must ask at the same time.
 
     Where two differ under one key, that of the process with the lower number counts.
     """
@@ -124,8 +124,8 @@ def refusing_together() -> Iterator[None]:
     Nothing in the block may wait for other processes.
 
     Raises:
-      ValueError, OSError, ModuleNotFoundError: what the block raised; and ValueError with its words
-        and the number of its process where another process raised it.
+        ValueError, OSError, ModuleNotFoundError: what the block raised; and ValueError with its
+            words and the number of its process where another process raised it.
     """
     refusal = None
     try:
@@ -141,10 +141,10 @@ def refusing_together() -> Iterator[None]:
 
 
 def refuse_differences(facts: Mapping[str, str]) -> None:
-    """Refuses to start where the processes differ in a fact.
+    """Refuse to start where the processes differ in a fact.
 
     Raises:
-      ValueError: naming what differs, its values, and which processes have them.
+        ValueError: naming what differs, its values, and which processes have them.
     """
     everyone = [json.loads(said) for said in exchange(json.dumps(dict(facts)))]
     differing = []
@@ -165,11 +165,11 @@ def refuse_differences(facts: Mapping[str, str]) -> None:
 
 
 def facts(config: ConfigDict, fingerprints: Mapping[str, str]) -> dict[str, str]:
-    """All that must be the same in every process of a run, by name.
+    """Return all that must be the same in every process of a run, by name.
 
     Args:
-      config: every key of it is a fact.
-      fingerprints: hexadecimal, by the name of what they are taken of.
+        config: every key of it is a fact.
+        fingerprints: hexadecimal, by the name of what they are taken of.
     """
     keys, _ = jax.tree.flatten_with_path(
         config_lib.as_dict(config), is_leaf=lambda value: not isinstance(value, dict)
@@ -186,7 +186,7 @@ def facts(config: ConfigDict, fingerprints: Mapping[str, str]) -> dict[str, str]
 
 
 def _source_digest() -> str:
-    """A hash of this package's code, which says more than its version."""
+    """Return a hash of this package's code, which says more than its version."""
     folder, digest = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())

@@ -26,13 +26,13 @@ Item = TypeVar("Item")
 
 
 def say(line: str = "") -> None:
-    """Prints a line, from the first process only."""
+    """Print a line, from the first process only."""
     if jax.process_index() == 0:
         print(line, flush=True)
 
 
 def duration(seconds: float) -> str:
-    """12 s, 3 min 05 s, 2 h 07 min."""
+    """Return 12 s, 3 min 05 s, 2 h 07 min."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"
@@ -42,7 +42,7 @@ def duration(seconds: float) -> str:
 
 
 def progress(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
-    """Passes items on and shows how many are done, how fast, and the time left.
+    """Pass items on and shows how many are done, how fast, and the time left.
 
     On a terminal one line is rewritten; elsewhere a line appears about every ten seconds.
     """
@@ -64,7 +64,7 @@ def progress(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes readable JSON; a reader finds the old file or the new one, never half of one."""
+    """Write readable JSON; a reader finds the old file or the new one, never half of one."""
     if jax.process_index() != 0:
         return
     # Of this process alone: a run may be evaluated by several at once.
@@ -76,18 +76,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _flush_to_disk(file: TextIO) -> None:
-    """Has a file survive a loss of power, not only the end of the process."""
+    """Have a file survive a loss of power, not only the end of the process."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file."""
+    """Read a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_evaluation(path: Path, step: int) -> dict[str, dict[str, float]]:
-    """`{set: {metric: value}}` as metrics.jsonl has it for one step; empty where it has none."""
+    """Return `{set: {metric: value}}` as metrics.jsonl has it for one step; empty where it has none."""
     results: dict[str, dict[str, float]] = {}
     for line in _complete_lines(path):
         values = json.loads(line)
@@ -104,7 +104,7 @@ class JsonLines:
     """A file of one JSON object a line, each with its `step`; goes on where a run resumes."""
 
     def __init__(self, path: Path, resume_step: int):
-        """Opens `path` and drops the lines of steps after `resume_step`, which will come again."""
+        """Open `path` and drops the lines of steps after `resume_step`, which will come again."""
         kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= resume_step]
         partial = path.with_name(path.name + ".partial")
         partial.write_text("".join(kept), encoding="utf-8")
@@ -112,7 +112,7 @@ class JsonLines:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends one line and hands it to the operating system (OSError naming the file)."""
+        """Append one line and hands it to the operating system (OSError naming the file)."""
         try:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
@@ -120,16 +120,16 @@ class JsonLines:
             raise OSError(f"{self._file.name} cannot be written: {error.strerror}") from error
 
     def sync(self) -> None:
-        """Waits until the lines are on disk."""
+        """Wait until the lines are on disk."""
         _flush_to_disk(self._file)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._file.close()
 
 
 def _complete_lines(path: Path) -> list[str]:
-    """The lines of a file that may be missing or end in the middle of one."""
+    """Return the lines of a file that may be missing or end in the middle of one."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -148,7 +148,7 @@ class Reporter(AbstractContextManager):
         batch_size: int,
         wandb_project: str | None = None,
     ):
-        """Opens the files of `workdir`, and drops what they say of steps after `resume_step`."""
+        """Open the files of `workdir`, and drops what they say of steps after `resume_step`."""
         self._files: list[Any] = []
         self._total_steps = total_steps
         self._batch_size = batch_size
@@ -170,7 +170,7 @@ class Reporter(AbstractContextManager):
                 self._wandb = start_wandb(wandb_project, workdir)
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        """Closes the files."""
+        """Close the files."""
         for file in self._files:
             try:
                 file.close()
@@ -181,12 +181,12 @@ class Reporter(AbstractContextManager):
             self._wandb.finish(exit_code=int(kind is not None))
 
     def sync(self) -> None:
-        """Waits until all lines are on disk, so that a checkpoint never knows more than they do."""
+        """Wait until all lines are on disk, so that a checkpoint never knows more than they do."""
         if self._tensorboard is not None:
             self._metrics.sync()
 
     def waiting(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """Passes batches on and adds up the time that was spent waiting for them."""
+        """Pass batches on and adds up the time that was spent waiting for them."""
         batches = iter(batches)
         while True:
             start = time.perf_counter()
@@ -199,13 +199,13 @@ class Reporter(AbstractContextManager):
         self._last, self._waited = (step, time.perf_counter()), 0.0
 
     def costs(self, step: int, costs: "StepCosts") -> None:
-        """Reports what each step from this one on takes."""
+        """Report what each step from this one on takes."""
         self._flops, self._peak_flops = costs.flops, costs.peak
         self._write(step, {}, costs.metrics())
         say(str(costs))
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Reports the metrics of a train step, and on the screen its rate and the time left.
+        """Report the metrics of a train step, and on the screen its rate and the time left.
 
         What is not finite is shown, but not written: JSON has no such numbers.
         """
@@ -226,7 +226,7 @@ class Reporter(AbstractContextManager):
         say(f"step {step:>6} of {self._total_steps}  {'  '.join(parts)}")
 
     def evaluation(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
-        """Reports `{set: {metric: value}}` measured after `step` updates, if it is of any set."""
+        """Report `{set: {metric: value}}` measured after `step` updates, if it is of any set."""
         flat = {
             f"eval/{name}/{metric}": value
             for name, metrics in results.items()
@@ -270,7 +270,7 @@ class Reporter(AbstractContextManager):
 
 
 def start_wandb(project: str, workdir: Path) -> Any:
-    """A run at Weights & Biases; where the workdir has one already, that one goes on."""
+    """Return a run at Weights & Biases; where the workdir has one already, that one goes on."""
     import wandb
 
     known = workdir / "wandb_id"
@@ -287,10 +287,10 @@ def start_wandb(project: str, workdir: Path) -> Any:
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """The final table: every metric of every set after training, before it, and by chance.
+    """Return the final table: every metric of every set after training, before it, and by chance.
 
     Args:
-      results: results.json; `chance` and `before` have the same form as the rest.
+        results: results.json; `chance` and `before` have the same form as the rest.
     """
     rows = [("", "after", "before", "chance")]
     for name, metrics in results.items():

@@ -24,11 +24,11 @@ from otter_jax.runs.reporting import say
 
 @contextlib.contextmanager
 def claimed(config: ConfigDict, workdir: Path) -> Iterator["Lock"]:
-    """Makes the workdir, holds its lock while the context lasts, and writes config.json.
+    """Make the workdir, holds its lock while the context lasts, and writes config.json.
 
     Raises:
-      ValueError: if the workdir cannot be made or written, belongs to another config, or another
-        run is under way in it, which is named.
+        ValueError: if the workdir cannot be made or written, belongs to another config, or another
+            run is under way in it, which is named.
     """
     if not workdir.parent.exists():
         say(f"making the missing folder {workdir.parent}")
@@ -51,7 +51,7 @@ class Lock(AbstractContextManager):
     """
 
     def __init__(self, path: Path):
-        """Takes the lock `path`, a file of the folder (ValueError naming who has it already)."""
+        """Take the lock `path`, a file of the folder (ValueError naming who has it already)."""
         self._path = path
         self._file: TextIO | None = None
         refusal = None
@@ -74,12 +74,12 @@ class Lock(AbstractContextManager):
         self._file.close()
 
     def check(self) -> None:
-        """Refuses to go on in a folder that was removed meanwhile (FileNotFoundError)."""
+        """Refuse to go on in a folder that was removed meanwhile (FileNotFoundError)."""
         if self._file is not None and not self._is_ours():
             raise FileNotFoundError(f"{self._path.parent} was removed, or replaced, while in use")
 
     def _is_ours(self) -> bool:
-        """Whether the file that is open is still the one of that name."""
+        """Return whether the file that is open is still the one of that name."""
         try:
             return os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
         except FileNotFoundError:
@@ -98,7 +98,7 @@ class Lock(AbstractContextManager):
 
 
 def _open_locked(path: Path) -> TextIO:
-    """The lock's file, open and locked; ValueError naming its owner where it is not free."""
+    """Return the lock's file, open and locked; ValueError naming its owner where it is not free."""
     file = path.open("a+", encoding="utf-8")
     file.seek(0)
     try:
@@ -115,7 +115,7 @@ def _open_locked(path: Path) -> TextIO:
 
 
 def _owner() -> dict[str, Any]:
-    """Who this process is, for people to read."""
+    """Return who this process is, for people to read."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # In a container a user may have no name.
@@ -125,7 +125,7 @@ def _owner() -> dict[str, Any]:
 
 
 def _describe(owner: str) -> str:
-    """The contents of the lock's file in words."""
+    """Return the contents of the lock's file in words."""
     try:
         return "process {process} of {user} on {host}, started {started}".format(
             **json.loads(owner)
@@ -135,7 +135,7 @@ def _describe(owner: str) -> str:
 
 
 def refuse_in_use(workdir: Path) -> None:
-    """Refuses a workdir in which a run is under way, before much is built for it (ValueError)."""
+    """Refuse a workdir in which a run is under way, before much is built for it (ValueError)."""
     path = workdir / "run.lock"
     if path.is_file() and jax.process_count() == 1:
         _open_locked(path).close()
@@ -144,7 +144,7 @@ def refuse_in_use(workdir: Path) -> None:
 def refuse_other_config(
     config: ConfigDict, workdir: Path, ignore: tuple[str, ...] = config_lib.BOOKKEEPING_KEYS
 ) -> None:
-    """Refuses to touch a workdir that another config wrote (ValueError naming the keys)."""
+    """Refuse to touch a workdir that another config wrote (ValueError naming the keys)."""
     path = workdir / "config.json"
     if path.is_file() and (
         differing := config_lib.differences(config_lib.load(path), config, ignore)
@@ -156,7 +156,7 @@ def refuse_other_config(
 
 
 def refuse_unwritable(workdir: Path) -> None:
-    """Refuses a workdir that cannot be made or written (ValueError naming what is in the way)."""
+    """Refuse a workdir that cannot be made or written (ValueError naming what is in the way)."""
     place = workdir.absolute()
     while not place.exists():
         place = place.parent
@@ -165,7 +165,7 @@ def refuse_unwritable(workdir: Path) -> None:
 
 
 def refuse_other_data(source: Source, workdir: Path) -> None:
-    """Refuses to go on with other pairs than a run began with (ValueError)."""
+    """Refuse to go on with other pairs than a run began with (ValueError)."""
     path = workdir / "data.json"
     if not path.is_file():
         return
@@ -179,7 +179,7 @@ def refuse_other_data(source: Source, workdir: Path) -> None:
 
 
 def read_finished(workdir: Path, total_steps: int) -> dict[str, Any] | None:
-    """The results of a run that has come to its end, or None."""
+    """Return the results of a run that has come to its end, or None."""
     path = workdir / "results.json"
     if not path.is_file() or not (workdir / "checkpoints" / str(total_steps)).is_dir():
         return None

@@ -37,14 +37,14 @@ class StepCosts:
     """What one step takes.
 
     Attributes:
-      flops: floating-point operations of the model as it is written, on all devices together.
-        Micro-batches do not change them; what `remat` computes again is counted, and of a loop
-        (tiles of a loss) one round only. 0 where unknown.
-      peak: what all devices together can do at most in a second. None where unknown.
-      state: bytes on one device of parameters, statistics, moments, teacher and memory.
-      temporaries: bytes on one device of what lives within the step.
-      total: bytes on one device at most, with the batch and the program.
-      device: bytes that a device has. None where unknown.
+        flops: floating-point operations of the model as it is written, on all devices together.
+            Micro-batches do not change them; what `remat` computes again is counted, and of a loop
+            (tiles of a loss) one round only. 0 where unknown.
+        peak: what all devices together can do at most in a second. None where unknown.
+        state: bytes on one device of parameters, statistics, moments, teacher and memory.
+        temporaries: bytes on one device of what lives within the step.
+        total: bytes on one device at most, with the batch and the program.
+        device: bytes that a device has. None where unknown.
     """
 
     flops: float
@@ -55,7 +55,7 @@ class StepCosts:
     device: int | None
 
     def metrics(self) -> dict[str, float]:
-        """The memory in GiB, by the names of timings.jsonl."""
+        """Return the memory in GiB, by the names of timings.jsonl."""
         sizes = {
             "state": self.state,
             "temporaries": self.temporaries,
@@ -65,7 +65,7 @@ class StepCosts:
         return {f"memory/{k}_gib": v / GIB for k, v in sizes.items() if v is not None}
 
     def __str__(self) -> str:
-        """One line for the screen."""
+        """Return one line for the screen."""
         of = "" if self.device is None else f" of {self.device / GIB:.1f} GiB"
         return (
             f"memory of a device: {self.state / GIB:.3f} GiB parameters and state, "
@@ -75,13 +75,13 @@ class StepCosts:
 
 
 def measure(step: Lowered, unsplit_step: Lowered, state: Any, dtype: str) -> StepCosts:
-    """Compiles a step and says what it costs; calling its function does not compile it again.
+    """Compile a step and says what it costs; calling its function does not compile it again.
 
     Args:
-      step: as it will run.
-      unsplit_step: the same without micro-batches, of whose loop XLA would count one round.
-      state: its first argument, in place.
-      dtype: in which the towers compute.
+        step: as it will run.
+        unsplit_step: the same without micro-batches, of whose loop XLA would count one round.
+        state: its first argument, in place.
+        dtype: in which the towers compute.
     """
     memory = step.compile().memory_analysis()
     device = jax.local_devices()[0]
@@ -103,7 +103,7 @@ def measure(step: Lowered, unsplit_step: Lowered, state: Any, dtype: str) -> Ste
 
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:
-    """Floating-point operations a second of a kind of device at most; None where unknown."""
+    """Return Floating-point operations a second of a kind of device at most; None where unknown."""
     for name, (bfloat16, float32) in PEAK_TERAFLOPS.items():
         if re.search(rf"\b{name}(?!\d)", device_kind):  # A100 is not A1000, but v5 is v5p.
             return 1e12 * (bfloat16 if dtype == "bfloat16" else float32)
@@ -114,25 +114,25 @@ class Profiler(AbstractContextManager):
     """Keeps a trace of some steps, to be looked at with TensorBoard or Perfetto."""
 
     def __init__(self, steps: tuple[int, ...], folder: Path):
-        """Takes the first and the last step of the trace, or () for none, and where it goes."""
+        """Take the first and the last step of the trace, or () for none, and where it goes."""
         self._first, self._last = steps or (math.inf, math.inf)
         self._folder = folder
         self._tracing = False
 
     def before(self, step: int) -> None:
-        """Begins, where it is time."""
+        """Begin, where it is time."""
         if self._first <= step <= self._last and not self._tracing:
             jax.profiler.start_trace(self._folder)
             self._tracing = True
 
     def after(self, step: int, results: Any) -> None:
-        """Ends, where it is time, when the step's results are there."""
+        """End, where it is time, when the step's results are there."""
         if self._tracing and step >= self._last:
             jax.block_until_ready(results)
             self.__exit__()
 
     def __exit__(self, *exception: object) -> None:
-        """Ends a trace that is under way."""
+        """End a trace that is under way."""
         if self._tracing:
             self._tracing = False
             jax.profiler.stop_trace()

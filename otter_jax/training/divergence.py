@@ -42,15 +42,15 @@ class DivergenceWatch:
         last_checkpoint: Callable[[], int],
         records_of: Callable[[int], list[dict[str, Any]]],
     ):
-        """Takes up what divergence.json says of steps up to the checkpoint.
+        """Take up what divergence.json says of steps up to the checkpoint.
 
         Args:
-          config: the run's; `on_nan` and `max_nan_steps` say what to do, and how often, and
-            `max_loss_ratio` what the step has called exploded.
-          workdir: the run's.
-          checkpoint: the step of the checkpoint that the run goes on from; 0 for none.
-          last_checkpoint: the step of the last one there is, for a rollback.
-          records_of: the records of the batch at a step, to be written down.
+            config: the run's; `on_nan` and `max_nan_steps` say what to do, and how often, and
+                `max_loss_ratio` what the step has called exploded.
+            workdir: the run's.
+            checkpoint: the step of the checkpoint that the run goes on from; 0 for none.
+            last_checkpoint: the step of the last one there is, for a rollback.
+            records_of: the records of the batch at a step, to be written down.
         """
         self._action, self._most = config.on_nan, config.max_nan_steps
         self._max_ratio = config.max_loss_ratio
@@ -76,16 +76,16 @@ class DivergenceWatch:
         )
 
     def look(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Notes a step that has been started, and judges the one before.
+        """Note a step that has been started, and judges the one before.
 
         Raises:
-          DivergedError: if training cannot go on.
+            DivergedError: if training cannot go on.
         """
         self.settle()
         self._pending = (step, metrics)
 
     def settle(self) -> None:
-        """Judges the step that was noted last; raises as `look`."""
+        """Judge the step that was noted last; raises as `look`."""
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
@@ -140,12 +140,12 @@ class DivergenceWatch:
 
 
 def _known_at(event: Event, checkpoint: int) -> bool:
-    """Whether a run that goes on from a checkpoint has been through this."""
+    """Return whether a run that goes on from a checkpoint has been through this."""
     return event["action"] != "stop" and event.get("from", event["step"]) <= checkpoint
 
 
 def _readable(metrics: dict[str, float]) -> dict[str, float | str]:
-    """Numbers that JSON has, and the names of the others."""
+    """Return numbers that JSON has, and the names of the others."""
     return {
         name: value if math.isfinite(value) else str(value)
         for name, value in metrics.items()

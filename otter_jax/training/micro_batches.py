@@ -23,7 +23,7 @@ Loss = Callable[[Arrays, Arrays], tuple[jax.Array, Any]]
 
 
 def split_parts(rows: Arrays, num_parts: int, mesh: Mesh) -> Arrays:
-    """[N, ...] -> [parts, N / parts, ...]; every device has some of its own rows in each part."""
+    """Return [N, ...] -> [parts, N / parts, ...]; every device has some of its own rows in each part."""
     place = NamedSharding(mesh, PartitionSpec(None, "data"))
 
     def split(x: jax.Array) -> jax.Array:
@@ -34,7 +34,7 @@ def split_parts(rows: Arrays, num_parts: int, mesh: Mesh) -> Arrays:
 
 
 def join_parts(parts: Arrays) -> Arrays:
-    """The inverse of `split_parts`."""
+    """Return the inverse of `split_parts`."""
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), parts)
 
 
@@ -48,17 +48,17 @@ def value_and_gradients(
     num_parts: int,
     mesh: Mesh,
 ) -> tuple[jax.Array, Any, Arrays, Arrays]:
-    """The loss of a batch, what else it gives, batch statistics afterwards, gradients by `params`.
+    """Return the loss of a batch, what else it gives, batch statistics afterwards, gradients by `params`.
 
     Args:
-      forward: what is run on a part; it must be the same function of its arguments each time, also
-        in what it draws at random.
-      loss: of all outputs; `params` are those that enter it by themselves, such as scales.
-      params: to be differentiated by.
-      batch_stats: batch norm's running statistics.
-      batch: a pytree of arrays with N rows each.
-      num_parts: in how many parts the rows go forward; must divide N.
-      mesh: over whose axis `data` the rows are split.
+        forward: what is run on a part; it must be the same function of its arguments each time,
+            also in what it draws at random.
+        loss: of all outputs; `params` are those that enter it by themselves, such as scales.
+        params: to be differentiated by.
+        batch_stats: batch norm's running statistics.
+        batch: a pytree of arrays with N rows each.
+        num_parts: in how many parts the rows go forward; must divide N.
+        mesh: over whose axis `data` the rows are split.
     """
     if num_parts == 1:
 

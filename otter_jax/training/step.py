@@ -40,18 +40,18 @@ class TrainState(NamedTuple):
 
 
 def named_key(seed: int, name: str, step: jax.Array | int = 0) -> jax.Array:
-    """The key for one purpose at one step; nothing in a run draws from any other."""
+    """Return the key for one purpose at one step; nothing in a run draws from any other."""
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
     return jax.random.fold_in(key, step)
 
 
 def row_keys(key: jax.Array, batch: Batch) -> jax.Array:
-    """A key for each row, so that what is drawn for it does not depend on the rows beside it."""
+    """Return a key for each row, so that what is drawn for it does not depend on the rows beside it."""
     return jax.random.split(key, len(next(iter(batch.values()))))
 
 
 def make_schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then cosine to zero."""
+    """Return learning rate by step: linear warm-up, then cosine to zero."""
     optimizer = config.optimizer
     if optimizer.warmup_steps >= total_steps:
         raise ValueError(
@@ -68,7 +68,7 @@ def make_schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """SGD with momentum or AdamW; weight decay spares biases, norms and scales."""
+    """Return SGD with momentum or AdamW; weight decay spares biases, norms and scales."""
     optimizer = config.optimizer
     decay = optax.add_decayed_weights(
         optimizer.weight_decay, mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
@@ -89,7 +89,7 @@ def initial_state(
     uses_teacher: bool,
     memory: objectives.Queue | None = None,
 ) -> TrainState:
-    """The state before the first step; the teacher starts as a copy of the student."""
+    """Return the state before the first step; the teacher starts as a copy of the student."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         variables=variables,
@@ -101,7 +101,7 @@ def initial_state(
 
 
 def state_places(mesh: Mesh, state: TrainState, *, fsdp: bool) -> TrainState:
-    """Where each array of a state lives: whole on every device, or split over all of them.
+    """Return where each array of a state lives: whole on every device, or split over all of them.
 
     The memory is always split by rows. With `fsdp`, so is every large array of parameters, moments
     and teacher, see `sharding.parameter_place`.
@@ -114,12 +114,12 @@ def state_places(mesh: Mesh, state: TrainState, *, fsdp: bool) -> TrainState:
 
 
 def place_state(mesh: Mesh, state: TrainState, *, fsdp: bool) -> TrainState:
-    """A state with its arrays where they belong."""
+    """Return a state with its arrays where they belong."""
     return jax.device_put(state, state_places(mesh, state, fsdp=fsdp))
 
 
 def at_step(opt_state: optax.OptState, step: jax.Array) -> optax.OptState:
-    """The optimizer's state with its schedule at this step of the run.
+    """Return the optimizer's state with its schedule at this step of the run.
 
     It counts its updates itself, but those that were left out, or that a rollback took back, were
     not made, and the learning rate should end where the run does.
@@ -132,24 +132,24 @@ def at_step(opt_state: optax.OptState, step: jax.Array) -> optax.OptState:
 
 
 def teacher_decay(step: jax.Array, decay: float, warmup: bool) -> jax.Array:
-    """The moving average's decay before update `step`, counted from 0 (OTTER's released code)."""
+    """Return the moving average's decay before update `step`, counted from 0 (OTTER's released code)."""
     updates = step.astype(jnp.float32) + 1.0
     return jnp.minimum(decay, (1.0 + updates) / (10.0 + updates)) if warmup else jnp.float32(decay)
 
 
 def move_average(average: Arrays, params: Arrays, decay: jax.Array | float) -> Arrays:
-    """decay * average + (1 - decay) * params, leaf by leaf."""
+    """Return decay * average + (1 - decay) * params, leaf by leaf."""
     return jax.tree.map(lambda a, p: (a + (1.0 - decay) * (p - a)).astype(a.dtype), average, params)
 
 
 def next_mean_loss(mean: jax.Array, loss: jax.Array) -> jax.Array:
-    """The running mean of the loss, which starts at the first one (float32 scalars)."""
+    """Return the running mean of the loss, which starts at the first one (float32 scalars)."""
     moved = move_average(mean, loss, MEAN_LOSS_DECAY)
     return jnp.where(jnp.isinf(mean), loss, moved).astype(jnp.float32)
 
 
 def is_exploded(loss: jax.Array, mean: jax.Array, max_ratio: float) -> jax.Array:
-    """Whether a loss is more than `max_ratio` (0: never) times its running mean, or times 1.
+    """Return whether a loss is more than `max_ratio` (0: never) times its running mean, or times 1.
 
     The 1 is for losses near zero, or below, which may well grow many times over.
     """
@@ -164,7 +164,7 @@ def make_train_step(
     config: ConfigDict,
     mesh: Mesh,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The jitted step over `mesh`; the state it is given is consumed.
+    """Return the jitted step over `mesh`; the state it is given is consumed.
 
     Three metrics say whether the step was taken: `finite`, whether loss, gradients and updates are;
     `exploded`, whether the loss is too far above its running mean before the step, `mean_loss` (see
@@ -187,7 +187,7 @@ class _TrainStep:
     mesh: Mesh
 
     def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """Teacher, loss and gradients, update; see `make_train_step`."""
+        """Return teacher, loss and gradients, update; see `make_train_step`."""
         teacher, teacher_embeddings = state.teacher, None
         if self.options.uses_teacher:
             teacher = self.move_teacher(state)
@@ -227,14 +227,14 @@ class _TrainStep:
         return 1 if rows is None else self.config.batch_size // rows
 
     def move_teacher(self, state: TrainState) -> Arrays:
-        """The moving average of the student's parameters, with those of this step."""
+        """Return the moving average of the student's parameters, with those of this step."""
         decay = teacher_decay(state.step, self.config.teacher.decay, self.config.teacher.warmup)
         return move_average(state.teacher, state.variables.params, decay)
 
     def embed_teacher(
         self, teacher: Arrays, state: TrainState, batch: Batch
     ) -> objectives.Embeddings:
-        """The whole batch as the teacher sees it, [N, d] each."""
+        """Return the whole batch as the teacher sees it, [N, d] each."""
         key = named_key(self.config.seed, "teacher dropout", state.step)
         variables = state.variables._replace(params=teacher)
 
@@ -251,7 +251,7 @@ class _TrainStep:
     def embed_student(
         self, variables: Variables, params: Arrays, batch_stats: Arrays, rows: Batch
     ) -> tuple[Metrics, Arrays]:
-        """What the loss needs to know of some rows, and the batch statistics after them."""
+        """Return what the loss needs to know of some rows, and the batch statistics after them."""
         student = variables._replace(params=params, batch_stats=batch_stats)
         outputs, batch_stats = self.model.views(
             student, rows, train=True, dropout_key=rows["dropout_keys"]
@@ -269,7 +269,7 @@ class _TrainStep:
         outputs: dict[str, jax.Array],
         params: Arrays,
     ) -> tuple[jax.Array, tuple[Metrics, objectives.Queue | None]]:
-        """The loss of the whole batch, metrics, and the memory afterwards."""
+        """Return the loss of the whole batch, metrics, and the memory afterwards."""
         scales = objectives.LogScales(
             params["log_scale"], params["distillation_log_scale"], params.get("logit_bias", 0.0)
         )
@@ -286,7 +286,7 @@ class _TrainStep:
         return loss, (metrics, memory)
 
     def update(self, state: TrainState, gradients: Arrays) -> tuple[Arrays, optax.OptState, Arrays]:
-        """New parameters and optimizer's state, and what was added to the old parameters."""
+        """Return new parameters and optimizer's state, and what was added to the old parameters."""
         opt_state = at_step(state.opt_state, state.step)
         updates, opt_state = self.optimizer.update(gradients, opt_state, state.variables.params)
         params = optax.apply_updates(state.variables.params, updates)
@@ -299,7 +299,7 @@ class _TrainStep:
 def make_target_step(
     model: FunctionalModel, options: objectives.Options, mesh: Mesh
 ) -> Callable[[TrainState, Batch], jax.Array]:
-    """A jitted function that gives the soft targets of a batch, images over texts, [N, N]."""
+    """Return a jitted function that gives the soft targets of a batch, images over texts, [N, N]."""
 
     def targets_of(state: TrainState, batch: Batch) -> jax.Array:
         teacher = None

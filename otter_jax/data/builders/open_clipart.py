@@ -117,32 +117,32 @@ class Drawing:
 
 
 def words(text: str) -> set[str]:
-    """Lower-case words of a text."""
+    """Return Lower-case words of a text."""
     return set(re.findall(r"\w+", text.lower()))
 
 
 def one_line(text: str) -> str:
-    """A text without line breaks and HTML entities, of which the metadata have a few."""
+    """Return a text without line breaks and HTML entities, of which the metadata have a few."""
     return " ".join(html.unescape(text).split())
 
 
 def slug(text: str) -> str:
-    """A text as the library writes it in file names."""
+    """Return a text as the library writes it in file names."""
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
 
 
 def is_author(text: str, author: str) -> bool:
-    """Whether a text is (part of) the author's name."""
+    """Return whether a text is (part of) the author's name."""
     return bool(words(text)) and words(text) <= words(author)
 
 
 def is_informative(title: str, author: str) -> bool:
-    """Whether a title says something of the picture."""
+    """Return whether a title says something of the picture."""
     return not (EMPTY_TITLE.search(title) or is_author(title, author))
 
 
 def name_from_file(path: str, author: str) -> str:
-    """The words of a file's name, without the library's _01 and the author's often cut name."""
+    """Return the words of a file's name, without the library's _01 and the author's often cut name."""
     stem = re.sub(r"[_.\- ]*((?<!\d)0\d*[a-z]?)?$", "", path.rpartition("/")[2].lower())
     name = slug(author)
     for length in range(len(name), 2, -1):
@@ -153,7 +153,7 @@ def name_from_file(path: str, author: str) -> str:
 
 
 def read_metadata(svg: Path, path: str) -> Drawing:
-    """Reads the RDF of an SVG; what is missing or broken stays empty."""
+    """Read the RDF of an SVG; what is missing or broken stays empty."""
     found = {"title": "", "description": "", "creator": ""}
     keywords: tuple[str, ...] = ()
     try:
@@ -171,7 +171,7 @@ def read_metadata(svg: Path, path: str) -> Drawing:
 
 
 def local_name(element: ElementTree.Element) -> str:
-    """A tag without its namespace."""
+    """Return a tag without its namespace."""
     return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
 
 
@@ -180,8 +180,8 @@ class Look:
     """What a drawing looks like, wherever on the page and however large it was drawn.
 
     Attributes:
-      colours: float32 [16 * 16 * 3], 255 minus the colours of a coarse thumbnail; white is 0.
-      edges: float32 [16 * 16], where outlines are, of length 1; blind to colour.
+        colours: float32 [16 * 16 * 3], 255 minus the colours of a coarse thumbnail; white is 0.
+        edges: float32 [16 * 16], where outlines are, of length 1; blind to colour.
     """
 
     colours: np.ndarray
@@ -189,7 +189,7 @@ class Look:
 
 
 def look(image: np.ndarray) -> Look:
-    """Describes an RGB image by its inked part, fitted into a square."""
+    """Describe an RGB image by its inked part, fitted into a square."""
     inked = (image < 245).any(axis=2)
     if inked.any():
         rows, columns = np.flatnonzero(inked.any(axis=1)), np.flatnonzero(inked.any(axis=0))
@@ -215,7 +215,7 @@ class Pairs:
 
 
 def alike_pairs(looks: Sequence[Look], block: int = 512) -> Pairs:
-    """All pairs that could be copies or relatives."""
+    """Return all pairs that could be copies or relatives."""
     colours = np.stack([each.colours for each in looks])
     edges = np.stack([each.edges for each in looks])
     ink = np.maximum(np.linalg.norm(colours, axis=1), 1.0)
@@ -238,7 +238,7 @@ def alike_pairs(looks: Sequence[Look], block: int = 512) -> Pairs:
 
 
 def are_copies(pairs: Pairs, families: np.ndarray) -> np.ndarray:
-    """Which pairs are the same picture.
+    """Return which pairs are the same picture.
 
     Anywhere in the library: the same colours and outlines, resized or redrawn. Within a family also
     the same outlines in other colours; elsewhere those may be, say, the flags of two countries.
@@ -250,14 +250,14 @@ def are_copies(pairs: Pairs, families: np.ndarray) -> np.ndarray:
 
 
 def are_relatives(pairs: Pairs) -> np.ndarray:
-    """Which pairs are too alike for one to be trained on while the other is held out."""
+    """Return which pairs are too alike for one to be trained on while the other is held out."""
     close = pairs.distance < RELATIVE_DISTANCE
     recoloured = (pairs.edges > RELATIVE_EDGES) & (pairs.distance < 0.35)
     return close | (pairs.edges > 0.97) | recoloured
 
 
 def find_copies(count: int, pairs: Pairs, copies: np.ndarray) -> np.ndarray:
-    """Which drawings are copies of an earlier one that is kept, bool [count]."""
+    """Return which drawings are copies of an earlier one that is kept, bool [count]."""
     earlier: dict[int, list[int]] = defaultdict(list)
     for first, second in zip(pairs.first[copies], pairs.second[copies], strict=True):
         earlier[int(second)].append(int(first))
@@ -268,7 +268,7 @@ def find_copies(count: int, pairs: Pairs, copies: np.ndarray) -> np.ndarray:
 
 
 def join_families(families: np.ndarray, pairs: Pairs, relatives: np.ndarray) -> np.ndarray:
-    """Families joined wherever drawings of two are relatives: int [count], a root a family."""
+    """Return families joined wherever drawings of two are relatives: int [count], a root a family."""
     parent = list(range(int(families.max()) + 1))
 
     def root(number: int) -> int:
@@ -284,7 +284,7 @@ def join_families(families: np.ndarray, pairs: Pairs, relatives: np.ndarray) -> 
 
 
 def choose_heldout(drawings: Sequence[Drawing], families: np.ndarray) -> np.ndarray:
-    """Which drawings are held out: whole small families in the order of a hash of their name."""
+    """Return which drawings are held out: whole small families in the order of a hash of their name."""
     members: dict[int, list[int]] = defaultdict(list)
     for number, family in enumerate(families.tolist()):
         members[family].append(number)
@@ -298,7 +298,7 @@ def choose_heldout(drawings: Sequence[Drawing], families: np.ndarray) -> np.ndar
 
 
 def digest(data: bytes) -> str:
-    """sha256, in hexadecimal."""
+    """Return sha256, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -314,7 +314,7 @@ class Picture:
 
 
 def load_picture(drawing: Drawing, png: Path, size: int) -> Picture | str:
-    """Decodes a drawing, white below it, its longer side at most `size`; or why it cannot be used.
+    """Decode a drawing, white below it, its longer side at most `size`; or why it cannot be used.
 
     Re-encoding is deterministic: the same library version gives the same bytes.
     """
@@ -336,7 +336,7 @@ def load_picture(drawing: Drawing, png: Path, size: int) -> Picture | str:
 
 
 def read_drawings(png: Path, svg: Path, skipped: Counter[str]) -> list[Drawing]:
-    """All drawings with their metadata, in the order of their paths; links are counted."""
+    """Return all drawings with their metadata, in the order of their paths; links are counted."""
     paths = []
     for path in sorted(png.rglob("*.png")):
         if path.is_symlink():
@@ -361,7 +361,7 @@ def read_drawings(png: Path, svg: Path, skipped: Counter[str]) -> list[Drawing]:
 def load_pictures(
     drawings: Sequence[Drawing], png: Path, size: int, skipped: Counter[str]
 ) -> list[Picture]:
-    """The pictures that can be used; the others are counted by reason."""
+    """Return the pictures that can be used; the others are counted by reason."""
     pictures: dict[str, Picture] = {}
     with ThreadPoolExecutor(2) as threads:
         found = threads.map(
@@ -380,18 +380,18 @@ def load_pictures(
 
 
 def number_of(names: Iterable[str]) -> np.ndarray:
-    """Equal names get equal numbers, int [n]."""
+    """Return equal names get equal numbers, int [n]."""
     return np.unique(list(names), return_inverse=True)[1]
 
 
 def build(png: Path, svg: Path, out: Path, size: int = 256) -> dict[str, object]:
-    """Writes the shards and summary.json into `out`; returns the summary.
+    """Write the shards and summary.json into `out`; returns the summary.
 
     Args:
-      png: folder of the drawings (usr/share/openclipart/png of the unpacked package).
-      svg: folder of the SVGs, with the same paths below it.
-      out: folder of the shards; made if missing.
-      size: longest side of the pictures, in pixels.
+        png: folder of the drawings (usr/share/openclipart/png of the unpacked package).
+        svg: folder of the SVGs, with the same paths below it.
+        out: folder of the shards; made if missing.
+        size: longest side of the pictures, in pixels.
     """
     skipped: Counter[str] = Counter()
     drawings = read_drawings(png, svg, skipped)
@@ -421,7 +421,7 @@ def build(png: Path, svg: Path, out: Path, size: int = 256) -> dict[str, object]
 
 
 def write_shards(out: Path, split: str, pictures: Sequence[Picture]) -> dict[str, str]:
-    """Writes SPLIT-00000.tar and so on, about `SHARD_BYTES` each; returns their sha256."""
+    """Write SPLIT-00000.tar and so on, about `SHARD_BYTES` each; returns their sha256."""
     shards: list[list[Picture]] = [[]]
     for picture in pictures:
         if sum(len(each.webp) for each in shards[-1]) > SHARD_BYTES:
@@ -441,7 +441,7 @@ def write_shards(out: Path, split: str, pictures: Sequence[Picture]) -> dict[str
 
 
 def members(picture: Picture, key: str) -> Iterator[tuple[str, bytes]]:
-    """The three files of a pair, with their names."""
+    """Yield the three files of a pair, with their names."""
     drawing = picture.drawing
     metadata = {
         "key": key,

@@ -68,16 +68,16 @@ BENCHMARKS: dict[str, Callable[[Spec, int], ZeroShotSet]] = {
 
 
 def load(spec: Spec | str, image_size: int) -> ZeroShotSet:
-    """A labelled set: its images, labels and class names.
+    """Return a labelled set: its images, labels and class names.
 
     Args:
-      spec: which one.
-      image_size: the model's, in pixels; only for sets that are drawn.
+        spec: which one.
+        image_size: the model's, in pixels; only for sets that are drawn.
 
     Raises:
-      ValueError: for an unknown kind, and for files that are not in the expected format.
-      FileNotFoundError: for files that are not there, naming them.
-      ModuleNotFoundError: if packages are missing; the message has the pip command.
+        ValueError: for an unknown kind, and for files that are not in the expected format.
+        FileNotFoundError: for files that are not there, naming them.
+        ModuleNotFoundError: if packages are missing; the message has the pip command.
     """
     spec = Spec.parse(spec) if isinstance(spec, str) else spec
     if spec.kind not in BENCHMARKS:

@@ -34,16 +34,16 @@ NAME_FILES = ("*wordnet_ids.txt", "LOC_synset_mapping.txt", "words.txt")
 
 
 def load(name: str, folder: Path, classes: ClassList | None = None) -> ZeroShotSet:
-    """Reads one set.
+    """Read one set.
 
     Args:
-      name: what results call the set.
-      folder: holds the images and the names.
-      classes: what is ranked instead, by synset.
+        name: what results call the set.
+        folder: holds the images and the names.
+        classes: what is ranked instead, by synset.
 
     Raises:
-      FileNotFoundError: naming a file that is missing.
-      ValueError: for a synset that has no name, or no images.
+        FileNotFoundError: naming a file that is missing.
+        ValueError: for a synset that has no name, or no images.
     """
     files, synsets = find_images(folder)
     refuse_no_images(folder, synsets, {})
@@ -58,7 +58,7 @@ def load(name: str, folder: Path, classes: ClassList | None = None) -> ZeroShotS
 
 
 def load_22k(name: str, folder: Path) -> ZeroShotSet:
-    """Both sets: imagenet21k/ and imagenet1k/ in `folder`.
+    """Return both sets: imagenet21k/ and imagenet1k/ in `folder`.
 
     The 1,000 classes follow the 21,843 with numbers of their own, as released. Their synsets are
     there already, under the same names, so `hit@k` counts an ImageNet-1k image as a hit only where
@@ -86,7 +86,7 @@ def _together(parts: list[ImageCollection]) -> ImageCollection:
 
 
 def find_images(folder: Path) -> tuple[Path, dict[str, str]]:
-    """The folder of the images, and the synset of each by its path in it."""
+    """Return the folder of the images, and the synset of each by its path in it."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     files = find_folder(folder, "images", "val")
@@ -106,7 +106,7 @@ def find_images(folder: Path) -> tuple[Path, dict[str, str]]:
 
 
 def read_solutions(path: Path) -> dict[str, str]:
-    """The synset of every validation image, from Kaggle's ImageId,PredictionString."""
+    """Return the synset of every validation image, from Kaggle's ImageId,PredictionString."""
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if {"ImageId", "PredictionString"} - set(reader.fieldnames or ()):
@@ -115,14 +115,14 @@ def read_solutions(path: Path) -> dict[str, str]:
 
 
 def missing_images(folder: Path, synsets: dict[str, str]) -> dict[str, int]:
-    """How many images a list beside them names that are not there."""
+    """Return how many images a list beside them names that are not there."""
     path = folder / "LOC_val_solution.csv"
     missing = len(read_solutions(path)) - len(synsets) if path.is_file() else 0
     return {"image missing": missing} if missing else {}
 
 
 def read_names(folder: Path, present: set[str]) -> ClassList:
-    """The classes in their order; `present` are the synsets that have images."""
+    """Return the classes in their order; `present` are the synsets that have images."""
     path = find_file(folder, *NAME_FILES)
     lines = path.read_text(encoding="utf-8").splitlines()
     if path.name.endswith("wordnet_ids.txt"):
@@ -141,5 +141,5 @@ def read_names(folder: Path, present: set[str]) -> ClassList:
 
 
 def synonyms(line: str) -> Names:
-    """ "great_white_shark, white shark" -> its two names, in words."""
+    """Return "great_white_shark, white shark" -> its two names, in words."""
     return tuple(name.replace("_", " ").strip() for name in line.split(","))

@@ -36,11 +36,11 @@ CLASS_LINE = re.compile(r"(?:(\d+)\t)?([^\s]+)\t(-?\d+)\s+(\S.*)")
 
 
 def load(name: str, folder: Path) -> ZeroShotSet:
-    """Reads the release in `folder`.
+    """Read the release in `folder`.
 
     Raises:
-      FileNotFoundError: naming a file that is missing.
-      ValueError: for a line in another format, or a class index that does not exist.
+        FileNotFoundError: naming a file that is missing.
+        ValueError: for a line in another format, or a class index that does not exist.
     """
     classes, parents = read_dictionary(
         find_file(folder, "dictionary_and_semantic_hierarchy.txt", "tencent_classes.txt")
@@ -68,7 +68,7 @@ def load(name: str, folder: Path) -> ZeroShotSet:
 
 
 def read_dictionary(path: Path) -> tuple[ClassList, np.ndarray]:
-    """The classes, and the number of each one's parent (-1: none)."""
+    """Return the classes, and the number of each one's parent (-1: none)."""
     ids, names, parents = [], [], []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if number == 1 and line.startswith("category_index"):
@@ -86,7 +86,7 @@ def read_dictionary(path: Path) -> tuple[ClassList, np.ndarray]:
 
 
 def read_labels(path: Path, num_classes: int) -> list[tuple[str, list[int]]]:
-    """Every image's path and the numbers of its classes."""
+    """Return every image's path and the numbers of its classes."""
     images = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         image, *labels = line.split()
@@ -107,7 +107,7 @@ def read_labels(path: Path, num_classes: int) -> list[tuple[str, list[int]]]:
 
 
 def leaves(labels: list[int], parents: np.ndarray) -> list[int]:
-    """The labels that are no ancestor of another label."""
+    """Return the labels that are no ancestor of another label."""
     ancestors = set()
     for label in labels:
         while (label := int(parents[label])) >= 0 and label not in ancestors:

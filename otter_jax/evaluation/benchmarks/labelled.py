@@ -18,12 +18,12 @@ class ZeroShotSet:
     """Labelled images and all classes that are ranked.
 
     Attributes:
-      name: what results call it.
-      images: the images.
-      labels: int [n, L], the true classes of every image, padded with -1.
-      class_names: the names of every class; classes may share a name.
-      left_out: how many images or labels were left out, by reason.
-      other_labels: other truths to count hits by, under the prefix of their metrics.
+        name: what results call it.
+        images: the images.
+        labels: int [n, L], the true classes of every image, padded with -1.
+        class_names: the names of every class; classes may share a name.
+        left_out: how many images or labels were left out, by reason.
+        other_labels: other truths to count hits by, under the prefix of their metrics.
     """
 
     name: str
@@ -35,15 +35,15 @@ class ZeroShotSet:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is one by its name; hidden files are not."""
+    """Return whether a file is one by its name; hidden files are not."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def find_file(folder: Path, *patterns: str) -> Path:
-    """The first file of a folder that matches one of the patterns, earlier patterns first.
+    """Return the first file of a folder that matches one of the patterns, earlier patterns first.
 
     Raises:
-      FileNotFoundError: with what was looked for.
+        FileNotFoundError: with what was looked for.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
@@ -54,11 +54,11 @@ def find_file(folder: Path, *patterns: str) -> Path:
 
 
 def find_folder(folder: Path, *names: str) -> Path:
-    """The first of these folders in a folder, else the folder itself."""
+    """Return the first of these folders in a folder, else the folder itself."""
     return next((folder / name for name in names if (folder / name).is_dir()), folder)
 
 
 def refuse_no_images(where: Path | str, names: Iterable[str], left_out: Mapping[str, int]) -> None:
-    """Refuses a set without a single image (ValueError with what was left out)."""
+    """Refuse a set without a single image (ValueError with what was left out)."""
     if not names:
         raise ValueError(f"{where}: there is no image with a label ({in_words(left_out)})")

@@ -30,16 +30,16 @@ LABEL_COLUMNS = ("ImageID", "Source", "LabelName", "Confidence")
 
 
 def load(name: str, folder: Path, classes: ClassList | None = None) -> ZeroShotSet:
-    """Reads the release in `folder`.
+    """Read the release in `folder`.
 
     Args:
-      name: what results call the set.
-      folder: holds the files above.
-      classes: what is ranked instead, by LabelName.
+        name: what results call the set.
+        folder: holds the files above.
+        classes: what is ranked instead, by LabelName.
 
     Raises:
-      FileNotFoundError: naming a file that is missing.
-      ValueError: for a file in another format, or a LabelName that has no description.
+        FileNotFoundError: naming a file that is missing.
+        ValueError: for a file in another format, or a LabelName that has no description.
     """
     described = read_descriptions(find_file(folder, "*class-descriptions.csv"))
     classes = classes or ranked_classes(folder / "classes.txt", described)
@@ -64,7 +64,7 @@ def load(name: str, folder: Path, classes: ClassList | None = None) -> ZeroShotS
 
 
 def read_descriptions(path: Path) -> ClassList:
-    """All classes with their names."""
+    """Return all classes with their names."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.reader(file) if row]
     if rows and rows[0] == ["LabelName", "DisplayName"]:
@@ -78,7 +78,7 @@ def read_descriptions(path: Path) -> ClassList:
 
 
 def ranked_classes(path: Path, described: ClassList) -> ClassList:
-    """The classes that a list of LabelNames names, or all where there is no list."""
+    """Return the classes that a list of LabelNames names, or all where there is no list."""
     if not path.is_file():
         return described
     ids = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line)
@@ -92,7 +92,7 @@ def ranked_classes(path: Path, described: ClassList) -> ClassList:
 def read_labels(
     path: Path, described: ClassList, ranked: set[str], left_out: Counter[str]
 ) -> dict[str, list[str]]:
-    """The LabelNames that are true of each image, and counts what is no truth."""
+    """Return the LabelNames that are true of each image, and counts what is no truth."""
     known, labels = set(described.ids), {}
     for image, label, confidence in label_rows(path):
         if label not in known:
@@ -115,7 +115,7 @@ def read_labels(
 
 
 def label_rows(path: Path) -> Iterator[tuple[str, str, float]]:
-    """ImageID, LabelName and confidence of every row."""
+    """Yield ImageID, LabelName and confidence of every row."""
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if lacking := [c for c in LABEL_COLUMNS if c not in (reader.fieldnames or ())]:

@@ -27,13 +27,13 @@ OTHER_FLAGS = {
 
 
 def load(image_size: int) -> ZeroShotSet:
-    """All named OpenMoji but for variants, flags and components, drawn on white.
+    """Return all named OpenMoji but for variants, flags and components, drawn on white.
 
     Args:
-      image_size: width and height in pixels.
+        image_size: width and height in pixels.
 
     Raises:
-      ModuleNotFoundError: with the pip command, if a package is missing.
+        ModuleNotFoundError: with the pip command, if a package is missing.
     """
     try:
         import emoji
@@ -70,7 +70,7 @@ def load(image_size: int) -> ZeroShotSet:
 def merge_equal(
     drawings: Sequence[np.ndarray], names: Sequence[str]
 ) -> tuple[np.ndarray, list[list[str]]]:
-    """Distinct drawings [n, ...] with all their names.
+    """Return distinct drawings [n, ...] with all their names.
 
     Some emoji, such as cook and man cook, are drawn alike: no model can tell them apart.
     """
@@ -86,11 +86,11 @@ def merge_equal(
 def choose(
     files: list[Path], unicode_names: dict[str, str]
 ) -> tuple[list[Path], list[str], dict[str, int]]:
-    """The drawings that stand for a class of their own, their names, and why others do not.
+    """Return the drawings that stand for a class of their own, their names, and why others do not.
 
     Args:
-      files: SVGs named by their code points, such as 1F44B-1F3FF.svg.
-      unicode_names: emoji to names such as ":waving_hand:".
+        files: SVGs named by their code points, such as 1F44B-1F3FF.svg.
+        unicode_names: emoji to names such as ":waving_hand:".
     """
     chosen, names, left_out = [], [], Counter()
     for path in files:
@@ -105,7 +105,7 @@ def choose(
 
 
 def reason_to_leave_out(sequence: str, unicode_names: dict[str, str]) -> str | None:
-    """Why an emoji is no class of its own, or None."""
+    """Return why an emoji is no class of its own, or None."""
     letters = set(sequence)
     if len(sequence) == 1 and letters & (SKIN_TONES | HAIR | REGIONAL_INDICATORS):
         return "component"
@@ -123,5 +123,5 @@ def reason_to_leave_out(sequence: str, unicode_names: dict[str, str]) -> str | N
 
 
 def readable(name: str) -> str:
-    """ ":waving_hand:" -> "waving hand"."""
+    """Return ":waving_hand:" -> "waving hand"."""
     return name.strip(":").replace("_", " ").replace("\u2019", "'")

@@ -11,14 +11,14 @@ from otter_jax.evaluation.class_lists import ClassList
 
 
 def load_folder(name: str, folder: Path, classes: ClassList | None = None) -> ZeroShotSet:
-    """A folder of one folder a class, such as `red_panda/1.jpg`.
+    """Return a folder of one folder a class, such as `red_panda/1.jpg`.
 
     Classes are called as their folders are, with spaces for underscores, unless a class list gives
     them other names (and may add classes without images).
 
     Raises:
-      FileNotFoundError: if there is no such folder.
-      ValueError: if no class folder has an image, or the class list lacks one.
+        FileNotFoundError: if there is no such folder.
+        ValueError: if no class folder has an image, or the class list lacks one.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
@@ -46,13 +46,13 @@ def load_folder(name: str, folder: Path, classes: ClassList | None = None) -> Ze
 
 
 def load_csv(name: str, path: Path, classes: ClassList | None = None) -> ZeroShotSet:
-    """A CSV with the columns `image` (a path, from the CSV's folder) and `labels` ("cat|animal").
+    """Return a CSV with the columns `image` (a path, from the CSV's folder) and `labels` ("cat|animal").
 
     Classes are all labels that occur, in alphabetical order, unless a class list is given.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: for other columns, no image, or a label that the class list lacks.
+        FileNotFoundError: if there is no such file.
+        ValueError: for other columns, no image, or a label that the class list lacks.
     """
     left_out: Counter[str] = Counter()
     names, labels = [], []
@@ -74,10 +74,10 @@ def load_csv(name: str, path: Path, classes: ClassList | None = None) -> ZeroSho
 
 
 def from_pairs(name: str, source: Source, classes: ClassList) -> ZeroShotSet:
-    """Pairs whose captions are labels of a class list ("cat|animal").
+    """Return pairs whose captions are labels of a class list ("cat|animal").
 
     Raises:
-      ValueError: naming the first label that the class list lacks.
+        ValueError: naming the first label that the class list lacks.
     """
     captions = {name: record.caption if record else "" for name, record in named_records(source)}
     labels = [split_labels(caption) for caption in captions.values()]
@@ -91,7 +91,7 @@ def from_pairs(name: str, source: Source, classes: ClassList) -> ZeroShotSet:
 
 
 def read_header(path: str) -> list[str]:
-    """The column names of a CSV; none where there is no such file, which its reader will say."""
+    """Return the column names of a CSV; none where there is no such file, which its reader will say."""
     if not Path(path).is_file():
         return []
     with Path(path).open(newline="", encoding="utf-8-sig") as file:
@@ -99,11 +99,11 @@ def read_header(path: str) -> list[str]:
 
 
 def read_columns(path: Path, *columns: str) -> list[list[str]]:
-    """Some columns of a CSV, by the names in its first line.
+    """Return some columns of a CSV, by the names in its first line.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if a column is missing, or a line is short of one.
+        FileNotFoundError: if there is no such file.
+        ValueError: if a column is missing, or a line is short of one.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
@@ -123,11 +123,11 @@ def read_columns(path: Path, *columns: str) -> list[list[str]]:
 
 
 def split_labels(text: str) -> list[str]:
-    """ "cat|animal" -> ["cat", "animal"]; none where it is blank."""
+    """Return "cat|animal" -> ["cat", "animal"]; none where it is blank."""
     return [label.strip() for label in text.split("|") if label.strip()]
 
 
 def listed_classes(labels: list[list[str]], origin: str) -> ClassList:
-    """All labels that occur, in alphabetical order, as classes."""
+    """Return all labels that occur, in alphabetical order, as classes."""
     used = sorted({label for each in labels for label in each})
     return ClassList(tuple(used), tuple((each,) for each in used), origin)
