@@ -36,13 +36,14 @@ from otter_jax.embedding.pair_features import PairFeatures, embed_pairs
 from otter_jax.embedding.trust import Trust
 from otter_jax.evaluation import tables
 from otter_jax.evaluation.sets import EvaluationSet, open_sets, refuse_unknown_sets
+from otter_jax.json_files import read_json, write_json
 from otter_jax.models import dual_encoder
 from otter_jax.models.dual_encoder import FunctionalModel
 from otter_jax.pictures import gallery
 from otter_jax.runs import processes, reporting
 from otter_jax.runs.checkpoints import Checkpoints
 from otter_jax.runs.interruption import Interrupted, Interruption
-from otter_jax.runs.reporting import Reporter, say
+from otter_jax.runs.reporting import Reporter
 from otter_jax.runs.workdir import (
     Lock,
     claimed,
@@ -52,6 +53,7 @@ from otter_jax.runs.workdir import (
     refuse_other_data,
     refuse_unwritable,
 )
+from otter_jax.terminal import progress, say
 from otter_jax.training import costs
 from otter_jax.training.divergence import DivergedError, DivergenceWatch
 from otter_jax.training.step import (
@@ -169,7 +171,7 @@ def train(config: ConfigDict, workdir: Path) -> Results:
                 config.data.train,
                 cache_dir=workdir,
                 every_caption=config.data.captions == "all",
-                progress=reporting.progress,
+                progress=progress,
             )
             if damage := describe_skipped_files(source):
                 say(damage)
@@ -621,7 +623,7 @@ def estimate_trust(parts: Parts, data: TrainingData, folder: Path) -> tuple[Trus
         pairs = PairFeatures(fixed["image_features"], fixed["text_features"], data.records)
     else:
         rows = zip(fixed["tokens"], fixed["token_mask"], strict=True)
-        rows = reporting.progress(rows, len(data.records), "captions of pairs")
+        rows = progress(rows, len(data.records), "captions of pairs")
         text = parts.place_encoder().token_features(rows)
         pairs = PairFeatures(fixed["image_features"], text, data.records)
     found = trust.estimate(
@@ -652,7 +654,7 @@ def check_data(parts: Parts, data: TrainingData) -> None:
 def write_data_note(parts: Parts, data: TrainingData) -> None:
     """data.json: what was really trained on, and what was left out by any process and why."""
     unreadable = data.unreadable
-    reporting.write_json(
+    write_json(
         parts.workdir / "data.json",
         {
             "train": {
@@ -672,7 +674,7 @@ def write_data_note(parts: Parts, data: TrainingData) -> None:
 def read_unreadable(workdir: Path) -> dict[str, str]:
     """Return what an earlier start of this run could not read, which stays noted."""
     path = workdir / "data.json"
-    return reporting.read_json(path)["train"]["unreadable"] if path.is_file() else {}
+    return read_json(path)["train"]["unreadable"] if path.is_file() else {}
 
 
 def refuse_bad_data(config: ConfigDict, source: Source, unreadable: dict[str, str]) -> None:
@@ -726,7 +728,7 @@ def write_results(
     }
     tables.write_csv((parts.workdir / name).with_suffix(".csv"), results)
     # Last of all: with it the run is finished.
-    reporting.write_json(parts.workdir / name, results | facts)
+    write_json(parts.workdir / name, results | facts)
     if parts.sets:
         say("")
         say(reporting.results_table(results))

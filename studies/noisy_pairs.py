@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from otter_jax.runs.reporting import progress
+from otter_jax.terminal import progress
 from studies import collection as collections
 from studies import methods, runs
 from studies.methods import METHODS, SETTINGS

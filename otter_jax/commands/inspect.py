@@ -72,7 +72,8 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
     """
     # The rest of the package knows how to show progress, to draw and to load models. It is imported
     # where this program needs it, so that the library below, which others import, does without.
-    from otter_jax.runs.reporting import progress, say, write_json
+    from otter_jax.json_files import write_json
+    from otter_jax.terminal import progress, say
 
     # What may be wrong with the command is found before the long part.
     if options.out is not None and options.out.is_file():
@@ -295,7 +296,7 @@ def _match_probability(
     encoder: Any, source: Source, order: np.ndarray, batch_size: int
 ) -> dict[str, float]:
     """Return `statistics.match_probability` of pairs in this order, under the model's own scale."""
-    from otter_jax.runs.reporting import progress
+    from otter_jax.terminal import progress
 
     records = (source[int(number)] for number in progress(order, len(order), "embed"))
     captions: list[str] = []

@@ -148,7 +148,7 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _convert(options: argparse.Namespace, folder: Path, run: Runner) -> dict[str, Any]:
-    from otter_jax.runs.reporting import progress, say
+    from otter_jax.terminal import progress, say
 
     source = open_pairs(
         options.spec, options.recipe, cache_dir=folder / UNFINISHED, progress=progress

@@ -22,13 +22,13 @@ from PIL import Image
 from otter_jax import objectives, sharding
 from otter_jax.data import images as image_functions
 from otter_jax.data.texts import Tokenizer
+from otter_jax.json_files import read_json, write_json
 from otter_jax.models import blueprint, dual_encoder, export, pretrained
 from otter_jax.models.dual_encoder import FunctionalModel, Variables
 from otter_jax.models.hub import TOKENIZER_FILES, find_pretrained
 from otter_jax.models.projections import make_projection, output_width
 from otter_jax.models.two_towers import KINDS, Kind
-from otter_jax.runs.reporting import read_json, write_json
-from otter_jax.training.step import named_key
+from otter_jax.random_keys import named_key
 
 MODEL_FILE = "model.json"
 TOKENIZER_FOLDER = "tokenizer"
@@ -234,7 +234,7 @@ class Encoder:
         A softmax over the labels with the learned scale, also where training compared pairs with a
         sigmoid: its bias is the same for all labels.
         """
-        from otter_jax.evaluation.zero_shot import class_bank
+        from otter_jax.embedding.class_bank import class_bank
 
         if isinstance(labels, str):
             raise ValueError(f"labels should be a list of strings, found the string {labels!r}")

@@ -19,7 +19,7 @@ import numpy as np
 from otter_jax import sharding
 from otter_jax.embedding.encoder import Encoder
 from otter_jax.models.dual_encoder import Variables
-from otter_jax.runs.reporting import progress
+from otter_jax.terminal import progress
 
 Arrays = dict[str, np.ndarray]
 FORMAT = 2  # Of the arrays of a file: of files of another format nothing is read.

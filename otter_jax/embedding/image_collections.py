@@ -20,7 +20,7 @@ from otter_jax.data import images
 from otter_jax.data.records import Record, RecordError, Source, name_record
 from otter_jax.embedding.encoder import Encoder
 from otter_jax.embedding.features import Arrays, FeatureStore, fingerprint
-from otter_jax.runs.reporting import progress, say
+from otter_jax.terminal import progress, say
 
 THREADS = min(16, os.cpu_count() or 1)
 

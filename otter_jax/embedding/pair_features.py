@@ -11,7 +11,7 @@ from otter_jax.data import images
 from otter_jax.data.records import RecordError, Source
 from otter_jax.embedding.encoder import Encoder
 from otter_jax.embedding.image_collections import ImageCollection, read_images
-from otter_jax.runs.reporting import progress, say
+from otter_jax.terminal import progress, say
 
 PART = 256  # Pairs at a time.
 

@@ -25,8 +25,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from otter_jax import sharding
-from otter_jax.evaluation.nearest_neighbors import nearest_rows
-from otter_jax.runs.reporting import progress
+from otter_jax.embedding.nearest_rows import nearest_rows
+from otter_jax.terminal import progress
 
 FILE = "trust.npz"  # In a workdir.
 FORMAT = 1  # Of the estimate: what another one has found is not read.

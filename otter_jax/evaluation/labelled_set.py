@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from otter_jax.data.templates import DEFAULT_TEMPLATE
+from otter_jax.embedding.class_bank import class_bank
 from otter_jax.embedding.encoder import Encoder
 from otter_jax.embedding.features import FeatureStore
 from otter_jax.embedding.image_collections import compute_features
@@ -34,7 +36,7 @@ class LabelledSet:
     """
 
     labelled: ZeroShotSet
-    templates: Sequence[str] = (zero_shot.DEFAULT_TEMPLATE,)
+    templates: Sequence[str] = (DEFAULT_TEMPLATE,)
     names: str = "joined"
     unreadable: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -112,7 +114,7 @@ class LabelledSet:
         found = compute_features(self.labelled.images, encoder, store, self.name)
         self.unreadable = found.unreadable
         names = self.labelled.class_names
-        bank = zero_shot.class_bank(
+        bank = class_bank(
             lambda texts: store.embed_texts(encoder, texts),
             [",or ".join(each) for each in names] if self.names == "joined" else names,
             self.templates,

@@ -14,7 +14,7 @@ from otter_jax.evaluation.answers import NAMES_SHOWN, Answers, choose
 from otter_jax.evaluation.benchmarks.labelled import ZeroShotSet
 from otter_jax.evaluation.benchmarks.own import load_folder
 from otter_jax.evaluation.specs import Spec
-from otter_jax.runs.reporting import say
+from otter_jax.terminal import say
 
 OPTIONS = {"metric": ("accuracy", "mean_per_class"), "features": ("tower", "embedding")}
 SPLITS = ("train", "val", "test")

@@ -23,11 +23,12 @@ from orbax.checkpoint import checkpoint_managers
 
 from otter_jax import sharding
 from otter_jax.models.dual_encoder import Variables
-from otter_jax.runs.reporting import say
-from otter_jax.training.step import TrainState
+from otter_jax.terminal import say
 
 ITEMS = ("variables", "training")
 CHECKSUMS = "sha256.json"
+# What is saved: a NamedTuple of pytrees with `step` and `variables`; checkpoints do not ask for more.
+State = Any
 NEWER = ("mean_loss",)  # What checkpoints of earlier versions lack: it begins anew.
 
 
@@ -68,7 +69,7 @@ class Checkpoints(AbstractContextManager):
         """The step of the latest finished checkpoint, or None."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: State) -> None:
         """Save in the background; a step that is already saved is left as it is.
 
         Raises:
@@ -111,7 +112,7 @@ class Checkpoints(AbstractContextManager):
             return False
         return sharding.first_process_says(time.monotonic() - self._last_save >= 60 * minutes)
 
-    def restore(self, template: TrainState) -> TrainState:
+    def restore(self, template: State) -> State:
         """Return the latest state that is whole, placed like `template`, whose arrays are left alone.
 
         Later checkpoints that are damaged are named and set aside as `<step>.damaged`. What one of
@@ -125,7 +126,7 @@ class Checkpoints(AbstractContextManager):
         step, damaged = self._find_whole(*templates)
         restored = self._restore(step, **templates)
         self._set_aside(damaged)
-        return TrainState(**restored["training"], variables=restored["variables"])
+        return template._replace(**restored["training"], variables=restored["variables"])
 
     def restore_variables(self, template: Variables) -> tuple[int, Variables]:
         """Return the latest variables that are whole, placed like `template`, and their step.
@@ -260,7 +261,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _without_variables(state: TrainState) -> dict[str, Any]:
+def _without_variables(state: State) -> dict[str, Any]:
     return {name: value for name, value in state._asdict().items() if name != "variables"}
 
 

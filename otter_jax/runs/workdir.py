@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 from otter_jax import config as config_lib
 from otter_jax import sharding
 from otter_jax.data.sources import Source
-from otter_jax.runs import reporting
-from otter_jax.runs.reporting import say
+from otter_jax.json_files import read_json, write_json
+from otter_jax.terminal import say
 
 
 @contextlib.contextmanager
@@ -37,7 +37,7 @@ def claimed(config: ConfigDict, workdir: Path) -> Iterator["Lock"]:
             workdir.mkdir(parents=True, exist_ok=True)
             lock = stack.enter_context(Lock(workdir / "run.lock"))
             refuse_other_config(config, workdir)  # Again: another run may just have made it.
-            reporting.write_json(workdir / "config.json", config_lib.as_dict(config))
+            write_json(workdir / "config.json", config_lib.as_dict(config))
         except OSError as error:
             raise ValueError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
         yield lock
@@ -169,7 +169,7 @@ def refuse_other_data(source: Source, workdir: Path) -> None:
     path = workdir / "data.json"
     if not path.is_file():
         return
-    before = reporting.read_json(path)["train"]
+    before = read_json(path)["train"]
     if before["fingerprint"] != source.fingerprint:
         raise ValueError(
             f"the pairs of {source.name} have changed since {workdir} was started (now "
@@ -183,4 +183,4 @@ def read_finished(workdir: Path, total_steps: int) -> dict[str, Any] | None:
     path = workdir / "results.json"
     if not path.is_file() or not (workdir / "checkpoints" / str(total_steps)).is_dir():
         return None
-    return reporting.read_json(path)
+    return read_json(path)

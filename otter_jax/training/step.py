@@ -6,7 +6,6 @@ in it is drawn from the run's seed, a name and the step, so a resumed run draws 
 
 import dataclasses
 import functools
-import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from ml_collections import ConfigDict
 
 from otter_jax import objectives, sharding
 from otter_jax.models.dual_encoder import Arrays, FunctionalModel, Variables
+from otter_jax.random_keys import named_key
 from otter_jax.training import micro_batches
 
 Batch = dict[str, jax.Array]
@@ -37,12 +37,6 @@ class TrainState(NamedTuple):
     teacher: Arrays  # Moving average of variables.params; empty where no teacher is used.
     mean_loss: jax.Array  # float32 scalar: running mean; infinite until there is a first loss.
     memory: objectives.Queue | None = None  # Texts of earlier batches, where an objective asks.
-
-
-def named_key(seed: int, name: str, step: jax.Array | int = 0) -> jax.Array:
-    """Return the key for one purpose at one step; nothing in a run draws from any other."""
-    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
-    return jax.random.fold_in(key, step)
 
 
 def row_keys(key: jax.Array, batch: Batch) -> jax.Array:

@@ -17,9 +17,10 @@ from otter_jax import sharding, train
 from otter_jax.commands import export
 from otter_jax.data import images as image_functions
 from otter_jax.embedding import encoder
+from otter_jax.json_files import write_json
 from otter_jax.models import dual_encoder
 from otter_jax.models.export import export_dual_encoder
-from otter_jax.runs import checkpoints, reporting
+from otter_jax.runs import checkpoints
 from otter_jax.training import step
 
 SMALL_BERT = Path(__file__).parents[1] / "golden" / "towers" / "small_bert"
@@ -159,7 +160,7 @@ def make_workdir(config: ConfigDict, workdir: Path) -> encoder.Encoder:
         config, *dual_encoder.split(encoder.build_module(config)), sharding.make_mesh()
     )
     workdir.mkdir(exist_ok=True)
-    reporting.write_json(workdir / "config.json", config_lib.as_dict(config))
+    write_json(workdir / "config.json", config_lib.as_dict(config))
     encoder.keep_description(made, workdir)
     state = step.initial_state(made.variables, optax.identity(), uses_teacher=False)
     with checkpoints.Checkpoints(workdir / "checkpoints", create=True) as saved:

@@ -13,6 +13,7 @@ from otter_jax import objectives, sharding, train
 from otter_jax.data import pair_loader
 from otter_jax.embedding import encoder
 from otter_jax.models import dual_encoder, layers
+from otter_jax.random_keys import named_key
 from otter_jax.training import step
 
 
@@ -213,7 +214,7 @@ def test_sgd_momentum_equals_the_recurrence(tiny_config: Callable) -> None:
 
 def test_keys_differ_by_name_and_step() -> None:
     keys = [
-        tuple(np.asarray(jax.random.key_data(step.named_key(*arguments))))
+        tuple(np.asarray(jax.random.key_data(named_key(*arguments))))
         for arguments in [(0, "a", 0), (0, "a", 1), (0, "b", 0), (1, "a", 0)]
     ]
     assert len(set(keys)) == 4
