@@ -52,7 +52,7 @@ def random_batch(config: ConfigDict, vocabulary_size: int) -> dict[str, np.ndarr
     }
 
 
-def views_used(config: ConfigDict, options: objectives.Options) -> set[str]:
+def views_used(config: ConfigDict, options: objectives.Method) -> set[str]:
     """Return names of the arrays that the loader would make for these options."""
     views = train.views_of(config, options)
     names = {"image", "tokens", "token_mask"}
@@ -67,7 +67,7 @@ def make_step(config: ConfigDict, everything: bool) -> Run:
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.objective.update(dict.fromkeys(SUPERVISIONS, everything))
-    options, mesh = objectives.make_options(**config.objective), sharding.make_mesh()
+    options, mesh = objectives.make_method(**config.objective), sharding.make_mesh()
     module = encoder.build_module(config)
     vocabulary_size = module.text.config.vocab_size
     model, variables = dual_encoder.split(module)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from otter_jax import objectives
-from otter_jax.objectives import contrastive, sinkhorn, targets, tiled, tiles
+from otter_jax.objectives import contrastive, sinkhorn, targets, tiled_sinkhorn, tiles
 
 EPSILON, ITERATIONS, BOUND = 0.15, 5, 3.0
 Run = Callable[[], object]
@@ -116,7 +116,7 @@ def loss_forms(size: int, width: int) -> dict[str, Run]:
         return functools.partial(run_jax, gradient, student, teacher, log_scales)
 
     def total(tile: int, epsilon: float = EPSILON) -> Callable:
-        options = objectives.make_options("otter", tile=tile, epsilon=epsilon)
+        options = objectives.make_method("otter", tile=tile, epsilon=epsilon)
         return lambda *arguments: objectives.total_loss(options, *arguments)[0]
 
     # Just below the epsilon from which the scaling form is safe, ott-jax's log domain takes over.
@@ -141,10 +141,14 @@ def differentiated_loss(
     """
     student = objectives.Embeddings(*map(objectives.normalize, student))
     unit = objectives.Embeddings(*map(objectives.normalize, teacher))
-    features = tiled.Teacher(*targets.teacher_features(*unit, image_weight=1.0, text_weight=1.0))
+    features = tiled_sinkhorn.TeacherFeatures(
+        *targets.teacher_features(*unit, image_weight=1.0, text_weight=1.0)
+    )
     tiling = tiles.make_tiling(len(unit.image), tile)
     target = targets.Transported(EPSILON, ITERATIONS, BOUND)
-    potentials = jax.lax.stop_gradient(tiled.plan_potentials(tiling, features, target, True))
+    potentials = jax.lax.stop_gradient(
+        tiled_sinkhorn.plan_potentials(tiling, features, target, True)
+    )
     scales = [contrastive.scale_from_log(each) for each in log_scales]
     sides = (
         (student.image, student.text, features.rows, features.columns, potentials.columns[:, 0]),

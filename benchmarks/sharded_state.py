@@ -51,7 +51,7 @@ def abstract_state(path: Path) -> Any:
     config = module.get_config()
     for tower in (config.model.image, config.model.text):
         tower.pretrained = None
-    options = objectives.make_options(**config.objective)
+    options = objectives.make_method(**config.objective)
     optimizer = step.make_optimizer(config, lambda count: config.optimizer.learning_rate)
 
     def make() -> step.TrainState:

@@ -80,7 +80,7 @@ class Parts:
     config: ConfigDict
     workdir: Path
     mesh: Mesh
-    options: objectives.Options
+    options: objectives.Method
     model: FunctionalModel
     encoder: Encoder  # With the untrained variables, which lie in the host's memory.
     store: FeatureStore
@@ -158,7 +158,7 @@ def train(config: ConfigDict, workdir: Path) -> Results:
             refuse_unwritable(workdir)
             refuse_in_use(workdir)
             refuse_other_config(config, workdir)
-            options = objectives.make_options(**config.objective)
+            options = objectives.make_method(**config.objective)
             processes.refuse_not_deterministic(config)
             mesh = sharding.make_mesh()
             sharding.check_batch_size(mesh, config.batch_size)
@@ -390,7 +390,7 @@ def save(run: Run, state: TrainState, report: Reporter, watch: DivergenceWatch) 
     run.saved.save(state)
 
 
-def make_memory(options: objectives.Options, embed_dim: int) -> objectives.Queue | None:
+def make_memory(options: objectives.Method, embed_dim: int) -> objectives.Queue | None:
     """Return an empty queue, where the objective remembers texts."""
     return objectives.make_queue(options.queue_size, embed_dim) if options.uses_queue else None
 
@@ -441,7 +441,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> Results:
                 f"--workdir={workdir}: there is no run to evaluate (no config.json)"
             )
         refuse_other_config(config, workdir, ignore=("evaluate.", *config_lib.BOOKKEEPING_KEYS))
-        options = objectives.make_options(**config.objective)
+        options = objectives.make_method(**config.objective)
         processes.refuse_not_deterministic(config)
     processes.refuse_differences(processes.facts(config, {}))
     parts = build_parts_together(config, workdir, sharding.make_mesh(), options)
@@ -464,7 +464,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> Results:
 
 
 def build_parts_together(
-    config: ConfigDict, workdir: Path, mesh: Mesh, options: objectives.Options
+    config: ConfigDict, workdir: Path, mesh: Mesh, options: objectives.Method
 ) -> Parts:
     """Return `build_parts`, which all processes refuse where one does, or where their sets differ."""
     with processes.refusing_together():
@@ -473,9 +473,7 @@ def build_parts_together(
     return parts
 
 
-def build_parts(
-    config: ConfigDict, workdir: Path, mesh: Mesh, options: objectives.Options
-) -> Parts:
+def build_parts(config: ConfigDict, workdir: Path, mesh: Mesh, options: objectives.Method) -> Parts:
     """Build the model and opens the evaluation sets."""
     with sharding.on_host():
         model, variables = dual_encoder.split(build_module(config))
@@ -543,7 +541,7 @@ def open_training_data(parts: Parts, source: Source) -> TrainingData:
     return TrainingData(source, loader, np.arange(len(source)), loader.unreadable)
 
 
-def views_of(config: ConfigDict, options: objectives.Options) -> Views:
+def views_of(config: ConfigDict, options: objectives.Method) -> Views:
     """Return the views of a pair that an objective asks for.
 
     Raises:

@@ -58,7 +58,7 @@ def compute(workdir: Path) -> Collection:
     """Run the frozen towers; `workdir`/features keeps what they gave, as that of a run does."""
     config = quickstart.get_config()
     config.evaluate.sets = ("openmoji",)
-    options = objectives.make_options(**config.objective)
+    options = objectives.make_method(**config.objective)
     parts = build_parts(config, workdir, sharding.make_mesh(), options)
     images, texts, metadata = [], [], []
     for split in ("train", "heldout"):

@@ -54,7 +54,7 @@ class Method:
     """An objective and which of its options are tuned.
 
     Attributes:
-        objective: a key of `objectives.OBJECTIVES`.
+        objective: a key of `objectives.METHODS`.
         options: what is fixed.
         defaults: what trial 0 has of `space`: the values of the method's authors.
         space: what the other trials draw from. `trust_cap` is what estimated trust is multiplied

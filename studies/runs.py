@@ -120,7 +120,7 @@ class Trainer:
         self.shape = (NUM_PAIRS * hyper.pop("epochs") // setting.batch_size, setting.batch_size)
         config.optimizer.warmup_steps = int(WARMUP_SHARE * self.shape[0])
         self.head = setting.head
-        self.options = objectives.make_options(method.objective, **{**method.options, **hyper})
+        self.options = objectives.make_method(method.objective, **{**method.options, **hyper})
         schedule = make_schedule(config, self.shape[0])
         optimizer = make_optimizer(config, schedule)
         mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])

@@ -32,7 +32,7 @@ def test_config_is_complete_and_documented(name: str) -> None:
     assert f"configs/{name}.py" in module.__doc__
     config = module.get_config()
     config_lib.check(config)
-    objectives.make_options(**config.objective)
+    objectives.make_method(**config.objective)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -74,7 +74,7 @@ def test_the_towers_exist_with_the_recipes_settings() -> None:
 @pytest.mark.parametrize("name", FROM_SCRATCH)
 def test_presets_from_scratch_build(name: str) -> None:
     config = importlib.import_module(f"configs.{name}").get_config()
-    options = objectives.make_options(**config.objective)
+    options = objectives.make_method(**config.objective)
     module = nnx.eval_shape(lambda: encoder.build_module(config))
     assert module.embed_dim == config.model.embed_dim
     assert module.heads.simsiam == options.uses_simsiam == name.startswith("declip")

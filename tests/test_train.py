@@ -32,7 +32,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     return train.train(config, workdir)
 
 
-@pytest.mark.parametrize("name", list(objectives.OBJECTIVES))
+@pytest.mark.parametrize("name", list(objectives.METHODS))
 def test_every_objective_trains(tiny_config: Callable, tmp_path: Path, name: str) -> None:
     without_masks = {"objective.mlm_weight": 0.0}  # They would teach a frozen tower nothing.
     config = tiny_config(**FROZEN, **without_masks, **{"objective.name": name, "total_steps": 4})
@@ -199,7 +199,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
 def final_state(config: ConfigDict, workdir: Path) -> object:
     _, variables = dual_encoder.split(encoder.build_module(config))
     optimizer = step.make_optimizer(config, step.make_schedule(config, 6))
-    options = objectives.make_options(**config.objective)
+    options = objectives.make_method(**config.objective)
     memory = train.make_memory(options, config.model.embed_dim)
     template = step.initial_state(variables, optimizer, uses_teacher=True, memory=memory)
     with checkpoints.Checkpoints(workdir / "checkpoints") as saved:
@@ -514,7 +514,7 @@ def test_no_device_holds_more_than_its_part_of_the_state(
     config = tiny_config(fsdp=True)
     config.model.text.overrides.vocab_size = 2**15  # The largest array by far.
     before = live_bytes()
-    mesh, options = sharding.make_mesh(), objectives.make_options(**config.objective)
+    mesh, options = sharding.make_mesh(), objectives.make_method(**config.objective)
     parts = train.build_parts(config, tmp_path, mesh, options)
     assert live_bytes() == before  # What only restarts need is not on any device.
     optimizer = step.make_optimizer(config, step.make_schedule(config, 6))

@@ -38,7 +38,7 @@ def build_module(config: ConfigDict) -> dual_encoder.DualEncoder:
     """Return the network of a config: towers with their pretrained weights, projections, locks, heads."""
     projections = _rngs(config, "projections")
     image, text = (_build_side(config, kind, projections) for kind in KINDS)
-    locks, options = _locks(config), objectives.make_options(**config.objective)
+    locks, options = _locks(config), objectives.make_method(**config.objective)
     heads = dual_encoder.Heads(
         simsiam=options.uses_simsiam,
         simclr=options.uses_simclr,
@@ -324,7 +324,7 @@ def make_encoder(
         image_size=config.data.image_size,
         fit=config.data.fit,
         batch_size=config.evaluate.batch_size,
-        scale_bounds=objectives.make_options(**config.objective).scale_bounds,
+        scale_bounds=objectives.make_method(**config.objective).scale_bounds,
     )
 
 

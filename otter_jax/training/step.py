@@ -152,7 +152,7 @@ def is_exploded(loss: jax.Array, mean: jax.Array, max_ratio: float) -> jax.Array
 
 def make_train_step(
     model: FunctionalModel,
-    options: objectives.Options,
+    options: objectives.Method,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     config: ConfigDict,
@@ -174,7 +174,7 @@ class _TrainStep:
     """What does not change from step to step."""
 
     model: FunctionalModel
-    options: objectives.Options
+    options: objectives.Method
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     config: ConfigDict
@@ -273,7 +273,7 @@ class _TrainStep:
                 self.options, student, teacher, scales, self.mesh, batch.get("trust")
             )
             return loss, (metrics, state.memory)
-        views = objectives.Views(**outputs, mlm_labels=batch.get("masked_labels"))
+        views = objectives.ViewOutputs(**outputs, mlm_labels=batch.get("masked_labels"))
         loss, metrics, memory = objectives.declip_loss(
             self.options, views, state.memory, scales, self.mesh, teacher, batch.get("trust")
         )
@@ -291,7 +291,7 @@ class _TrainStep:
 
 
 def make_target_step(
-    model: FunctionalModel, options: objectives.Options, mesh: Mesh
+    model: FunctionalModel, options: objectives.Method, mesh: Mesh
 ) -> Callable[[TrainState, Batch], jax.Array]:
     """Return a jitted function that gives the soft targets of a batch, images over texts, [N, N]."""
 

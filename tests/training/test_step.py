@@ -22,7 +22,7 @@ def mesh_of(devices: int) -> Mesh:
 
 
 def build(config, mesh: Mesh):
-    options = objectives.make_options(**config.objective)
+    options = objectives.make_method(**config.objective)
     model, variables = dual_encoder.split(encoder.build_module(config))
     schedule = step.make_schedule(config, 20)
     optimizer = step.make_optimizer(config, schedule)
@@ -39,7 +39,7 @@ def batch_of(rows: int = 16, config=None) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     views, batch = pair_loader.Views(), {}
     if config is not None:
-        options = objectives.make_options(**config.objective)
+        options = objectives.make_method(**config.objective)
         views = train.views_of(config, options)
         if options.uses_trust:
             batch["trust"] = np.full(rows, 0.25, np.float32)
