@@ -27,7 +27,7 @@ from otter_jax.terminal import say
 
 ITEMS = ("variables", "training")
 CHECKSUMS = "sha256.json"
-# What is saved: a NamedTuple of pytrees with `step` and `variables`; checkpoints do not ask for more.
+# A NamedTuple of pytrees with `step` and `variables`: nothing else is asked of what is saved.
 State = Any
 NEWER = ("mean_loss",)  # What checkpoints of earlier versions lack: it begins anew.
 
