@@ -15,7 +15,7 @@ QUERY_BLOCK, KEY_BLOCK = 1024, 16384
 def nearest_rows(
     queries: np.ndarray, keys: np.ndarray, k: int, mesh: Mesh
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the similarities and numbers of each query's k most similar keys, [n, k]."""
+    """Return the k most similar keys of each query: similarities and numbers [n, k], best first."""
     parts = []
     for start in range(0, len(queries), QUERY_BLOCK):
         rows = queries[start : start + QUERY_BLOCK]
