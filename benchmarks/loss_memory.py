@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def mebibytes(size: int, width: int, tile: int, devices: int) -> float:
-    """Return temporary memory of one device for a batch of `size` pairs."""
+    """Return the temporary memory of one device for a batch of `size` pairs."""
     import jax
     import jax.numpy as jnp
     import numpy as np

@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def measure(forms: dict[str, Run], repeats: int) -> dict[str, float]:
-    """Return best time of each form in seconds, after one run that compiles."""
+    """Return the best time of each form in seconds, after one run that compiles."""
     best = dict.fromkeys(forms, float("inf"))
     for run in forms.values():
         run()
@@ -80,12 +80,12 @@ def sinkhorn_forms(size: int, width: int) -> dict[str, Run]:
 
 
 def run_jax(function: Callable, *arguments: object) -> None:
-    """Run to the end."""
+    """Run a form to its end, as JAX returns before it has computed."""
     jax.block_until_ready(function(*arguments))
 
 
 def ott_kernel_plan(similarity: jax.Array) -> jax.Array:
-    """Return the same by ott-jax's kernel mode."""
+    """Return the row plan by ott-jax's kernel mode."""
     from ott.geometry import geometry
     from ott.problems.linear import linear_problem
     from ott.solvers.linear import sinkhorn as ott_sinkhorn
@@ -134,7 +134,9 @@ def differentiated_loss(
     teacher: objectives.Embeddings,
     log_scales: objectives.LogScales,
 ) -> jax.Array:
-    """Return the alternative to the tiled loss's own gradient: every tile is recomputed by autodiff.
+    """Return the loss whose gradient is autodiff's, which recomputes every tile.
+
+    It is the alternative to the tiled loss's own gradient.
 
     The two directions are separate here, since a direction's columns are complete in a tile only
     where they are the rows' keys.
@@ -184,7 +186,7 @@ def torch_sinkhorn(similarity: np.ndarray) -> dict[str, Run]:
 
 
 def torch_plan(similarity: object) -> object:
-    """Return rows, then columns, `ITERATIONS` times, and rows once more."""
+    """Scale rows, then columns, `ITERATIONS` times, and rows once more."""
     plan = (similarity / EPSILON).exp()
     plan /= plan.sum()
     for _ in range(ITERATIONS):

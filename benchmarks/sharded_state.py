@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def abstract_state(path: Path) -> Any:
-    """Return the shapes of the state that a config's run begins with; weights are not read."""
+    """Return the shapes of the state with which a config's run begins; weights are not read."""
     import jax
 
     from otter_jax import objectives

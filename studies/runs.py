@@ -29,7 +29,7 @@ class FeatureTower(nnx.Module):
     """Stands for a frozen tower, whose features come with the batch."""
 
     def __init__(self, width: int):
-        """Of `width` features."""
+        """Make a layer of `width` features."""
         self.width = width
 
 
@@ -60,7 +60,7 @@ class Ranks(NamedTuple):
 def principal_components(
     collection: Collection, train: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return images of both styles in the principal components of the training images' features.
+    """Return the images of both styles in the principal components of the training images.
 
     All are divided by one number that makes the mean square 1, and so keep their proportions.
     """
@@ -96,7 +96,7 @@ class Pairs:
         return Data(*self.images[number], train, caption_of, alpha)
 
     def _estimate(self, train: np.ndarray, caption_of: np.ndarray, seed: int) -> np.ndarray:
-        """Return trust from what is trained on and no more."""
+        """Estimate trust from the training pairs and no others."""
         key = train.tobytes() + caption_of.tobytes() + bytes([seed % 256])
         if key not in self._trust:
             images, texts = self.collection.image[train], self.collection.text[caption_of]
@@ -108,7 +108,7 @@ class Trainer:
     """Trains with one method, setting and choice of hyperparameters; it is compiled once."""
 
     def __init__(self, method: Method, setting: Setting, hyperparameters: Mapping[str, Any]):
-        """The hyperparameters are those of `methods.hyperparameters`."""
+        """Read the hyperparameters, which are those of `methods.hyperparameters`."""
         hyper = dict(hyperparameters)
         self.cap = hyper.pop("trust_cap", 1.0)
         config = default_config()
@@ -151,7 +151,7 @@ class Trainer:
         return dual_encoder.split(module)
 
     def train(self, data: Data, text: np.ndarray, seed: int) -> Variables:
-        """Return the variables at the end; the seed draws the head and the order of the pairs."""
+        """Train and return the variables; the seed draws the head and the order of the pairs."""
         rng, needed = np.random.default_rng((5, seed)), np.prod(self.shape)
         epochs = -(-needed // len(data.train))
         order = np.concatenate([rng.permutation(len(data.train)) for _ in range(epochs)])
@@ -169,7 +169,7 @@ class Trainer:
         pairs: np.ndarray,
         images: np.ndarray,
     ) -> Ranks:
-        """Return ranks among some pairs, and of some images of the other style among all its classes."""
+        """Rank some pairs among each other, and images of the other style among all its classes."""
         project = functools.partial(_project, self.model, variables)
         captions, classes = map(_unit, (collection.text[pairs], collection.class_text))
         found, other = map(

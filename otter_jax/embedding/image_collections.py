@@ -52,7 +52,7 @@ class ImageCollection:
 
 
 def from_files(root: Path, names: Sequence[str]) -> ImageCollection:
-    """Return image files under a folder, by their paths in it.
+    """Collect image files under a folder, by their paths in it.
 
     They count as unchanged while their sizes and times of modification are.
     """
@@ -82,7 +82,7 @@ def named_records(source: Source) -> Iterator[tuple[str, Record | None]]:
 
 
 def from_source(source: Source, keys: Sequence[str]) -> ImageCollection:
-    """Return the images of a source of pairs, and what its records are called."""
+    """Collect the images of a source of pairs, by the names of its records."""
 
     def decode(number: int) -> np.ndarray:
         try:
@@ -94,7 +94,7 @@ def from_source(source: Source, keys: Sequence[str]) -> ImageCollection:
 
 
 def from_arrays(pixels: np.ndarray) -> ImageCollection:
-    """Return images [n, size, size, 3] in memory, of the model's size."""
+    """Collect images [n, size, size, 3] in memory, of the model's size."""
     keys = [str(number) for number in range(len(pixels))]
     return ImageCollection(keys, pixels.__getitem__, fingerprint(pixels), transformed=True)
 
@@ -145,7 +145,7 @@ def compute_features(
 def read_images(
     collection: ImageCollection, encoder: Encoder, unreadable: dict[int, str]
 ) -> Iterator[np.ndarray]:
-    """Yield transformed images in order, read by threads; notes those that cannot be read."""
+    """Yield transformed images in order, read by threads; note those that cannot be read."""
 
     def load(number: int) -> np.ndarray | str:
         try:

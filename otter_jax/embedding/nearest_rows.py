@@ -15,7 +15,7 @@ QUERY_BLOCK, KEY_BLOCK = 1024, 16384
 def nearest_rows(
     queries: np.ndarray, keys: np.ndarray, k: int, mesh: Mesh
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k most similar keys of every query: similarities and numbers, [n, k], best first."""
+    """Return the k most similar keys of each query: similarities and numbers [n, k], best first."""
     parts = []
     for start in range(0, len(queries), QUERY_BLOCK):
         rows = queries[start : start + QUERY_BLOCK]
@@ -31,7 +31,7 @@ def nearest_rows(
 
 @functools.cache
 def _merge(mesh: Mesh) -> jax.stages.Wrapped:
-    """Jit, once a mesh: the best k of those found so far and of one more block of keys."""
+    """Compile, once for each mesh, the best k of those found so far and one more block of keys."""
 
     def merge(
         queries: jax.Array, keys: jax.Array, first: jax.Array, best: jax.Array, numbers: jax.Array

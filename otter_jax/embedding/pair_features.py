@@ -28,7 +28,7 @@ class PairFeatures(NamedTuple):
 def embed_pairs(
     source: Source, encoder: Encoder, folder: Path, numbers: Sequence[int] | None = None
 ) -> PairFeatures:
-    """Run both towers over the pairs of a source; of several captions over the first.
+    """Run both towers over the pairs of a source; of several captions, over the first.
 
     Args:
         source: the pairs.

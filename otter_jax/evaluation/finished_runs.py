@@ -50,7 +50,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return {"a": {"b": 1}} -> {"a.b": 1}."""
+    """Return nested values on one level: {"a.b": 1} for {"a": {"b": 1}}."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):

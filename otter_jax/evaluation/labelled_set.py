@@ -85,7 +85,7 @@ class LabelledSet:
         return answer(self.labelled.images, encoder, features, bank, names, labels, count)
 
     def contents(self) -> dict[str, Any]:
-        """Return number of images and classes, and what was left out."""
+        """Return the number of images and of classes, and what was left out."""
         labelled = (self.labelled.labels >= 0).any(axis=1)
         counts = {
             "images": len(labelled),
@@ -98,7 +98,7 @@ class LabelledSet:
         return {key: count for key, count in counts.items() if count} | left_out
 
     def chance(self) -> dict[str, float]:
-        """Return hits of a random ranking."""
+        """Return the hits of a random ranking."""
         return {
             f"{prefix}hit@{k}": value
             for prefix, way in self.countings.items()
@@ -110,7 +110,7 @@ class LabelledSet:
     def _embed(
         self, encoder: Encoder, store: FeatureStore
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return embeddings of the readable images, which these are, and the class bank."""
+        """Return the embeddings of the readable images, their numbers, and the class bank."""
         found = compute_features(self.labelled.images, encoder, store, self.name)
         self.unreadable = found.unreadable
         names = self.labelled.class_names

@@ -19,7 +19,7 @@ def classify(
     *,
     mesh: Mesh | None = None,
 ) -> np.ndarray:
-    """Return the class to which each test image's k nearest training images give most.
+    """Return the class to which each test image's k nearest training images give most weight.
 
     A neighbour's vote weighs exp(similarity / 0.07) (Wu et al. 2018, Unsupervised Feature Learning
     via Non-Parametric Instance Discrimination); of equally similar ones the lower number is nearer.

@@ -23,7 +23,7 @@ def evaluate(
     *,
     mesh: Mesh | None = None,
 ) -> dict[str, float]:
-    """Return flat hit@k of images against classes; images without a label are not counted.
+    """Return the flat hit@k of images against classes; images without a label are not counted.
 
     Args:
         image_features: float [n, d], unit rows.

@@ -33,7 +33,7 @@ class Costs(Protocol):
 
 
 def read_evaluation(path: Path, step: int) -> dict[str, dict[str, float]]:
-    """Return `{set: {metric: value}}` as metrics.jsonl has it for one step; empty where it has none."""
+    """Return `{set: {metric: value}}` of one step in metrics.jsonl; empty where it has none."""
     results: dict[str, dict[str, float]] = {}
     for line in complete_lines(path):
         values = json.loads(line)
@@ -58,7 +58,7 @@ class Reporter(AbstractContextManager):
         batch_size: int,
         wandb_project: str | None = None,
     ):
-        """Open the files of `workdir`, and drops what they say of steps after `resume_step`."""
+        """Open the files of `workdir`, and drop what they say of steps after `resume_step`."""
         self._files: list[Any] = []
         self._total_steps = total_steps
         self._batch_size = batch_size
@@ -96,7 +96,7 @@ class Reporter(AbstractContextManager):
             self._metrics.sync()
 
     def waiting(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """Pass batches on and adds up the time that was spent waiting for them."""
+        """Pass batches on and add up the time that was spent waiting for them."""
         batches = iter(batches)
         while True:
             start = time.perf_counter()
@@ -105,7 +105,7 @@ class Reporter(AbstractContextManager):
             yield batch
 
     def start_clock(self, step: int) -> None:
-        """Rate, waits and time left count from after `step`; so compilation is left out."""
+        """Count rate, waits and time left from after `step`; so compilation is left out."""
         self._last, self._waited = (step, time.perf_counter()), 0.0
 
     def costs(self, step: int, costs: Costs) -> None:
@@ -180,7 +180,7 @@ class Reporter(AbstractContextManager):
 
 
 def start_wandb(project: str, workdir: Path) -> Any:
-    """Return a run at Weights & Biases; where the workdir has one already, that one goes on."""
+    """Start a run at Weights & Biases; if the workdir has one already, that one goes on."""
     import wandb
 
     known = workdir / "wandb_id"

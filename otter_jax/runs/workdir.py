@@ -24,7 +24,7 @@ from otter_jax.terminal import say
 
 @contextlib.contextmanager
 def claimed(config: ConfigDict, workdir: Path) -> Iterator["Lock"]:
-    """Make the workdir, holds its lock while the context lasts, and writes config.json.
+    """Make the workdir, write config.json, and hold the lock while the context lasts.
 
     Raises:
         ValueError: if the workdir cannot be made or written, belongs to another config, or another
@@ -65,7 +65,7 @@ class Lock(AbstractContextManager):
             raise refusal or ValueError(f"{path.parent} is in use")
 
     def __exit__(self, *exception: object) -> None:
-        """Lets go of the folder."""
+        """Let go of the folder."""
         if self._file is None:
             return
         if self._is_ours():
@@ -98,7 +98,7 @@ class Lock(AbstractContextManager):
 
 
 def _open_locked(path: Path) -> TextIO:
-    """Return the lock's file, open and locked; ValueError naming its owner where it is not free."""
+    """Open and lock the lock's file (ValueError naming its owner where it is not free)."""
     file = path.open("a+", encoding="utf-8")
     file.seek(0)
     try:
@@ -115,7 +115,7 @@ def _open_locked(path: Path) -> TextIO:
 
 
 def _owner() -> dict[str, Any]:
-    """Return who this process is, for people to read."""
+    """Describe this process, for people to read."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # In a container a user may have no name.
@@ -125,7 +125,7 @@ def _owner() -> dict[str, Any]:
 
 
 def _describe(owner: str) -> str:
-    """Return the contents of the lock's file in words."""
+    """Return the contents of the lock's file, in words."""
     try:
         return "process {process} of {user} on {host}, started {started}".format(
             **json.loads(owner)

@@ -14,7 +14,7 @@ def unit(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def released_hits(ranked: np.ndarray, labels: np.ndarray) -> float:
-    """The published count: images for which the k nearest and the true classes intersect."""
+    """Return the published count: images for which the k nearest and the true classes intersect."""
     truths = [set(row) - {-1} for row in labels.tolist()]
     hits = [bool(truth & set(row)) for truth, row in zip(truths, ranked.tolist(), strict=True)]
     return float(np.mean([hit for hit, truth in zip(hits, truths, strict=True) if truth]))

@@ -107,7 +107,7 @@ def test_damage_is_named_and_set_aside(
 
 
 def damage(checkpoint: Path, harm: str) -> None:
-    """Does to the largest file of the variables what disks and people do."""
+    """Do to the largest file of the variables what disks and people do."""
     if harm == "empty":
         shutil.rmtree(checkpoint)
         checkpoint.mkdir()

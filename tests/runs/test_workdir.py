@@ -14,7 +14,7 @@ from otter_jax.runs.workdir import Lock, claimed, refuse_in_use
 
 
 def hold(folder: str, ready: "multiprocessing.synchronize.Event") -> None:
-    """Another process, which holds a folder until it is killed."""
+    """Start another process, which holds a folder until it is killed."""
     with Lock(Path(folder) / "run.lock"):
         ready.set()
         signal.pause()
