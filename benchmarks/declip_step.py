@@ -17,12 +17,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from otter_jax import objectives, sharding, train
+from otter_jax import objectives, sharding
 from otter_jax.data.masking import num_masked_slots
 from otter_jax.embedding import encoder
 from otter_jax.models import dual_encoder
 from otter_jax.objectives import nearest_neighbor, self_supervision
 from otter_jax.training import step
+from otter_jax.training.data import views_of
+from otter_jax.training.optimizers import make_optimizer, make_schedule
+from otter_jax.training.state import initial_state, make_memory, state_places
 
 CLIP, DECLIP = "CLIP", "DeCLIP"
 SUPERVISIONS = ("ss", "mvs", "nns")
@@ -54,7 +57,7 @@ def random_batch(config: ConfigDict, vocabulary_size: int) -> dict[str, np.ndarr
 
 def views_used(config: ConfigDict, options: objectives.Method) -> set[str]:
     """Return the names of the arrays that the loader makes for these options."""
-    views = train.views_of(config, options)
+    views = views_of(config, options)
     names = {"image", "tokens", "token_mask"}
     names |= {"image2"} if views.images > 1 else set()
     names |= {"tokens2", "token_mask2"} if views.second_text else set()
@@ -71,13 +74,13 @@ def make_step(config: ConfigDict, everything: bool) -> Run:
     module = encoder.build_module(config)
     vocabulary_size = module.text.config.vocab_size
     model, variables = dual_encoder.split(module)
-    schedule = step.make_schedule(config, config.total_steps)
-    optimizer = step.make_optimizer(config, schedule)
-    train_step = step.make_train_step(model, options, optimizer, schedule, config, mesh)
-    memory = train.make_memory(options, config.model.embed_dim)
-    state = step.initial_state(
-        variables, optimizer, uses_teacher=options.uses_teacher, memory=memory
-    )
+    schedule = make_schedule(config, config.total_steps)
+    optimizer = make_optimizer(config, schedule)
+    memory = make_memory(options, config.model.embed_dim)
+    state = initial_state(variables, optimizer, uses_teacher=options.uses_teacher, memory=memory)
+    settings = step.StepSettings.of(config)
+    learner = step.Learner(model, options, optimizer, schedule, settings, mesh)
+    train_step = step.make_train_step(learner, state_places(mesh, state, fsdp=False))
     all_views, used = random_batch(config, vocabulary_size), views_used(config, options)
     batch = sharding.put_batch(mesh, {k: v for k, v in all_views.items() if k in used})
 

@@ -43,7 +43,8 @@ def abstract_state(path: Path) -> Any:
     from otter_jax import objectives
     from otter_jax.embedding import encoder
     from otter_jax.models import dual_encoder
-    from otter_jax.training import step
+    from otter_jax.training.optimizers import make_optimizer
+    from otter_jax.training.state import TrainState, initial_state
 
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
@@ -52,11 +53,11 @@ def abstract_state(path: Path) -> Any:
     for tower in (config.model.image, config.model.text):
         tower.pretrained = None
     options = objectives.make_method(**config.objective)
-    optimizer = step.make_optimizer(config, lambda count: config.optimizer.learning_rate)
+    optimizer = make_optimizer(config, lambda count: config.optimizer.learning_rate)
 
-    def make() -> step.TrainState:
+    def make() -> TrainState:
         _, variables = dual_encoder.split(encoder.build_module(config))
-        return step.initial_state(variables, optimizer, uses_teacher=options.uses_teacher)
+        return initial_state(variables, optimizer, uses_teacher=options.uses_teacher)
 
     return jax.eval_shape(make)
 

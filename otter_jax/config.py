@@ -424,13 +424,6 @@ def total_steps(config: ConfigDict, num_pairs: int) -> int:
     return max(1, int(config.total_epochs * num_pairs / config.batch_size))
 
 
-def without_micro_batches(config: ConfigDict) -> ConfigDict:
-    """Return the same config with all rows of a batch going through the towers at once."""
-    config = config.copy_and_resolve_references()
-    config.micro_batch = None
-    return config
-
-
 def as_dict(config: ConfigDict) -> dict[str, Any]:
     """Return what config.json holds: nested plain values, keys in order.
 
@@ -477,11 +470,13 @@ def load(path: Path) -> ConfigDict:
     config = default_config()
     known = _flatten(config.to_dict())
     saved = json.loads(path.read_text(encoding="utf-8"))
-    own = _own_options(path, saved["objective"]["name"])
+    own = _own_options(path, saved.get("objective", {}).get("name", config.objective.name))
     for key, value in _flatten(saved).items():
         value = tuple(value) if isinstance(value, list) else value
-        if key in known and key.startswith("objective.") and key not in own:
-            continue  # Earlier versions kept the options of all methods.
+        if key.startswith("objective.") and key in known and key != "objective.name":
+            # Earlier versions kept the options of all methods. A default stays unset.
+            if key not in own or value == own[key]:
+                continue
         if OVERRIDE.fullmatch(key):
             group, _, name = key.rpartition(".")
             with config.unlocked():
@@ -493,14 +488,14 @@ def load(path: Path) -> ConfigDict:
     return config
 
 
-def _own_options(path: Path, name: str) -> set[str]:
-    """Return the keys that a saved config's method has (ValueError if it is not known)."""
+def _own_options(path: Path, name: str) -> dict[str, Any]:
+    """Return the options of a saved config's method by key (ValueError if it is not known)."""
     if name not in METHODS:
         raise ValueError(
             f"{path}: objective {name!r} is none of {', '.join(METHODS)}; import the file that "
             "registers it first"
         )
-    return {"objective.name", *(f"objective.{key}" for key in fields_of(METHODS[name]))}
+    return {f"objective.{key}": field.default for key, field in fields_of(METHODS[name]).items()}
 
 
 def describe_unknown_key(key: str) -> str | None:

@@ -14,7 +14,7 @@ from configs import quickstart
 from otter_jax import objectives, sharding
 from otter_jax.data.sources import open_source
 from otter_jax.embedding.image_collections import compute_features, from_source
-from otter_jax.train import build_parts
+from otter_jax.training.parts import build_parts
 
 NUM_SPLITS = 3
 VALIDATION_SHARE = TEST_SHARE = 0.1

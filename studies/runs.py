@@ -15,7 +15,9 @@ from otter_jax.evaluation.ranks import best_true_ranks
 from otter_jax.models import dual_encoder
 from otter_jax.models.dual_encoder import DualEncoder, FunctionalModel, Variables
 from otter_jax.models.projections import make_projection
-from otter_jax.training.step import initial_state, make_optimizer, make_schedule, make_train_step
+from otter_jax.training.optimizers import make_optimizer, make_schedule
+from otter_jax.training.state import initial_state, state_places
+from otter_jax.training.step import Learner, StepSettings, make_train_step
 from studies.collection import NUM_SPLITS, Collection, make_split, shuffled_captions
 from studies.methods import Method, Setting
 
@@ -124,11 +126,14 @@ class Trainer:
         schedule = make_schedule(config, self.shape[0])
         optimizer = make_optimizer(config, schedule)
         mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
-        self.model, _ = self.make_model(0)
-        step = make_train_step(self.model, self.options, optimizer, schedule, config, mesh)
+        self.model, variables = self.make_model(0)
+        settings, uses_teacher = StepSettings.of(config), self.options.uses_teacher
+        learner = Learner(self.model, self.options, optimizer, schedule, settings, mesh)
+        state = initial_state(variables, optimizer, uses_teacher=uses_teacher)
+        step = make_train_step(learner, state_places(mesh, state, fsdp=False))
 
         def train(variables: Variables, pairs: dict[str, jax.Array], order: jax.Array) -> Variables:
-            state = initial_state(variables, optimizer, uses_teacher=self.options.uses_teacher)
+            state = initial_state(variables, optimizer, uses_teacher=uses_teacher)
 
             def one_step(state: Any, rows: jax.Array) -> tuple[Any, None]:
                 return step(state, {name: array[rows] for name, array in pairs.items()})[0], None

@@ -17,7 +17,7 @@ from test_step import batch_of, build, mesh_of, vit_config
 from otter_jax import config as config_lib
 from otter_jax import objectives, sharding
 from otter_jax.runs.checkpoints import Checkpoints
-from otter_jax.training.step import TrainState
+from otter_jax.training.state import TrainState
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = """

@@ -178,7 +178,7 @@ def claimed(folder: Path) -> Iterator[None]:
         OSError: If it cannot be made or written.
     """
     # Imports JAX, which the processes that write do without.
-    from otter_jax.runs.workdir import Lock
+    from otter_jax.runs.workdir import WorkdirLock
 
     if folder.is_file():
         raise ValueError(f"--to={folder} is a file; name a new folder")
@@ -187,7 +187,7 @@ def claimed(folder: Path) -> Iterator[None]:
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = Lock(folder / LOCK)
+        lock = WorkdirLock(folder / LOCK)
     except OSError as error:
         raise OSError(f"--to={folder} cannot be written: {error.strerror}") from None
     try:

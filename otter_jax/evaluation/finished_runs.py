@@ -44,7 +44,8 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
             if name not in OTHERS
             for metric, value in metrics.items()
         }
-        config = config_lib.as_dict(config_lib.load(path / "config.json"))
+        # Not `as_dict`: options that a method leaves at its defaults are no difference to another.
+        config = json.loads(config_lib.load(path / "config.json").to_json())
         runs.append(Run(path, flatten(config), flat))
     return runs
 

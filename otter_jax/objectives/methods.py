@@ -311,6 +311,7 @@ class Views(Otter):
     """
 
     uses_views: ClassVar[bool] = True
+    multi_view_weight: ClassVar[float | None] = None  # See `Declip`.
 
     initial_scale: float = 1.0 / 0.07
     targets: str = "identity"

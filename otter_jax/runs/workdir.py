@@ -23,7 +23,7 @@ from otter_jax.terminal import say
 
 
 @contextlib.contextmanager
-def claimed(config: ConfigDict, workdir: Path) -> Iterator["Lock"]:
+def claimed(config: ConfigDict, workdir: Path) -> Iterator["WorkdirLock"]:
     """Make the workdir, write config.json, and hold the lock while the context lasts.
 
     Raises:
@@ -35,7 +35,7 @@ def claimed(config: ConfigDict, workdir: Path) -> Iterator["Lock"]:
     with contextlib.ExitStack() as stack:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(Lock(workdir / "run.lock"))
+            lock = stack.enter_context(WorkdirLock(workdir / "run.lock"))
             refuse_other_config(config, workdir)  # Again: another run may just have made it.
             write_json(workdir / "config.json", config_lib.as_dict(config))
         except OSError as error:
@@ -43,7 +43,7 @@ def claimed(config: ConfigDict, workdir: Path) -> Iterator["Lock"]:
         yield lock
 
 
-class Lock(AbstractContextManager):
+class WorkdirLock(AbstractContextManager):
     """A folder in the hands of this run, until the context is left or the process ends.
 
     The lock is the kernel's (`flock`), which frees it however the process ends; the file only says

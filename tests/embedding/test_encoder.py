@@ -21,7 +21,7 @@ from otter_jax.json_files import write_json
 from otter_jax.models import dual_encoder
 from otter_jax.models.export import export_dual_encoder
 from otter_jax.runs import checkpoints
-from otter_jax.training import step
+from otter_jax.training.state import initial_state
 
 SMALL_BERT = Path(__file__).parents[1] / "golden" / "towers" / "small_bert"
 
@@ -162,7 +162,7 @@ def make_workdir(config: ConfigDict, workdir: Path) -> encoder.Encoder:
     workdir.mkdir(exist_ok=True)
     write_json(workdir / "config.json", config_lib.as_dict(config))
     encoder.keep_description(made, workdir)
-    state = step.initial_state(made.variables, optax.identity(), uses_teacher=False)
+    state = initial_state(made.variables, optax.identity(), uses_teacher=False)
     with checkpoints.Checkpoints(workdir / "checkpoints", create=True) as saved:
         saved.save(state)
     return made

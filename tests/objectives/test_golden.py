@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from otter_jax import objectives
-from otter_jax.objectives import nearest_neighbor
+from otter_jax.objectives import methods, nearest_neighbor
 
 STORED = Path(__file__).parents[1] / "golden" / "objectives"
 # Names in the files, and ours; the files' parts are not weighted as ours are.
@@ -45,17 +45,20 @@ def options_of(config: dict, tile: int | None) -> objectives.Method:
     weights = {"image_weight": config["vv_coef"], "text_weight": config["tt_coef"]}
     # The released code scales the penalty with these weights: without them nothing is removed.
     removes = bool(config["remove_diag"]) and sum(weights.values()) > 0
-    return objectives.make_method(
-        config["method"].lower(),
-        alpha=config["alpha"],
-        epsilon=config["sinkhorn_lambda"],
-        iterations=config["sinkhorn_iter"],
-        smoothing=config["label_smoothing"],
-        teacher_scale=config["teacher_temperature"],
-        remove_diagonal=removes,
-        tile=tile,
+    options = {
+        "alpha": config["alpha"],
+        "epsilon": config["sinkhorn_lambda"],
+        "iterations": config["sinkhorn_iter"],
+        "smoothing": config["label_smoothing"],
+        "teacher_scale": config["teacher_temperature"],
+        "remove_diagonal": removes,
+        "tile": tile,
         **weights,
-    )
+    }
+    # The files say of every method what only some have.
+    name = config["method"].lower()
+    own = methods.fields_of(objectives.METHODS[name])
+    return objectives.make_method(name, **{k: v for k, v in options.items() if k in own})
 
 
 def compute_declip(

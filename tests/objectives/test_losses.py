@@ -325,7 +325,7 @@ def test_trust_has_no_gradient(tile: int | None) -> None:
 @pytest.mark.parametrize(
     ("options", "trust", "message"),
     [
-        (WEIGHTED, None, "'infonce' with alpha=0.5 and pair_weight='estimated' needs the pairs'"),
+        (WEIGHTED, None, "'infonce' with pair_weight='estimated' needs the pairs' trust"),
         ({}, TRUST, "pair_weight=None does not use the pairs' trust"),
         (WEIGHTED, TRUST[:5], r"trust has shape \(5,\); it must be \(6,\)"),
         (WEIGHTED, TRUST[:, None], r"trust has shape \(6, 1\); it must be \(6,\)"),
