@@ -40,6 +40,17 @@ BOOKKEEPING_KEYS = (
     "profile",
     "wandb_project",
 )
+# What keys are called elsewhere.
+CUSTOMARY_NAMES = {
+    "lr": "learning_rate",
+    "wd": "weight_decay",
+    "epochs": "total_epochs",
+    "steps": "total_steps",
+    "bs": "batch_size",
+    "warmup": "warmup_steps",
+    "temperature": "initial_scale",
+    "eps": "epsilon",
+}
 OVERRIDE = re.compile(r"model\.(image|text)\.overrides\.[^.]+")  # Any plain value.
 
 
@@ -504,6 +515,7 @@ def describe_unknown_key(key: str) -> str | None:
     if key in known or OVERRIDE.fullmatch(key):
         return None
     name = key.rpartition(".")[2]
+    name = CUSTOMARY_NAMES.get(name, name)
     near = [other for other in known if other.rpartition(".")[2] == name]
     near = near or difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {' or '.join(near)}? All keys" if near else "all keys"
