@@ -64,7 +64,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def inspect(options: argparse.Namespace) -> dict[str, Any]:
-    """Print, writes and returns the findings.
+    """Print, write and return the findings.
 
     Raises:
         ValueError: For a SPEC, model or number that makes no sense.
@@ -153,7 +153,7 @@ def report(found: dict[str, Any]) -> str:
 
 
 def draw_histograms(path: Path, tally: statistics.Tally) -> None:
-    """One histogram each of width, height, width / height, characters and words."""
+    """Draw one histogram each of width, height, width / height, characters and words."""
     from matplotlib.figure import Figure
 
     columns = {**tally.columns, "width / height": tally.aspects()}
@@ -176,7 +176,7 @@ def draw_samples(
     encoder: Any,
     notes: Sequence[str] = ("",) * SAMPLES,
 ) -> None:
-    """A sheet of images as the model sees them (whole, without a model), with their captions.
+    """Draw a sheet of images as the model sees them (whole, without a model), with captions.
 
     Args:
         path: A .png file.
@@ -229,7 +229,7 @@ def write_trust(folder: Path, source: Source, pairs: dict[str, Any], found: Any)
 
 
 def draw_trust(path: Path, found: Any) -> None:
-    """Histograms of the statistic: of the pairs, and of captions drawn at random in their share."""
+    """Draw the statistic's histograms: of the pairs, and of random captions in their share."""
     from matplotlib.figure import Figure
 
     ends = np.quantile(np.concatenate([found.statistic, found.null]), [0.001, 0.999])
@@ -260,7 +260,7 @@ def _load(model: Path | None) -> Any:
 
 
 def _quickstart_encoder() -> Any:
-    """Return the towers of configs/quickstart.py, which are good for any pictures and English captions."""
+    """Return the towers of configs/quickstart.py, good for any pictures and English captions."""
     from otter_jax import sharding
     from otter_jax.config import default_config
     from otter_jax.embedding.encoder import build_module, make_encoder

@@ -90,7 +90,7 @@ class Mixing(grain.transforms.DatasetSelectionMap):
         return source, period * int(self._weights[source]) + int(self._place[rest])
 
     def shares(self, count: int) -> list[int]:
-        """Return by source, how many of `count` elements in a row it gives, rounded up."""
+        """Return, by source, how many of `count` elements in a row it gives, rounded up."""
         return [-(-count * weight // len(self._source)) for weight in self._weights.tolist()]
 
 
@@ -170,5 +170,5 @@ def with_values(load: Loader, name: str, values: np.ndarray) -> Loader:
 
 
 def _own_seed(seed: int, source: int) -> int:
-    """Return a seed for each source, lest sources of one length go through the same permutations."""
+    """Return a seed of each source's own, lest those of one length share their permutations."""
     return int(np.random.SeedSequence((seed, source)).generate_state(1)[0])

@@ -22,7 +22,7 @@ class CaptionPairs:
     """
 
     def __init__(self, source: Source) -> None:
-        """Number the captions.
+        """Give every caption a number.
 
         Raises:
             ValueError: If the source does not know how many captions its records have.

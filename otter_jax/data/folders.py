@@ -117,7 +117,7 @@ class Folder:
 
 
 def has_captions(root: Path) -> bool:
-    """Return whether the captions of a folder lie beside its images, rather than in its folders' names.
+    """Return whether captions lie beside a folder's images, rather than in its folders' names.
 
     The majority decides; where a minority has captions, that these are not used is logged.
     """

@@ -220,7 +220,7 @@ def _check_range(image: Image.Image) -> None:
 
 
 def _is_plain_jpeg(image: Image.Image, data: bytes) -> bool:
-    """Return whether OpenCV may decode it: it fills what a cut JPEG lacks with grey, without a word."""
+    """Return whether OpenCV may decode it: of a cut JPEG it fills the rest with grey, unsaid."""
     return image.format == "JPEG" and image.mode in ("RGB", "L") and data.endswith(b"\xff\xd9")
 
 
@@ -294,7 +294,7 @@ def _inside(image: np.ndarray, side: int) -> tuple[int, int]:
 
 
 def _pad(image: np.ndarray, side: int) -> np.ndarray:
-    """Return centre an image of at most `side` pixels a side on a white square."""
+    """Return an image of at most `side` pixels a side, centred on a white square."""
     height, width = image.shape[:2]
     top, left = (side - height) // 2, (side - width) // 2
     square = np.full((side, side, 3), _WHITE, np.uint8)

@@ -122,7 +122,7 @@ class PairLoader:
         )
 
     def _pair(self, step: int, record: int) -> tuple[list[np.ndarray], str, int]:
-        """Return views of the image of a record, or of the next that can be read; caption and number."""
+        """Return image views, caption and number of a record, or of the next that can be read."""
         tried = min(len(self.source), MOST_IN_A_ROW)
         for candidate in range(record, record + tried):
             number = candidate % len(self.source)
@@ -215,7 +215,7 @@ def _generators(
 
 
 def _generator(seed: int, step: int, record: int, stream: int) -> np.random.Generator:
-    """Yield independent random numbers for one view of one record at one step."""
+    """Return independent random numbers for one view of one record at one step."""
     # Stream 0 is `default_rng((seed, step, record))`, that of the runs before there were views.
     spawn_key = (stream,) if stream else ()
     entropy = np.random.SeedSequence((seed, step, record), spawn_key=spawn_key)

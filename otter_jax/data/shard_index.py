@@ -165,7 +165,7 @@ class ShardIndex:
         return self._data[segment.start : segment.start + segment.length]
 
     def __reduce__(self) -> tuple[Callable[..., "ShardIndex"], tuple[Any, ...]]:
-        """Return pickle the name of the file, so that processes share its pages."""
+        """Pickle the name of the file, so that processes share its pages."""
         if self._file is None:
             return ShardIndex, (self._data,)
         return _reopen, (self._file, self.fingerprint)

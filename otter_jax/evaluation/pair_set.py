@@ -60,7 +60,7 @@ class PairSet:
         return answer(self.images, encoder, features, texts, self.captions, truth, count)
 
     def contents(self) -> dict[str, Any]:
-        """Return number of pairs, and what was left out."""
+        """Return the number of pairs, and what was left out."""
         several = {"captions": len(self.captions)} if len(self.captions) != len(self.images) else {}
         return {
             "pairs": len(self.images) - len(self.unreadable),
@@ -88,7 +88,7 @@ class PairSet:
 
 
 def pairs_of_source(name: str, source: Source) -> PairSet:
-    """Return the pairs of a data SPEC; an image has several captions where its metadata list them."""
+    """Return the pairs of a data SPEC; an image may have several captions."""
     keys, captions, owners = [], [], []
     for number, (name_of_record, record) in enumerate(named_records(source)):
         keys.append(name_of_record)

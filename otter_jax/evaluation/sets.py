@@ -36,7 +36,7 @@ class EvaluationSet(Protocol):
         ...
 
     def answers(self, encoder: Encoder, store: FeatureStore, count: int) -> Answers:
-        """Return what the encoder says of `count` images, half of them hits where there are enough."""
+        """Return what the encoder says of `count` images, half of them hits if there are enough."""
         ...
 
     def contents(self) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def load_folder(name: str, folder: Path, classes: ClassList | None = None) -> Ze
 
 
 def load_csv(name: str, path: Path, classes: ClassList | None = None) -> ZeroShotSet:
-    """Return a CSV with the columns `image` (a path, from the CSV's folder) and `labels` ("cat|animal").
+    """Read a CSV with the columns `image` (a path from its folder) and `labels` ("cat|animal").
 
     Classes are all labels that occur, in alphabetical order, unless a class list is given.
 
@@ -91,7 +91,7 @@ def from_pairs(name: str, source: Source, classes: ClassList) -> ZeroShotSet:
 
 
 def read_header(path: str) -> list[str]:
-    """Return the column names of a CSV; none where there is no such file, which its reader will say."""
+    """Return the column names of a CSV; none where there is no file, which its reader will say."""
     if not Path(path).is_file():
         return []
     with Path(path).open(newline="", encoding="utf-8-sig") as file:
