@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from otter_jax.data import images, statistics
+from otter_jax.data.records import read_in_order
 from otter_jax.data.sources import Source, describe_skipped_files, open_source, skipped_files
 
 SAMPLES, COLUMNS, THUMBNAIL = 24, 6, 160
@@ -92,8 +93,9 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
     tally = statistics.Tally()
-    for number in progress(numbers, len(numbers), "inspect"):
-        tally.add(source, int(number))
+    read = read_in_order(source, map(int, numbers))
+    for number, record in progress(read, len(numbers), "inspect"):
+        tally.add_record(number, record)
     found = {
         "data": source.name,
         "pairs": len(source),

@@ -7,6 +7,7 @@ IMAGE_NAMES = ("image", "image_path", "img", "filepath", "file_path", "file", "f
                "filename", "path")  # fmt: skip
 CAPTION_NAMES = ("caption", "captions", "text", "texts", "title", "sentence", "sentences",
                  "description")  # fmt: skip
+LABEL_NAMES = ("label", "labels", "class", "classes", "class_name", "label_name", "category")
 ADDRESS_NAMES = {"url", "urls", "image_url", "img_url", "link"}
 
 

@@ -1,13 +1,14 @@
 """What a data source gives, what it is asked for, and how a caption is cleaned."""
 
 import codecs
+import itertools
 import json
 import math
 import os
 import stat
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -16,6 +17,7 @@ import numpy as np
 MAX_CAPTION_CHARACTERS = 10_000
 MAX_CAPTION_BYTES = 4 * MAX_CAPTION_CHARACTERS  # UTF-8 needs at most four bytes a character.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_READ_AT_A_TIME = 64  # Records, whose images are in memory together.
 
 
 class Record(NamedTuple):
@@ -73,6 +75,34 @@ class Source(Protocol):
             ValueError: If the data have changed since they were opened.
         """
         ...
+
+
+def read_records(source: Source, numbers: Sequence[int]) -> list[Record | RecordError]:
+    """Return some records by their numbers, or why one cannot be used.
+
+    A source that reads many records for little more than the price of one has a method
+    `read_many` that does the same.
+    """
+    read_many = getattr(source, "read_many", None)
+    if read_many is not None:
+        return read_many(numbers)
+    return [_read_one(source, number) for number in numbers]
+
+
+def _read_one(source: Source, number: int) -> Record | RecordError:
+    try:
+        return source[number]
+    except RecordError as error:
+        return error
+
+
+def read_in_order(
+    source: Source, numbers: Iterable[int]
+) -> Iterator[tuple[int, Record | RecordError]]:
+    """Yield the numbers of records with what `read_records` gives, some of them read at a time."""
+    numbers = iter(numbers)
+    while part := list(itertools.islice(numbers, _READ_AT_A_TIME)):
+        yield from zip(part, read_records(source, part), strict=True)
 
 
 class Progress(Protocol):

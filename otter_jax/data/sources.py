@@ -28,6 +28,7 @@ from otter_jax.data.records import (
     Source,
     choose_captions,
     no_progress,
+    read_records,
     refuse_too_many_bad,
 )
 from otter_jax.data.shard_index import choose_file
@@ -234,8 +235,24 @@ class Mixture:
         """Return record `i`; errors are those of its source."""
         number = range(len(self))[i]
         part = bisect.bisect_right(self._starts, number) - 1
-        record = self.sources[part][number - self._starts[part]]
-        return record._replace(key=f"{part}:{record.key}")
+        return _of_part(part, self.sources[part][number - self._starts[part]])
+
+    def read_many(self, numbers: Sequence[int]) -> list[Record | RecordError]:
+        """Read some records, those of each source together; see `records.read_records`."""
+        found: dict[int, Record | RecordError] = {}
+        places = [range(len(self))[number] for number in numbers]
+        for part, start in enumerate(self._starts[:-1]):
+            own = [place for place in set(places) if start <= place < self._starts[part + 1]]
+            read = read_records(self.sources[part], [place - start for place in own])
+            found |= {place: _of_part(part, each) for place, each in zip(own, read, strict=True)}
+        return [found[place] for place in places]
+
+
+def _of_part(part: int, record: Record | RecordError) -> Record | RecordError:
+    """Put the number of its source before a record's key."""
+    if isinstance(record, RecordError):
+        return record
+    return record._replace(key=f"{part}:{record.key}")
 
 
 def skipped_files(source: Source) -> dict[str, str]:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from otter_jax.data import images
-from otter_jax.data.records import Record, RecordError, Source, name_record
+from otter_jax.data.records import Record, RecordError, Source, name_record, read_in_order
 from otter_jax.embedding.encoder import Encoder
 from otter_jax.embedding.features import Arrays, FeatureStore, fingerprint
 from otter_jax.runs.reporting import progress, say
@@ -72,10 +72,8 @@ def from_files(root: Path, names: Sequence[str]) -> ImageCollection:
 
 def named_records(source: Source) -> Iterator[tuple[str, Record | None]]:
     """Yield a name for every record, and the record; None for one that turns out unusable."""
-    for number in range(len(source)):
-        try:
-            record = source[number]
-        except RecordError:
+    for number, record in read_in_order(source, range(len(source))):
+        if isinstance(record, RecordError):
             yield name_record(number), None
         else:
             yield name_record(number, record.key), record
