@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from otter_jax.data.records import RecordError, Source, read_records
+from otter_jax.data.records import Record, RecordError, Source, read_in_order
 
 SAMPLED = 200  # Records that are looked at when a source is opened.
 SHOWN = 10  # Captions that are shown of them.
@@ -47,6 +47,7 @@ _DOUBTS = (
     _Doubt("are names of files or addresses", _FILE_NAME.fullmatch),
     _Doubt("are bracketed lists", _LIST.fullmatch),
     _Doubt("hold HTML", _HTML.search),
+    _Doubt("have several lines", lambda text: "\n" in text),
 )
 
 
@@ -101,6 +102,22 @@ def sample_captions(source: Source, count: int = SAMPLED) -> list[str]:
         source: The pairs.
         count: How many records to look at.
     """
+    return [record.caption for record in sample_records(source, count)]
+
+
+def sample_records(source: Source, count: int = SAMPLED) -> list[Record]:
+    """Return some records, evenly spread; those that can be read."""
     numbers = np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).astype(int))
-    records = read_records(source, numbers.tolist())
-    return [record.caption for record in records if not isinstance(record, RecordError)]
+    read = read_in_order(source, numbers.tolist())
+    return [record for _, record in read if not isinstance(record, RecordError)]
+
+
+def are_lists_of_lines(records: Sequence[Record]) -> bool:
+    """Return whether captions are the lines of a text, as in clip-benchmark's shards.
+
+    Args:
+        records: Some of them. There every text has several lines, and there are no metadata, which
+            a download would have.
+    """
+    several = sum("\n" in record.caption for record in records)
+    return 2 * several > len(records) and not any(record.metadata for record in records)

@@ -16,7 +16,13 @@ import numpy as np
 
 MAX_CAPTION_CHARACTERS = 10_000
 MAX_CAPTION_BYTES = 4 * MAX_CAPTION_CHARACTERS  # UTF-8 needs at most four bytes a character.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+FIRST_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+IMAGE_SUFFIXES = (*FIRST_IMAGE_SUFFIXES, ".jfif", ".jpe", ".ppm", ".pgm", ".pbm", ".pnm", ".apng",
+                  ".avif", ".heic", ".heif", ".jxl")  # fmt: skip
+# Of images that are not read, which are counted where they are found.
+OTHER_IMAGE_SUFFIXES = (".svg", ".svgz", ".eps", ".psd", ".ai", ".ico", ".tga", ".dds", ".exr",
+                        ".hdr", ".jp2", ".j2k", ".jpx", ".dng", ".cr2", ".cr3", ".nef", ".arw",
+                        ".raw", ".dcm", ".xcf", ".qoi")  # fmt: skip
 _READ_AT_A_TIME = 64  # Records, whose images are in memory together.
 
 
@@ -151,6 +157,13 @@ def choose_captions(text: str, metadata: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((text, *listed) if text else listed))
 
 
+def caption_lines(text: str, metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the lines of the text member as captions, and those that the metadata list."""
+    lines = clean_captions(split_lines(text))
+    listed = choose_captions(lines[0] if lines else "", metadata)
+    return tuple(dict.fromkeys((*lines, *listed)))
+
+
 def parse_metadata(data: bytes) -> dict[str, Any]:
     """Return the json object in `data`, or `{}` if it is none: a pair can do without metadata."""
     try:
@@ -195,6 +208,19 @@ def is_image_name(name: str) -> bool:
     """Return whether a file is an image by its name; hidden files are not."""
     base = os.path.basename(name)
     return base.lower().endswith(IMAGE_SUFFIXES) and not base.startswith(".")
+
+
+def other_image_suffix(name: str) -> str:
+    """Return the suffix of a file that is an image by its name but of no format that is read."""
+    base = os.path.basename(name).lower()
+    suffix = os.path.splitext(base)[1]
+    return suffix if suffix in OTHER_IMAGE_SUFFIXES and not base.startswith(".") else ""
+
+
+def split_lines(text: str) -> list[str]:
+    """Return the lines of a text, which end at newlines and not, as `splitlines`, at U+2028."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
 
 
 def name_record(number: int, key: str = "") -> str:

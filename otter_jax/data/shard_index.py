@@ -31,7 +31,7 @@ from otter_jax.data import storage
 
 ROW = np.dtype([("offset", "<i8", 3), ("size", "<i8", 3)])  # In bytes; size 0: no such member.
 
-_MAGIC = b"otterix3"
+_MAGIC = b"otterix4"
 _END = struct.Struct("<QI")  # Length of the table, crc32 of all before.
 _CHUNK = 1 << 20
 _FOLDER = ".otter_jax"  # Beside the shards.
