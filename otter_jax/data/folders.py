@@ -23,8 +23,8 @@ from otter_jax.data.records import (
     parse_metadata,
     read_image,
     size_of_image,
-    split_lines,
 )
+from otter_jax.data.text_files import split_lines
 
 _MOST_BYTES = {".txt": MAX_CAPTION_BYTES, ".json": 1 << 20}  # What is read of a file.
 

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from otter_jax.data.text_files import split_lines
+
 MAX_CAPTION_CHARACTERS = 10_000
 MAX_CAPTION_BYTES = 4 * MAX_CAPTION_CHARACTERS  # UTF-8 needs at most four bytes a character.
 FIRST_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -215,12 +217,6 @@ def other_image_suffix(name: str) -> str:
     base = os.path.basename(name).lower()
     suffix = os.path.splitext(base)[1]
     return suffix if suffix in OTHER_IMAGE_SUFFIXES and not base.startswith(".") else ""
-
-
-def split_lines(text: str) -> list[str]:
-    """Return the lines of a text, which end at newlines and not, as `splitlines`, at U+2028."""
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return lines[:-1] if lines[-1] == "" else lines
 
 
 def name_record(number: int, key: str = "") -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from otter_jax.data.text_files import read_lines
+
 DEFAULT_TEMPLATE = "a photo of {}."
 
 # The prompts that CLIP's authors published for ImageNet (Radford et al. 2021, section 3.1.4):
@@ -66,7 +68,7 @@ def read_templates(value: str | Sequence[str]) -> tuple[str, ...]:
         value: `clip80`, a template, a text file of one template a line, or several templates.
 
     Raises:
-        ValueError: for a template without {}, or none at all.
+        ValueError: for a template without {}, or none at all, and for a file that is not UTF-8.
         FileNotFoundError: for a value that looks like a file that is not there.
     """
     if not isinstance(value, str):
@@ -76,7 +78,7 @@ def read_templates(value: str | Sequence[str]) -> tuple[str, ...]:
     elif "{}" in value:
         templates = (value,)
     elif Path(value).expanduser().is_file():
-        lines = Path(value).expanduser().read_text(encoding="utf-8").splitlines()
+        lines = read_lines(Path(value).expanduser())
         templates = tuple(line.strip() for line in lines if line.strip())
     elif value.endswith(".txt"):
         raise FileNotFoundError(f"there is no file of templates at {value}")
