@@ -24,8 +24,8 @@ from otter_jax.data.records import count_reasons, refuse_too_many_bad
 from otter_jax.data.sources import (
     Source,
     count_by_source,
-    describe_skipped_files,
     open_source,
+    remarks,
     skipped_files,
 )
 from otter_jax.embedding import trust
@@ -171,8 +171,8 @@ def train(config: ConfigDict, workdir: Path) -> Results:
                 every_caption=config.data.captions == "all",
                 progress=reporting.progress,
             )
-            if damage := describe_skipped_files(source):
-                say(damage)
+            for remark in remarks(source):
+                say(remark)
             refuse_bad_data(config, source, {})
             refuse_other_data(source, workdir)
             record_order(config, source, np.arange(len(source)))  # Refuses too few pairs.

@@ -31,7 +31,7 @@ from typing import Any
 from otter_jax.data.builders.recipes import RECIPES, open_pairs
 from otter_jax.data.records import RecordError, Source, in_words, read_in_order
 from otter_jax.data.scan_pool import scan_in_order
-from otter_jax.data.sources import describe_skipped_files, skipped_files
+from otter_jax.data.sources import remarks, skipped_files
 from otter_jax.data.tfds_source import UNFINISHED
 
 MANIFEST = "manifest.json"
@@ -153,8 +153,8 @@ def _convert(options: argparse.Namespace, folder: Path, run: Runner) -> dict[str
     source = open_pairs(
         options.spec, options.recipe, cache_dir=folder / UNFINISHED, progress=progress
     )
-    if damage := describe_skipped_files(source):
-        say(damage)
+    for remark in remarks(source):
+        say(remark)
     job = Job(source, folder, options.name, options.recipe, options.records_per_shard)
     begin(job)
     missing = find_missing(job, progress)

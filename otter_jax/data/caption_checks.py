@@ -12,7 +12,7 @@ import numpy as np
 
 from otter_jax.data.records import Record, RecordError, Source, read_in_order
 
-SAMPLED = 200  # Records that are looked at when a source is opened.
+SAMPLED = 100  # Records that are looked at when a source is opened.
 SHOWN = 10  # Captions that are shown of them.
 
 _SUSPICIOUS = 0.2  # Share of the captions, from which on something is said.

@@ -51,7 +51,7 @@ def test_a_few_among_many_are_not_mentioned() -> None:
 
 def test_the_open_collection_reads_like_captions() -> None:
     captions = sample_captions(open_source("open_clipart"))
-    assert len(captions) == 200 and doubts(captions) == []
+    assert len(captions) == 100 and doubts(captions) == []
 
 
 @pytest.mark.parametrize(
