@@ -118,7 +118,7 @@ class ParquetTable:
         self._metadata = file.metadata
         groups = [self._metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
         self._first_rows = np.cumsum([0, *groups])
-        with self._explaining_damage("Parquet file"):
+        with self._explaining_damage("damaged Parquet file"):
             schema = file.schema_arrow
             image, captions = choose_columns(schema.names, options, name, caption_names)
             self._bytes_column, path_column = _image_columns(_field(schema, image), path)
@@ -127,8 +127,19 @@ class ParquetTable:
                 _refuse_no_text(_field(schema, caption), path)
             self._caption_columns = _read_columns(file, captions)
             self._image_paths = _read_columns(file, [path_column])[0] if path_column else None
+            self._refuse_other_lengths()
             self._failed = self._failed_downloads(file, image)
             self._check_rows(hashlib.sha256(self._sample_images()))
+
+    def _refuse_other_lengths(self) -> None:
+        """Refuse a file whose columns are longer or shorter than its footer says (ValueError)."""
+        columns = self._caption_columns + ([] if self._image_paths is None else [self._image_paths])
+        rows = self._metadata.num_rows
+        if {len(column) for column in columns} != {rows} or self._first_rows[-1] != rows:
+            raise ValueError(
+                f"{self._path}: damaged Parquet file (its footer and its columns count rows "
+                "differently)"
+            )
 
     def _failed_downloads(self, file: "ParquetFile", image: str) -> dict[int, str]:
         """Return the rows of img2dataset's output that have no image, and what it says of each."""
@@ -224,7 +235,7 @@ class ParquetTable:
 
     @contextlib.contextmanager
     def _explaining_damage(self, what: str) -> Iterator[None]:
-        """Make of the errors of Arrow, which are of many types, one line that names the file."""
+        """Make of Arrow's errors, which are of many types, a ValueError that names the file."""
         import pyarrow
 
         try:
@@ -274,8 +285,14 @@ class ParquetTable:
         if storage.state_of(str(self._path)) != self._state:
             raise ValueError(f"{self._path} has changed since it was opened; restart the run")
         file = self._open(self._metadata)  # The footer of many groups takes longer than a group.
-        with self._explaining_damage(f"row group {group} cannot be read"):
-            return file.read_row_group(group, columns=[self._bytes_column]).column(0)
+        try:
+            with self._explaining_damage(f"damaged row group {group}"):
+                column = file.read_row_group(group, columns=[self._bytes_column]).column(0)
+        except ValueError as error:
+            raise RecordError(f"damaged row group: {error}") from None
+        if len(column) != self._metadata.row_group(group).num_rows:
+            raise RecordError(f"damaged row group: {self._path}, {group}")
+        return column
 
 
 def _read_columns(file: "ParquetFile", names: Sequence[str]) -> list["ChunkedArray"]:

@@ -56,7 +56,7 @@ class Tally:
             self._add_caption(record)
             height, width = images.decode(record.image).shape[:2]
         except (RecordError, images.ImageError) as error:
-            self.unreadable_by_reason[getattr(error, "reason", str(error))] += 1
+            self.unreadable_by_reason[str(error).partition(": ")[0]] += 1
             if len(self.unreadable) < NAMED:
                 self.unreadable[name] = str(error)
             return
