@@ -72,7 +72,7 @@ def memory(folder: Path, records: int) -> None:
 
 
 def measure(step: str, folder: str) -> dict[str, float]:
-    """Return time, peak memory in MiB and size of the index, of one step in a process of its own."""
+    """Return time, peak memory in MiB and size of the index, of one step in this process."""
     from otter_jax.data.batches import record_order
     from otter_jax.data.caption_pairs import CaptionPairs
     from otter_jax.data.shard_index import Scan, load_index

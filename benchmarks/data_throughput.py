@@ -83,7 +83,7 @@ def measure(stream: Iterator[Any], count: int) -> tuple[float, float]:
 
 
 def cpu_seconds() -> float:
-    """Return what this process and its workers have used; it counts where other programs run as well."""
+    """Return what this process and its workers have used, which others' programs leave alone."""
     seconds = time.process_time()
     for worker in multiprocessing.active_children():
         fields = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
@@ -153,7 +153,7 @@ class ImageFolder:
     """A map-style data set of JPEG files, as the released code of OTTER reads them."""
 
     def __init__(self, folder: Path, transform: Callable[[Image.Image], Any]):
-        """Lists the files."""
+        """List the files."""
         self.paths, self.transform = sorted(folder.glob("*.jpg")), transform
 
     def __len__(self) -> int:
@@ -197,7 +197,7 @@ def webdataset_batches(
 def print_stages(
     folder: Path, tokenizer: Tokenizer, captions: list[str], augmentation: str
 ) -> None:
-    """What one core does a second, stage by stage."""
+    """Print what one core does a second, stage by stage."""
     files = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))[:PHOTOS]]
     arrays = [images.decode(data) for data in files]
     rng = np.random.default_rng(0)
@@ -228,7 +228,7 @@ def calls_per_second(function: Callable[[Any], Any], values: list[Any], rounds: 
 
 
 def photo_like(rng: np.random.Generator) -> np.ndarray:
-    """Return uint8 [HEIGHT, WIDTH, 3] noise that needs the two bits a pixel of photographs as a JPEG."""
+    """Return noise that needs the two bits a pixel of photographs as a JPEG; uint8."""
     across, down = np.fft.fftfreq(WIDTH) * WIDTH, np.fft.fftfreq(HEIGHT) * HEIGHT
     frequency = np.maximum(np.hypot(across, down[:, None]), 1.0)
     light, red, blue = (
