@@ -134,7 +134,7 @@ def _read_parts(index: Path) -> dict[str, np.ndarray]:
 
 
 def _read_hints(folder: Path) -> dict[str, Any]:
-    """Return what a folder's files beside config.json, or timm's config.json, say about its towers."""
+    """Return what a folder says about its towers outside of their configuration."""
 
     def read(name: str) -> dict[str, Any]:
         return read_json(folder / name) if (folder / name).is_file() else {}

@@ -181,7 +181,7 @@ def _batch_norm_forward(
 def _batch_norm_backward(
     epsilon: float, saved: tuple[jax.Array, ...], gradients: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return written out, because the derived gradient passes over the batch several times more."""
+    """Return the gradients, written out: derived ones pass over the batch several times more."""
     x, scale, mean, inverse = saved
     gradient = cpu_forms.as_it_is(gradients[0])
     rows = gradient.reshape(-1, x.shape[-1]).astype(jnp.float32)
@@ -289,7 +289,7 @@ def _layer_norm_forward(
 def _layer_norm_backward(
     epsilon: float, saved: tuple[jax.Array, ...], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return written out, as batch norm's: the derived gradient keeps and passes over more arrays."""
+    """Return the gradients, written out: derived ones keep and pass over more arrays."""
     x, scale, mean, inverse = saved
     x, gradient = cpu_forms.as_it_is((x, gradient))
     normalised = (x.astype(jnp.float32) - mean) * inverse
@@ -352,7 +352,7 @@ def _normal_distribution(x: jax.Array) -> jax.Array:
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Return zero each element with probability `rate` and scale the rest to keep the mean.
+    """Set each element to zero with probability `rate` and scale the rest to keep the mean.
 
     `key` is one for all, or one for each row of [N, ...], which is then dropped in the same way
     whatever rows are beside it. None means no dropout (evaluation).
@@ -361,7 +361,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 
 def drop_examples(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Return zero whole examples (stochastic depth, Huang et al. 2016) and scale the rest.
+    """Set whole examples to zero (stochastic depth, Huang et al. 2016) and scale the rest.
 
     `key` as in `dropout`.
     """

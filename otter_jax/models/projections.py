@@ -21,7 +21,7 @@ class Mlp(nnx.Module):
         self.out = nnx.Linear(width, embed_dim, rngs=rngs, precision="highest")
 
     def __call__(self, features: jax.Array) -> jax.Array:
-        """Return [N, width] -> [N, embed_dim]."""
+        """Map [N, width] to [N, embed_dim]."""
         return self.out(nnx.gelu(self.hidden(features)))
 
 
@@ -71,7 +71,7 @@ def kind_of(projection: nnx.Module) -> str:
 
 
 def output_width(projection: nnx.Module, width: int) -> int:
-    """Return numbers in an embedding, behind a tower of `width` features."""
+    """Return how many numbers an embedding has, behind a tower of `width` features."""
     last = projection.out if isinstance(projection, Mlp) else projection
     return last.out_features if isinstance(last, nnx.Linear) else width
 

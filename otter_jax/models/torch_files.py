@@ -181,7 +181,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _named_tensors(module: _Attributes, prefix: str) -> Iterator[tuple[str, _View]]:
-    """Yield the tensors of a TorchScript module and of those inside it, named as in a state dict."""
+    """Yield the tensors of a TorchScript module, named as in a state dict."""
     for name, value in module.items():
         if isinstance(value, _View):
             yield f"{prefix}{name}", value

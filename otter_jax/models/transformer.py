@@ -201,7 +201,7 @@ class SelfAttention(nnx.Module):
         return self.output(mixed.transpose(0, 2, 1, 3).reshape(x.shape))
 
     def _by_head(self, x: jax.Array) -> jax.Array:
-        """Return [B, L, width] -> [B, heads, L, width / heads]; batched products are fastest this way."""
+        """Map [B, L, width] to [B, heads, L, width / heads], the fastest order for both products."""
         batch, length, width = x.shape
         return x.reshape(batch, length, self.heads, width // self.heads).transpose(0, 2, 1, 3)
 
