@@ -6,7 +6,9 @@ segment. The others differ from it in a few settings, and in the names of their 
 
 * `Roberta` (Liu et al. 2019; also XLM-R and CamemBERT) counts positions from behind the padding's;
 * `DistilBert` (Sanh et al. 2019) has no token types;
-* `MPNet` (Song et al. 2020) adds a bias to the attention that depends on the distance of tokens.
+* `MPNet` (Song et al. 2020) adds a bias to the attention that depends on the distance of tokens;
+* `Electra` (Clark et al. 2020) may have embeddings narrower than its layers;
+* `Albert` (Lan et al. 2019) has them too, and one layer that is applied again and again.
 
 Every Hugging Face folder of these types fits, among them the sentence encoders: DeCLUTR and
 sentence-transformers' (MiniLM), whose embedding is the mean over tokens that these towers return.
@@ -37,6 +39,9 @@ class BertConfig:
     """Shape of a BERT, with the names of Hugging Face's config.json; the defaults are BERT-base.
 
     Attributes:
+        embedding_size: width of the embeddings, from which a linear layer leads to `hidden_size`;
+            None for embeddings of that width, without such a layer.
+        shared_layer: whether all layers are one, with the same weights.
         type_vocab_size: number of token types, of which the towers use the first; 0 for none.
         pad_token_id: id whose embedding gets no gradient; None for none.
         positions_after_padding: whether positions count the tokens other than padding, from
@@ -71,6 +76,8 @@ class BertConfig:
     positions_after_padding: bool = False
     relative_attention_num_buckets: int = 0
     drop_attended: bool = True
+    embedding_size: int | None = None
+    shared_layer: bool = False
     pooling: Literal["mean", "cls"] = "mean"
     mlm_head: bool = False
     mlm_act: str | None = None
@@ -150,6 +157,18 @@ class MPNetConfig(BertConfig):
     mlm_act: str | None = "gelu"
 
 
+@dataclass(frozen=True)
+class AlbertConfig(BertConfig):
+    """Shape of an ALBERT; the defaults are ALBERT-base (version 2)."""
+
+    vocab_size: int = 30000
+    hidden_act: str = "gelu_new"
+    hidden_dropout_prob: float = 0.0
+    attention_probs_dropout_prob: float = 0.0
+    embedding_size: int | None = 128
+    shared_layer: bool = True
+
+
 class _Layers(transformer.LayerFactory):
     """Makes the layers of one BERT, which share their initialiser too."""
 
@@ -159,7 +178,7 @@ class _Layers(transformer.LayerFactory):
     def embedding(self, rows: int, columns: int | None = None) -> nnx.Embed:
         return nnx.Embed(
             rows,
-            columns or self.config.hidden_size,
+            columns or self.config.embedding_size or self.config.hidden_size,
             embedding_init=jax.nn.initializers.normal(self.config.initializer_range),
             dtype=self.dtype,
             rngs=self.rngs,
@@ -244,7 +263,7 @@ class Bert(nnx.Module):
 
     config_class: type[BertConfig] = BertConfig
     checkpoint_layouts = (bert_layouts.BERT_LAYOUT,)
-    model_types: tuple[str, ...] = ("bert",)
+    model_types: tuple[str, ...] = ("bert", "chinese_clip_text_model")
 
     def __init__(
         self,
@@ -266,13 +285,17 @@ class Bert(nnx.Module):
         self.position_embeddings = make.embedding(config.max_position_embeddings)
         types, buckets = config.type_vocab_size, config.relative_attention_num_buckets
         self.token_type_embeddings = make.embedding(types) if types else None
-        self.embeddings_norm = make.norm()
+        self.embeddings_norm = make.norm(config.embedding_size)
+        self.embeddings_project = (
+            make.projection(config.embedding_size, config.hidden_size)
+            if config.embedding_size
+            else None
+        )
         self.relative_bias = (
             make.embedding(buckets, config.num_attention_heads) if buckets else None
         )
-        self.layers = nnx.List(
-            [TransformerLayer(config, make) for _ in range(config.num_hidden_layers)]
-        )
+        made = 1 if config.shared_layer else config.num_hidden_layers
+        self.layers = nnx.List([TransformerLayer(config, make) for _ in range(made)])
         self.mlm_head = MaskedLanguageHead(config, make) if config.mlm_head else None
         self.width = config.hidden_size
 
@@ -314,13 +337,18 @@ class Bert(nnx.Module):
         length, longest = tokens.shape[1], self.config.longest_text
         if length > longest:
             raise ValueError(f"texts have {length} tokens; this BERT takes at most {longest}")
-        first_key, *layer_keys = split_key(dropout_key if train else None, 1 + len(self.layers))
+        layers = list(self.layers)
+        if self.config.shared_layer:
+            layers *= self.config.num_hidden_layers
+        first_key, *layer_keys = split_key(dropout_key if train else None, 1 + len(layers))
         x = self.embeddings_norm(self._embed(jnp.asarray(tokens)))
         x = dropout(x, self.config.hidden_dropout_prob, first_key)
+        if self.embeddings_project is not None:
+            x = self.embeddings_project(x)
         bias = self.attention_bias(jnp.asarray(token_mask))
         apply = TransformerLayer.__call__
         apply = nnx.remat(apply) if self.config.remat else apply
-        for layer, key in zip(self.layers, layer_keys, strict=True):
+        for layer, key in zip(layers, layer_keys, strict=True):
             x = apply(layer, x, bias, key)
         return x
 
@@ -402,10 +430,27 @@ class MPNet(Bert):
     model_types = ("mpnet",)
 
 
+class Electra(Bert):
+    """Text tower: ELECTRA, the part that discriminates."""
+
+    checkpoint_layouts = (bert_layouts.ELECTRA_LAYOUT,)
+    model_types = ("electra",)
+
+
+class Albert(Bert):
+    """Text tower: ALBERT."""
+
+    config_class = AlbertConfig
+    checkpoint_layouts = (bert_layouts.ALBERT_LAYOUT,)
+    model_types = ("albert",)
+
+
 PRESETS = {
+    "albert": Preset(Albert),
     "bert": Preset(Bert),
     "camembert": Preset(Roberta, {"vocab_size": 32005}),
     "distilbert": Preset(DistilBert),
+    "electra": Preset(Electra),
     "minilm": Preset(Bert, {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536}),
     "mpnet": Preset(MPNet),
     "roberta": Preset(Roberta),

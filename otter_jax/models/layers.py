@@ -86,11 +86,26 @@ def max_pool(images: jax.Array, size: int = 3, stride: int = 2, padding: int = 1
     return jax.lax.reduce_window(images, -jnp.inf, jax.lax.max, window, strides, pads)
 
 
-def average_pool(images: jax.Array, size: int) -> jax.Array:
-    """Average over windows of size x size side by side; a rest at the border is left out."""
+def average_pool(images: jax.Array, size: int, keep_rest: bool = False) -> jax.Array:
+    """Average over windows of size x size side by side.
+
+    Args:
+        images: [B, H, W, C].
+        size: pixels of a window's side; 1 returns the images.
+        keep_rest: whether a rest at the border makes windows of its own, the mean of the pixels
+            that are there (PyTorch's `ceil_mode` without `count_include_pad`); it is left out
+            otherwise.
+
+    Returns:
+        [B, H / size, W / size, C], rounded up to keep a rest and down to leave it out.
+    """
     if size == 1:
         return images
     batch, height, width, channels = images.shape
+    if keep_rest and (height % size or width % size):
+        rest = ((0, 0), (0, -height % size), (0, -width % size), (0, 0))
+        counts = jnp.pad(jnp.ones((1, height, width, 1), images.dtype), rest)
+        return average_pool(jnp.pad(images, rest), size) / average_pool(counts, size)
     rows, columns = height // size, width // size
     images = images[:, : rows * size, : columns * size]
     windows = images.reshape(batch, rows, size, columns, size, channels)

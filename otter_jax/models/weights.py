@@ -34,17 +34,17 @@ class CheckpointLayout:
         ignored: patterns (with * and ?) of names in the file that the tower has no use for.
         prepare: what remains to be done to the respelled arrays, such as taking a fused matrix
             apart; None for nothing.
-        fields: the tower's configuration from the fields of config.json (empty for a lone file)
-            and the respelled arrays, whose shapes say the rest; None takes config.json's as
-            they are.
+        fields: the tower's configuration from its description (empty for a lone file)
+            and the respelled arrays, whose shapes say the rest; a `descriptions.Guess` for what
+            neither says.
     """
 
     recognised_by: str
     names: tuple[Substitution, ...]
+    fields: Callable[[Mapping[str, Any], CheckpointArrays], dict[str, Any]]
     spellings: tuple[Substitution, ...] = ()
     ignored: tuple[str, ...] = ()
     prepare: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None
-    fields: Callable[[Mapping[str, Any], CheckpointArrays], dict[str, Any]] | None = None
 
     def respell(self, arrays: CheckpointArrays) -> dict[str, np.ndarray]:
         """Return the arrays under the one spelling that `names` leads to."""
@@ -143,7 +143,8 @@ def assign_arrays(
         module: any module, whose weights are named by its own paths after the substitutions.
         arrays: by these names.
         names: see `CheckpointLayout`.
-        allow_missing, allow_unexpected: as in `load_weights`.
+        allow_missing: as in `load_weights`.
+        allow_unexpected: as in `load_weights`.
 
     Raises:
         ValueError: as `load_weights`.
