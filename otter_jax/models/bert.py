@@ -169,13 +169,15 @@ class AlbertConfig(BertConfig):
     shared_layer: bool = True
 
 
-class _Layers(transformer.LayerFactory):
+class LayerFactory(transformer.LayerFactory):
     """Makes the layers of one BERT, which share their initialiser too."""
 
     def projection(self, inputs: int, outputs: int) -> Linear:
+        """Return a linear layer with bias."""
         return self.linear(inputs, outputs, self.config.initializer_range)
 
     def embedding(self, rows: int, columns: int | None = None) -> nnx.Embed:
+        """Return a table, as wide as the embeddings unless said otherwise."""
         return nnx.Embed(
             rows,
             columns or self.config.embedding_size or self.config.hidden_size,
@@ -188,12 +190,9 @@ class _Layers(transformer.LayerFactory):
 class TransformerLayer(nnx.Module):
     """Attention and a two-layer perceptron, each with a residual sum and layer norm after it."""
 
-    def __init__(self, config: BertConfig, make: _Layers) -> None:
-        """Build the layer."""
-        deviation = config.initializer_range
-        self.attention = transformer.SelfAttention(
-            make, deviation=deviation, output_deviation=deviation
-        )
+    def __init__(self, config: BertConfig, make: LayerFactory, attention: nnx.Module) -> None:
+        """Build the layer around its attention."""
+        self.attention = attention
         self.attention_norm = make.norm()
         self.intermediate = make.projection(config.hidden_size, config.intermediate_size)
         self.output = make.projection(config.intermediate_size, config.hidden_size)
@@ -218,7 +217,7 @@ class MaskedLanguageHead(nnx.Module):
     The decoder is the table of word embeddings with a bias, or a linear map of its own.
     """
 
-    def __init__(self, config: BertConfig, make: _Layers) -> None:
+    def __init__(self, config: BertConfig, make: LayerFactory) -> None:
         """Build the head."""
         tied = config.tie_word_embeddings
         self.dense = make.projection(config.hidden_size, config.hidden_size)
@@ -280,7 +279,7 @@ class Bert(nnx.Module):
             dtype: type of the computation; parameters stay float32, and so does the softmax.
         """
         self.config = config = config or self.config_class()
-        make = _Layers(config, dtype, rngs)
+        make = LayerFactory(config, dtype, rngs)
         self.word_embeddings = make.embedding(config.vocab_size)
         self.position_embeddings = make.embedding(config.max_position_embeddings)
         types, buckets = config.type_vocab_size, config.relative_attention_num_buckets
@@ -295,7 +294,9 @@ class Bert(nnx.Module):
             make.embedding(buckets, config.num_attention_heads) if buckets else None
         )
         made = 1 if config.shared_layer else config.num_hidden_layers
-        self.layers = nnx.List([TransformerLayer(config, make) for _ in range(made)])
+        self.layers = nnx.List(
+            [TransformerLayer(config, make, self.make_attention(make)) for _ in range(made)]
+        )
         self.mlm_head = MaskedLanguageHead(config, make) if config.mlm_head else None
         self.width = config.hidden_size
 
@@ -323,7 +324,12 @@ class Bert(nnx.Module):
             ValueError: the texts are longer than the position table.
         """
         states = self.encode_tokens(tokens, token_mask, train=train, dropout_key=dropout_key)
-        return TowerOutput(self._pool(states, token_mask), states)
+        return TowerOutput(pool_tokens(states, token_mask, self.config.pooling), states)
+
+    def make_attention(self, make: LayerFactory) -> nnx.Module:
+        """Return the attention of one layer, whose `bias` is what `attention_bias` returns."""
+        deviation = self.config.initializer_range
+        return transformer.SelfAttention(make, deviation=deviation, output_deviation=deviation)
 
     def encode_tokens(
         self,
@@ -384,18 +390,31 @@ class Bert(nnx.Module):
         x = _look_up(self.word_embeddings, tokens, padding)
         if self.token_type_embeddings is not None:
             x = x + self.token_type_embeddings(jnp.zeros((1,), jnp.int32))
+        if self.position_embeddings is None:  # DeBERTa's, whose attention knows of distances.
+            return x
         if not self.config.positions_after_padding:
             return x + self.position_embeddings(jnp.arange(tokens.shape[1]))
         counted = tokens != padding
         positions = padding + jnp.cumsum(counted, axis=1) * counted
         return x + _look_up(self.position_embeddings, positions, padding)
 
-    def _pool(self, states: jax.Array, token_mask: jax.Array) -> jax.Array:
-        if self.config.pooling == "cls":
-            return states[:, 0].astype(jnp.float32)
-        weights = jnp.asarray(token_mask, jnp.float32)[:, :, None]
-        total = jnp.sum(states.astype(jnp.float32) * weights, axis=1)
-        return total / jnp.maximum(jnp.sum(weights, axis=1), 1.0)
+
+def pool_tokens(states: jax.Array, token_mask: jax.Array, pooling: str) -> jax.Array:
+    """Return one vector a text.
+
+    Args:
+        states: [B, L, width].
+        token_mask: bool [B, L], False on padding.
+        pooling: "mean" over the tokens, or "cls", the first one.
+
+    Returns:
+        float32 [B, width]; zeros for the mean of a text without tokens.
+    """
+    if pooling == "cls":
+        return states[:, 0].astype(jnp.float32)
+    weights = jnp.asarray(token_mask, jnp.float32)[:, :, None]
+    total = jnp.sum(states.astype(jnp.float32) * weights, axis=1)
+    return total / jnp.maximum(jnp.sum(weights, axis=1), 1.0)
 
 
 def _look_up(table: nnx.Embed, ids: jax.Array, padding: int | None) -> jax.Array:

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from otter_jax.models.dual_encoder import DualEncoder, Heads, TrainableParts
 from otter_jax.models.pretrained import make_config, read_description
-from otter_jax.models.projections import kind_of, make_projection
+from otter_jax.models.projections import kind_of, make_projection, settings_of
 from otter_jax.models.two_towers import KINDS
 
 Blueprint = dict[str, Any]  # Holds what JSON can hold.
@@ -29,7 +29,10 @@ def describe(module: DualEncoder) -> Blueprint:
     """Return the shape of a dual encoder: towers, kinds of projections, heads, embedding size."""
     sides = {
         kind: describe_tower(getattr(module, kind))
-        | {"projection": kind_of(getattr(module, f"{kind}_projection"))}
+        | {
+            "projection": kind_of(getattr(module, f"{kind}_projection")),
+            "projection_settings": settings_of(getattr(module, f"{kind}_projection")),
+        }
         for kind in KINDS
     }
     has_bias = hasattr(module, "logit_bias")
@@ -63,6 +66,7 @@ def build(
                 towers[kind].width,
                 blueprint["embed_dim"],
                 rngs=nnx.Rngs(0),
+                **blueprint[kind].get("projection_settings", {}),
             )
             for kind in KINDS
         }

@@ -149,7 +149,7 @@ def _openai_fields(saved: Description, arrays: CheckpointArrays) -> Fields:
 HUGGING_FACE_LAYOUT = CheckpointLayout(
     recognised_by="embeddings.token_embedding.weight",
     names=HUGGING_FACE_NAMES,
-    ignored=("embeddings.position_ids",),
+    ignored=("embeddings.position_ids", "head.*"),  # The latter is SigLIP's projection.
     fields=_hugging_face_fields,
 )
 OPENAI_LAYOUT = CheckpointLayout(

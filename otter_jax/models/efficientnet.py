@@ -7,9 +7,8 @@ instead of swish, stem and head not scaled. Module and checkpoint names follow t
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +61,6 @@ PYTORCH_LAYOUT = CheckpointLayout(
     ),
     # The classifier's head, and PyTorch's counters of training steps.
     ignored=("_fc.*", "*.num_batches_tracked"),
-    fields=lambda saved, arrays: _refuse_description(saved),
 )
 
 
@@ -225,13 +223,6 @@ class InvertedBottleneck(nnx.Module):
         x = relu6(self.depthwise(x, train))
         x = self.project(x, train)
         return images + drop_examples(x, self.drop_rate, key) if self.residual else x
-
-
-def _refuse_description(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return no settings: the one model of this kind comes without a description."""
-    if saved:
-        raise ValueError("a config.json beside EfficientNet-Lite0's weights is of another model")
-    return {}
 
 
 class EfficientNetLite0(nnx.Module):

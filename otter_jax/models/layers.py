@@ -137,7 +137,7 @@ def _lax_convolution(
 
 
 class Conv(nnx.Module):
-    """A convolution without bias; depthwise if asked."""
+    """A convolution, without bias unless asked; depthwise if asked."""
 
     def __init__(
         self,
@@ -148,6 +148,7 @@ class Conv(nnx.Module):
         padding: Padding = "SAME",
         *,
         depthwise: bool = False,
+        use_bias: bool = False,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
@@ -155,6 +156,7 @@ class Conv(nnx.Module):
         shape = (kernel_size, kernel_size, 1 if depthwise else in_channels, out_channels)
         initialise = jax.nn.initializers.he_normal(in_axis=(0, 1, 2), out_axis=3)
         self.kernel = nnx.Param(initialise(rngs.params(), shape, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(out_channels)) if use_bias else None
         self.stride = stride
         self.padding: Padding = padding
         self.depthwise = depthwise
@@ -164,7 +166,8 @@ class Conv(nnx.Module):
         """Map [B, H, W, in] to [B, rows, columns, out]."""
         images, kernel = images.astype(self.dtype), self.kernel[...].astype(self.dtype)
         convolve = depthwise_conv2d if self.depthwise else conv2d
-        return convolve(images, kernel, self.stride, self.padding)
+        convolved = convolve(images, kernel, self.stride, self.padding)
+        return convolved if self.bias is None else convolved + self.bias[...].astype(self.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -321,22 +324,27 @@ layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 class LayerNorm(nnx.Module):
     """Layer norm over the last axis."""
 
-    def __init__(self, num_features: int, *, epsilon: float, dtype: DTypeLike) -> None:
+    def __init__(
+        self, num_features: int, *, epsilon: float, use_bias: bool = True, dtype: DTypeLike
+    ) -> None:
         """Start as the identity on normalised rows.
 
         Args:
             num_features: channels C.
             epsilon: added to the variance.
+            use_bias: whether something is added to each channel.
             dtype: type of the result; parameters and computation are float32.
         """
         self.scale = nnx.Param(jnp.ones(num_features, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(num_features, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(num_features, jnp.float32)) if use_bias else None
         self.epsilon, self.dtype = epsilon, dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalise [..., C]."""
         rows = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-        return layer_norm(rows, self.scale[...], self.bias[...], self.epsilon).reshape(x.shape)
+        scale = self.scale[...]
+        bias = jnp.zeros_like(scale) if self.bias is None else self.bias[...]
+        return layer_norm(rows, scale, bias, self.epsilon).reshape(x.shape)
 
 
 @jax.custom_vjp

@@ -85,10 +85,12 @@ def _own_tower(tower: Description, quick_gelu: bool, source: str) -> Description
 def _timm_tower(tower: Description, source: str) -> TowerDescription:
     """Return timm's own kind of description."""
     TIMM_TOWER_KEYS.read(tower, source)
-    saved = {"architecture": tower["timm_model_name"]}
+    saved: dict[str, Any] = {"architecture": tower["timm_model_name"]}
     # open_clip's default is "avg"; an empty name leaves timm's.
     if pool := tower.get("timm_pool", "avg"):
         saved["global_pool"] = pool
+    if "image_size" in tower:
+        saved["model_args"] = {"img_size": tower["image_size"]}
     return TowerDescription(saved)
 
 

@@ -24,7 +24,10 @@ from jax.typing import DTypeLike
 from otter_jax.models import (
     bert,
     clip_text,
+    convnext,
+    deberta,
     efficientnet,
+    modernbert,
     open_clip_files,
     resnet,
     two_tower_configs,
@@ -48,8 +51,18 @@ from otter_jax.models.weights import CheckpointArrays, load_weights, recognise_l
 
 _log = logging.getLogger(__name__)
 
-IMAGE_TOWERS: dict[str, Preset] = {**efficientnet.PRESETS, **resnet.PRESETS, **vit.PRESETS}
-TEXT_TOWERS: dict[str, Preset] = {**bert.PRESETS, **clip_text.PRESETS}
+IMAGE_TOWERS: dict[str, Preset] = {
+    **efficientnet.PRESETS,
+    **resnet.PRESETS,
+    **vit.PRESETS,
+    **convnext.PRESETS,
+}
+TEXT_TOWERS: dict[str, Preset] = {
+    **bert.PRESETS,
+    **clip_text.PRESETS,
+    **deberta.PRESETS,
+    **modernbert.PRESETS,
+}
 
 
 class ProjectedTower(NamedTuple):
@@ -236,10 +249,13 @@ class _Reader(NamedTuple):
             return classes
         fitting = [each for each in classes if model_type in each.model_types]
         if not fitting:
-            known = sorted({name for each in classes for name in each.model_types})
+            known = {name for each in classes for name in each.model_types}
+            # Those of either tower of a model with both go without saying.
+            known = {each for each in known if not each.endswith(("_text_model", "_vision_model"))}
+            known = sorted(known.union(two_tower_configs.MODEL_TYPES))
             raise ValueError(
-                f"{self.location} holds a model of type {model_type!r}; known are: "
-                f"{', '.join((*known, *two_tower_configs.MODEL_TYPES))}"
+                f"{self.location} holds a model of type {model_type!r}; "
+                f"known are: {', '.join(known)}"
             )
         return fitting
 
@@ -252,12 +268,10 @@ class _Reader(NamedTuple):
             tower_class, fields = read_description(saved[OWN_KEY][kind])
         else:
             saved, settings = self._described_half(kind)
-            classes = [
-                each
-                for each in (self._classes_described(saved) if saved else _classes(kind))
-                if each in _classes(kind)
-            ]
-            tower_class = self._recognise(classes, arrays)
+            typed = saved and self.checkpoint.open_clip is None
+            classes = self._classes_described(saved) if typed else _classes(kind)
+            fitting = [each for each in classes if each in _classes(kind)]
+            tower_class = self._recognise(fitting, arrays)
             fields = self._layout_fields(tower_class, saved, arrays) | dict(half.hints) | settings
         tower = self._build(tower_class, fields, arrays)
         try:
@@ -282,6 +296,12 @@ class _Reader(NamedTuple):
     ) -> dict[str, Any]:
         """Return the tower's configuration as its kind of checkpoint says it."""
         layout = recognise_layout(tower_class, arrays)
+        if layout.fields is None:
+            if saved:
+                raise ValueError(
+                    f"{self.location}: its config.json is not of a {tower_class.__name__}"
+                )
+            return {}
         try:
             return layout.fields(saved, layout.respell(arrays))
         except ValueError as error:
@@ -292,6 +312,11 @@ class _Reader(NamedTuple):
     ) -> type[nnx.Module]:
         fitting = [each for each in classes if recognise_layout(each, arrays)]
         if not fitting:
+            if architecture := (self.checkpoint.fields or {}).get("architecture"):
+                raise ValueError(
+                    f"{self.location}: config.json says architecture={architecture!r}, which no "
+                    "tower here computes"
+                )
             names = ", ".join(each.__name__ for each in classes)
             raise ValueError(f"{self.location} is a checkpoint of none of: {names}")
         return self.preferred if self.preferred in fitting else fitting[0]

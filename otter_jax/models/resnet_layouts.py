@@ -78,6 +78,8 @@ def _torchvision_fields(
     saved: Description, arrays: CheckpointArrays, *, averages: bool = False
 ) -> Fields:
     """Read the shape of the network off a state dict with torchvision's names."""
+    if saved:
+        timm_names.architecture_of(saved, TIMM_ARCHITECTURES, "ResNet")
     depths = _depths(arrays)
     bottleneck = "layer1.0.conv3.weight" in arrays
     deep = "conv1.0.weight" in arrays
@@ -96,7 +98,6 @@ def _torchvision_fields(
     if not saved:
         # Anti-aliased and dilated networks have the same names and shapes.
         return shape | {"anti_aliased": Guess(False)}
-    timm_names.architecture_of(saved, TIMM_ARCHITECTURES, "ResNet")
     pool = {"global_pool": timm_names.global_pool_of(saved) or "avg"}
     Keys(only={"global_pool": ("avg",)}).read(pool, timm_names.SOURCE)
     return shape | timm_names.read_arguments(saved, TIMM_ARGUMENTS)

@@ -47,7 +47,8 @@ class ViTConfig(TransformerConfig):
         qkv_bias: a bias on queries, keys and values.
         class_token: a token before the patches that stands for the whole image.
         register_tokens: how many further tokens stand between it and the patches.
-        prefix_positions: whether these tokens have position embeddings as the patches have.
+        prefix_positions: how many of these tokens, from the first on, have position embeddings as
+            the patches have.
         pooling: "cls", the class token; "mean" over the patches; "map", attention of a learned
             query to the patches, with a perceptron behind it (SigLIP).
         norm_after_pooling: the last layer norm is applied to the pooled features, not to all
@@ -59,7 +60,7 @@ class ViTConfig(TransformerConfig):
 
     Raises:
         ValueError: the image has no patch, the pooling is unknown or needs a class token that is
-            not there, or see `TransformerConfig`.
+            not there, more tokens have positions than there are, or see `TransformerConfig`.
     """
 
     image_size: int = 224
@@ -69,7 +70,7 @@ class ViTConfig(TransformerConfig):
     qkv_bias: bool = True
     class_token: bool = True
     register_tokens: int = 0
-    prefix_positions: bool = True
+    prefix_positions: int = 1
     pooling: Literal["cls", "mean", "map"] = "cls"
     norm_after_pooling: bool = False
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -82,6 +83,11 @@ class ViTConfig(TransformerConfig):
             raise ValueError(
                 f"ViTConfig's image_size {self.image_size} holds no patch of {self.patch_size} "
                 "pixels"
+            )
+        if not 0 <= self.prefix_positions <= self.prefix_tokens:
+            raise ValueError(
+                f"ViTConfig's prefix_positions is {self.prefix_positions}; there are "
+                f"{self.prefix_tokens} tokens before the patches"
             )
         if self.pooling not in ("cls", "mean", "map") or (
             self.pooling == "cls" and not self.class_token
@@ -142,7 +148,7 @@ class ViT(nnx.Module):
             config.patch_size, self.width, use_bias=config.patch_bias, dtype=dtype, rngs=rngs
         )
         self.class_token = make.table(self.width, deviation=0.02) if config.class_token else None
-        positions = config.prefix_tokens * config.prefix_positions + config.grid_size**2
+        positions = config.prefix_positions + config.grid_size**2
         self.position_embeddings = make.table(positions, self.width, deviation=0.02)
         self.register_tokens = (
             make.table(config.register_tokens, self.width, deviation=0.02)
@@ -195,10 +201,12 @@ class ViT(nnx.Module):
             if table is not None
         ]
         tokens = [jnp.broadcast_to(rows, (len(patches), *rows.shape)) for rows in tables]
-        if self.config.prefix_positions:
-            x = jnp.concatenate([*tokens, patches], axis=1) + positions
-        else:
-            x = jnp.concatenate([*tokens, patches + positions], axis=1)
+        if without := self.config.prefix_tokens - self.config.prefix_positions:
+            # The positions of those that have one, none for the rest, and of the patches.
+            prefix, of_patches = jnp.split(positions, [self.config.prefix_positions])
+            none = jnp.zeros((without, self.width), positions.dtype)
+            positions = jnp.concatenate([prefix, none, of_patches])
+        x = jnp.concatenate([*tokens, patches], axis=1) + positions
         return x if self.embeddings_norm is None else self.embeddings_norm(x)
 
     def _pool(self, x: jax.Array) -> TowerOutput:

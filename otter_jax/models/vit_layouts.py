@@ -92,11 +92,11 @@ HUGGING_FACE_CLIP_NAMES = (
     (r"^patch_embedding", "embeddings.patch_embedding"),
     (r"^embeddings_norm", "pre_layrnorm"),
     (r"^final_norm", "post_layernorm"),
+    *HUGGING_FACE_CLIP_BLOCKS,
     (r"^attention_pool\.output", "head.attention.out_proj"),
     (r"^attention_pool\.(query|key|value)", r"head.attention.\1"),
     (r"^attention_pool\.norm", "head.layernorm"),
     (r"^attention_pool\.", "head."),
-    *HUGGING_FACE_CLIP_BLOCKS,
 )
 OPENAI_NAMES = (
     (r"^class_token", "class_embedding"),
@@ -144,9 +144,15 @@ def _grid_of(positions: int, prefix_tokens: int) -> int:
     return size
 
 
-def _prefix_of_positions(positions: int, prefix_tokens: int) -> int:
-    """Return how many of the positions are those of tokens before the patches: all or none."""
-    return 0 if math.isqrt(positions) ** 2 == positions else prefix_tokens
+def _positions_before_patches(positions: int, class_token: bool, registers: int) -> int:
+    """Return how many positions are those of tokens before the patches: all, the class token's, 0.
+
+    Rows are left over for the patches, which make a square: that decides it.
+    """
+    for count in (class_token + registers, int(class_token)):
+        if math.isqrt(max(positions - count, 0)) ** 2 == positions - count > 0:
+            return count
+    return 0 if math.isqrt(positions) ** 2 == positions else class_token + registers
 
 
 def _shape_fields(arrays: CheckpointArrays, names: Names) -> Fields:
@@ -167,10 +173,9 @@ def _shape_fields(arrays: CheckpointArrays, names: Names) -> Fields:
         "class_token": has("class_token"),
         "register_tokens": arrays[registers].shape[-2] if registers in arrays else 0,
     }
-    prefix = fields["class_token"] + fields["register_tokens"]
-    of_prefix = _prefix_of_positions(positions, prefix)
-    fields["prefix_positions"] = of_prefix > 0 or prefix == 0
-    fields["image_size"] = _grid_of(positions, of_prefix) * patches.shape[-1]
+    before = _positions_before_patches(positions, fields["class_token"], fields["register_tokens"])
+    fields["prefix_positions"] = before
+    fields["image_size"] = _grid_of(positions, before) * patches.shape[-1]
     if has("attention_pool.probe"):
         fields["pooling"] = "map"
     else:
@@ -232,6 +237,8 @@ TIMM_ARGUMENTS = timm_names.COMMON_ARGUMENTS.extended(
 
 
 def _timm_fields(saved: Description, arrays: CheckpointArrays) -> Fields:
+    # First, since other architectures may lack what tells the shape.
+    facts = timm_names.architecture_of(saved, TIMM_ARCHITECTURES, "ViT") if saved else {}
     if "dist_token" in arrays:
         raise ValueError("the checkpoint has a 'dist_token': distilled DeiTs are not supported")
     after_pooling = "fc_norm.weight" in arrays
@@ -244,7 +251,6 @@ def _timm_fields(saved: Description, arrays: CheckpointArrays) -> Fields:
             shape["pooling"] = "mean"
         guesses = {"num_attention_heads": _guessed_heads(shape), "hidden_act": Guess("gelu")}
         return shape | guesses | {"pooling": Guess(shape["pooling"])}
-    facts = timm_names.architecture_of(saved, TIMM_ARCHITECTURES, "ViT")
     if shape["gated"] and not facts.get("gated"):
         raise ValueError("the checkpoint has gated perceptrons, which its architecture has not")
     heads = TIMM_HEADS[saved["architecture"].split("_")[1]]
@@ -252,7 +258,20 @@ def _timm_fields(saved: Description, arrays: CheckpointArrays) -> Fields:
     fields |= timm_names.read_arguments(saved, TIMM_ARGUMENTS)
     arguments = saved.get("model_args") or {}
     fields |= timm_names.activation(arguments.get("act_layer"))
-    return shape | fields | {"pooling": _timm_pooling(saved, shape)}
+    size = arguments.get("img_size") or (saved.get("pretrained_cfg") or {}).get("input_size")
+    fields |= _image_size(size, shape) | {"pooling": _timm_pooling(saved, shape)}
+    return shape | fields
+
+
+def _image_size(size: Any, shape: Fields) -> Fields:
+    """Return the side of the images, which may have a rest that no patch covers (384 by 14)."""
+    if size is None:
+        return {}
+    sides = set(np.ravel(size)[-2:].tolist())
+    grid = shape["image_size"] // shape["patch_size"]
+    if len(sides) == 1 and (side := sides.pop()) // shape["patch_size"] == grid:
+        return {"image_size": side}
+    return {}
 
 
 def _timm_pooling(saved: Description, shape: Fields) -> str:
@@ -407,6 +426,7 @@ def _openai_fields(saved: Description, arrays: CheckpointArrays) -> Fields:
         shape
         | fields
         | {
+            **_image_size(saved.get("image_size"), shape),
             "num_attention_heads": shape["hidden_size"] // saved.get("head_width", 64),
             "pooling": OPEN_CLIP_POOLS[pool],
             "norm_after_pooling": saved.get("final_ln_after_pool", False),
@@ -432,15 +452,11 @@ class _Prepare:
                 arrays[name] = arrays[name][0]
         if self.grid_size is not None and positions in arrays:
             table = arrays[positions]
-            prefix = _prefix_of_positions(len(table), self._prefix_tokens(arrays))
-            arrays[positions] = resample_positions(table, self.grid_size, prefix)
+            class_token = checkpoint_name("class_token", self.names) in arrays
+            registers = arrays.get(checkpoint_name("register_tokens", self.names), ())
+            before = _positions_before_patches(len(table), class_token, len(registers))
+            arrays[positions] = resample_positions(table, self.grid_size, before)
         return arrays
-
-    def _prefix_tokens(self, arrays: CheckpointArrays) -> int:
-        class_token, registers = (
-            checkpoint_name(path, self.names) for path in ("class_token", "register_tokens")
-        )
-        return (class_token in arrays) + len(arrays.get(registers, ()))
 
 
 TIMM_LAYOUT = CheckpointLayout(
