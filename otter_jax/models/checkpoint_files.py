@@ -18,7 +18,7 @@ from otter_jax.models.bert_layouts import read_pooling, transformer_folder
 from otter_jax.models.torch_files import read_torch_file
 
 SAFETENSORS = ".safetensors"
-TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".pth.tar")
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".pth.tar", ".ckpt")
 SUFFIXES = (SAFETENSORS, *TORCH_SUFFIXES)
 # In the order of preference; an index lists the files of a checkpoint in several parts.
 FOLDER_WEIGHTS = (
@@ -30,10 +30,11 @@ FOLDER_WEIGHTS = (
     "open_clip_pytorch_model.bin",
 )
 NO_WEIGHT = re.compile(r"(^|\.)attn_mask$")  # The causal mask, in OpenAI's TorchScript archives.
-# Where training scripts keep the weights in what they save, and what they put before the names:
-# data parallelism, compilation, and OTTER's distillation, whose teacher is not wanted.
-WRAPPERS = ("state_dict", "model_state_dict", "model")
-PREFIXES = ("module.", "_orig_mod.", "student.")
+# Where training scripts keep the weights in what they save (the last as DeepSpeed does), and what
+# they put before the names: data parallelism, compilation, Lightning, and OTTER's distillation,
+# whose teacher is not wanted.
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+PREFIXES = ("module.", "_orig_mod.", "model.", "student.")
 # In a config.json that export.py wrote: what Hugging Face's own fields do not say.
 OWN_KEY = "otter_jax"
 OTTER_DISTILLATION_SCALE = "dist_loss.T_s"
