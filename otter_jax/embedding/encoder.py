@@ -38,10 +38,10 @@ TOKENIZER_FOLDER = "tokenizer"
 
 
 def build_module(config: ConfigDict) -> dual_encoder.DualEncoder:
-    """Return the network of a config: towers with their pretrained weights, projections, locks, heads."""
+    """Return the network of a config: pretrained towers, projections, heads."""
     projections = _rngs(config, "projections")
     image, text = (_build_side(config, kind, projections) for kind in KINDS)
-    locks, options = _locks(config), objectives.make_method(**config.objective)
+    trainable, options = _trainable_parts(config), objectives.make_method(**config.objective)
     heads = dual_encoder.Heads(
         simsiam=options.uses_simsiam,
         simclr=options.uses_simclr,
@@ -49,8 +49,8 @@ def build_module(config: ConfigDict) -> dual_encoder.DualEncoder:
     )
     return dual_encoder.DualEncoder(
         *(image.tower, text.tower, image.projection, text.projection),
-        image_lock=locks["image"],
-        text_lock=locks["text"],
+        image_trainable=trainable["image"],
+        text_trainable=trainable["text"],
         initial_scale=options.initial_scale,
         initial_bias=options.initial_bias,
         heads=heads,
@@ -62,9 +62,9 @@ def _rngs(config: ConfigDict, name: str) -> nnx.Rngs:
     return nnx.Rngs(named_key(config.seed, name))
 
 
-def _locks(config: ConfigDict) -> dict[str, dual_encoder.Lock]:
+def _trainable_parts(config: ConfigDict) -> dict[str, dual_encoder.TrainableParts]:
     return {
-        kind: dual_encoder.Lock(
+        kind: dual_encoder.TrainableParts(
             frozen=config.model[kind].frozen,
             trainable=config.model[kind].trainable,
             keep_batch_stats=config.model[kind].keep_batch_stats,
@@ -375,7 +375,7 @@ def load(path: str | Path) -> Encoder:
         module = blueprint.build(
             read_json(folder / MODEL_FILE),
             dtype=np.dtype(settings.model.dtype),
-            locks=_locks(settings),
+            trainable=_trainable_parts(settings),
         )
     else:  # Of an earlier version.
         module = build_module(settings)
