@@ -247,9 +247,9 @@ class _Reader(NamedTuple):
                     "nor an architecture, as timm's do"
                 )
             return classes
-        fitting = [each for each in classes if model_type in each.model_types]
+        fitting = [each for each in classes if model_type in getattr(each, "model_types", ())]
         if not fitting:
-            known = {name for each in classes for name in each.model_types}
+            known = {name for each in classes for name in getattr(each, "model_types", ())}
             # Those of either tower of a model with both go without saying.
             known = {each for each in known if not each.endswith(("_text_model", "_vision_model"))}
             known = sorted(known.union(two_tower_configs.MODEL_TYPES))
