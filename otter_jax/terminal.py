@@ -27,7 +27,7 @@ def duration(seconds: float) -> str:
 
 
 def progress(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
-    """Pass items on and shows how many are done, how fast, and the time left.
+    """Pass items on and show how many are done, how fast, and the time left.
 
     On a terminal one line is rewritten; elsewhere a line appears about every ten seconds.
     """

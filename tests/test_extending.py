@@ -79,7 +79,6 @@ def test_a_project_of_its_own_trains_evaluates_and_is_loaded(project: Path) -> N
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--config.objective.k=1000", "top_k"),
         ("--config.objective.epsilon=0.1", "top_k has no epsilon; otter, declip and slip have"),
         ("--config.objective.tile=8", "'top_k': its target TopK is not computed in tiles"),
         ("--config.data.train=triplets:train.json", "unknown data source 'triplets:train.json'"),

@@ -99,7 +99,7 @@ def views_of(config: ConfigDict, method: objectives.Method) -> Views:
 
 
 def open_cached_data(parts: Parts, source: Source) -> TrainingData:
-    """Compute the frozen image tower's features of all pairs, or reads them if they are known."""
+    """Compute the frozen image tower's features of all pairs, or read them if they are known."""
     store, encoder = parts.store, parts.place_encoder()
     named = [(name, record and record.caption) for name, record in named_records(source)]
     collection = from_source(source, [name for name, _ in named])

@@ -113,7 +113,7 @@ def take_step(
 def report_step(
     training: Training, number: int, metrics: Metrics, report: Reporter, watch: DivergenceWatch
 ) -> None:
-    """Report a step, and looks for what would make it the last one."""
+    """Report a step, and look for what would make it the last one."""
     watch.settle()
     with processes.refusing_together():
         training.lock.check()
