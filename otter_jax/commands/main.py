@@ -13,6 +13,7 @@ COMMANDS = {
     "inspect": "show what a set of pairs holds, and which captions are probably wrong",
     "prepare": "convert pairs into a TFDS data set",
     "export": "write the model of a run under Hugging Face's names",
+    "sweep": "run one config with several values and seeds, then compare",
     "compare": "set finished runs side by side, with confidence intervals",
 }
 
