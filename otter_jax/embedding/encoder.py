@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ from PIL import Image
 
 from otter_jax import objectives, sharding
 from otter_jax.data import images as image_functions
+from otter_jax.data.resizing import resize_as, resized_side
 from otter_jax.data.texts import Tokenizer
 from otter_jax.json_files import read_json, write_json
 from otter_jax.models import blueprint, dual_encoder, export, pretrained
@@ -174,6 +175,12 @@ class Encoder:
         return compiled(self.model, self.mesh)
 
     @functools.cached_property
+    def resize(self) -> tuple[str, float, str] | None:
+        """How the image tower's weights expect images to be resized, see `data.resizing`."""
+        settings = self.model.bind(self.variables).image.config
+        return getattr(settings, "resize", None)  # A tower from outside may know of none.
+
+    @functools.cached_property
     def image_width(self) -> int:
         """Features of the image tower."""
         return self.model.bind(self.variables).image.width
@@ -186,8 +193,9 @@ class Encoder:
     def save(self, folder: str | Path) -> None:
         """Write the model into a folder that `load` reads on any machine.
 
-        Where both towers are CLIP's, `transformers.CLIPModel.from_pretrained` reads it too. The
-        folder must be empty or new (else ValueError).
+        Where both towers are CLIP's, transformers (`CLIPModel`, `CLIPProcessor`, its pipelines) and
+        open_clip (`local-dir:FOLDER`) read it too. The folder must be empty or new (else
+        ValueError).
         """
         folder = Path(folder)
         data = {
@@ -196,8 +204,18 @@ class Encoder:
             "max_tokens": self.tokenizer.max_tokens,
             "scale_bounds": self.scale_bounds,
         }
-        export.export_dual_encoder(self.model.bind(self.variables), folder, data)
-        copy_tokenizer(self.tokenizer_folder, folder / TOKENIZER_FOLDER)
+        export.export_dual_encoder(self.model.bind(self.variables), folder, data, self._sizes())
+        self.tokenizer.save(folder)
+
+    def _sizes(self) -> export.Sizes | None:
+        """Return how `transform` resizes; None for padding, which no other library does."""
+        if self.fit != "crop":
+            return None
+        size = self.image_size
+        if self.resize is None:
+            return export.Sizes(size, round(size * image_functions.RESIZE_FACTOR))
+        mode, crop_share, interpolation = self.resize
+        return export.Sizes(size, resized_side(size, crop_share), mode, interpolation)
 
     def replace(self, variables: Variables) -> "Encoder":
         """Return the same network with other arrays; nothing is compiled again."""
@@ -252,6 +270,8 @@ class Encoder:
             ValueError: for what is no image, see `images.as_array`.
         """
         array = image_functions.as_array(image)
+        if self.fit == "crop" and self.resize is not None:
+            return resize_as(array, self.image_size, *self.resize)
         return image_functions.evaluation_transform(array, self.image_size, fit=self.fit)
 
     def image_features(self, images: Iterable[np.ndarray]) -> np.ndarray:
@@ -305,8 +325,13 @@ def make_encoder(
 ) -> Encoder:
     """Return the encoder of a config; its tokenizer is `find_tokenizer`'s where none is given."""
     folder = tokenizer_folder or find_tokenizer(config)
-    tokenizer = Tokenizer(folder, config.data.max_tokens, config.model.text.mask_token)
     module = model.bind(variables)
+    tokenizer = Tokenizer(
+        folder,
+        config.data.max_tokens,
+        config.model.text.mask_token,
+        **_text_transform(module.text),
+    )
     refuse_unknown_tokens(tokenizer, module.text, masks=module.heads.tokens)
     return Encoder(
         model=model,
@@ -319,6 +344,15 @@ def make_encoder(
         batch_size=config.evaluate.batch_size,
         scale_bounds=objectives.make_method(**config.objective).scale_bounds,
     )
+
+
+def _text_transform(text_tower: nnx.Module) -> dict[str, Any]:
+    """Return what is done to captions for a text tower, which may have been trained so."""
+    settings = text_tower.config
+    return {
+        "cleaning": getattr(settings, "cleaning", "none"),
+        "strip_separator": getattr(settings, "strip_separator", False),
+    }
 
 
 def refuse_unknown_tokens(tokenizer: Tokenizer, text_tower: nnx.Module, *, masks: bool) -> None:
@@ -398,11 +432,14 @@ def _load_exported(folder: Path) -> Encoder:
     module, data = export.load_dual_encoder(folder)
     mesh = sharding.make_mesh()
     model, variables = dual_encoder.split(module)
+    # Folders of an earlier version have the tokenizer in one of its own.
+    older = folder / TOKENIZER_FOLDER
+    tokenizer_folder = older if older.is_dir() else folder
     return Encoder(
         model=model,
         variables=sharding.put_state(mesh, variables),
-        tokenizer=Tokenizer(folder / TOKENIZER_FOLDER, data["max_tokens"]),
-        tokenizer_folder=folder / TOKENIZER_FOLDER,
+        tokenizer=Tokenizer(tokenizer_folder, data["max_tokens"], **_text_transform(module.text)),
+        tokenizer_folder=tokenizer_folder,
         mesh=mesh,
         image_size=data["image_size"],
         fit=data["fit"],

@@ -39,6 +39,10 @@ class ClipTextConfig(TransformerConfig):
             of padding too.
         pooling: "eos", the first end-of-text token; "last", the last position of
             `max_position_embeddings`, to which texts must then be padded; "first".
+        cleaning: what is done to captions before they become tokens, "none", "whitespace", "lower"
+            or "canonical", see `data.caption_cleaning`.
+        strip_separator: whether 0 takes the place of the separator that the tokenizer puts behind a
+            caption.
 
     The other fields are those of `transformer.TransformerConfig`.
 
@@ -57,6 +61,8 @@ class ClipTextConfig(TransformerConfig):
     eos_token_id: int | None = None
     causal: bool = True
     pooling: Literal["eos", "last", "first"] = "eos"
+    cleaning: str = "lower"
+    strip_separator: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what this tower cannot compute."""

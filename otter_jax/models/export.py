@@ -30,6 +30,8 @@ from otter_jax.models import (
 from otter_jax.models.blueprint import describe, describe_tower
 from otter_jax.models.checkpoint_files import OWN_KEY, read_json
 from otter_jax.models.dual_encoder import DualEncoder
+from otter_jax.models.export_open_clip import export_open_clip
+from otter_jax.models.preprocessing import INTERPOLATIONS
 from otter_jax.models.pretrained import from_pretrained
 from otter_jax.models.projections import kind_of
 from otter_jax.models.weights import CheckpointLayout, checkpoint_arrays
@@ -87,20 +89,36 @@ def export_tower(tower: nnx.Module, folder: str | Path) -> None:
         arrays = form.prefixed_arrays(tower)
     _write(folder, fields, arrays)
     if hasattr(tower, "mean"):
-        _write_json(folder / "preprocessor_config.json", _pixels(tower))
+        _write_json(folder / "preprocessor_config.json", _pixels(tower, None))
     if isinstance(tower, bert.Bert):
         _write_pooling(folder, tower)
 
 
+class Sizes(NamedTuple):
+    """How evaluation brings images to the model's size."""
+
+    image_size: int
+    resized_side: int  # Before the centre is cut out.
+    mode: str = "shortest"  # See `preprocessing.Resize`.
+    interpolation: str = "bicubic"
+
+
 def export_dual_encoder(
-    module: DualEncoder, folder: str | Path, data: Mapping[str, Any] | None = None
+    module: DualEncoder,
+    folder: str | Path,
+    data: Mapping[str, Any] | None = None,
+    sizes: Sizes | None = None,
 ) -> None:
     """Write a dual encoder as config.json, model.safetensors and preprocessor_config.json.
+
+    A model that open_clip has, too, is also written for it.
 
     Args:
         module: the model.
         folder: empty or new.
         data: what else `load_dual_encoder` should give back, of JSON's types.
+        sizes: what is done to images in evaluation; None where no image processor of Hugging Face's
+            does it, which then only hears of mean and deviation.
 
     Raises:
         ValueError: there is something in the folder.
@@ -110,8 +128,11 @@ def export_dual_encoder(
     own = describe(module) | {DATA_KEY: dict(data or {})}
     own["distillation_log_scale"] = float(module.distillation_log_scale[...])
     _write(folder, fields | {OWN_KEY: own}, arrays)
-    size = (data or {}).get("image_size")
-    _write_json(folder / "preprocessor_config.json", _pixels(module.image, size))
+    _write_json(folder / "preprocessor_config.json", _pixels(module.image, sizes))
+    preprocess = None
+    if sizes is not None and sizes.resized_side == sizes.image_size:
+        preprocess = {"resize_mode": sizes.mode, "interpolation": sizes.interpolation}
+    export_open_clip(module, folder, preprocess)
 
 
 def is_exported(folder: Path) -> bool:
@@ -333,19 +354,23 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _pixels(tower: nnx.Module, image_size: int | None = None) -> Fields:
+def _pixels(tower: nnx.Module, sizes: Sizes | None) -> Fields:
     """Return what Hugging Face's image processors should do to an image."""
     fields = {
         "image_processor_type": "CLIPImageProcessor",
         "image_mean": list(tower.mean),
         "image_std": list(tower.std),
     }
-    if image_size is not None:
-        fields |= {
-            "size": {"shortest_edge": image_size},
-            "crop_size": {"height": image_size, "width": image_size},
-        }
-    return fields
+    if sizes is None:
+        return fields
+    side, crop = sizes.resized_side, sizes.image_size
+    squash = {"height": side, "width": side}
+    return fields | {
+        "size": squash if sizes.mode == "squash" else {"shortest_edge": side},
+        "do_center_crop": True,
+        "crop_size": {"height": crop, "width": crop},
+        "resample": INTERPOLATIONS.index(sizes.interpolation),
+    }
 
 
 def _write_pooling(folder: Path, tower: bert.Bert) -> None:

@@ -395,7 +395,9 @@ def read_description(
     name = description.get("tower")
     if name not in classes:
         raise ValueError(f"there is no tower class {name!r}; there are: {', '.join(classes)}")
-    return classes[name], {k: _make_tuple(v) for k, v in description["config"].items()}
+    # Towers of an earlier version saw captions as they were.
+    fields = {"cleaning": "none"} | description["config"]
+    return classes[name], {k: _make_tuple(v) for k, v in fields.items()}
 
 
 def _make_tuple(value: Any) -> Any:
