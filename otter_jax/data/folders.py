@@ -301,9 +301,9 @@ def image_paths(root: Path, found: Found | None = None) -> Iterator[str]:
         here = os.path.relpath(folder, root)
         found.hidden += [
             os.path.normpath(os.path.join(here, each)) for each in sorted(subfolders)
-            if _is_hidden(each)
+            if is_hidden(each)
         ]  # fmt: skip
-        subfolders[:] = sorted(each for each in subfolders if not _is_hidden(each))
+        subfolders[:] = sorted(each for each in subfolders if not is_hidden(each))
         stems = {os.path.splitext(file)[0] for file in files if is_image_name(file)}
         for file in sorted(files):
             if is_image_name(file):
@@ -314,6 +314,6 @@ def image_paths(root: Path, found: Found | None = None) -> Iterator[str]:
                 found.other_files.append(file)
 
 
-def _is_hidden(folder: str) -> bool:
+def is_hidden(folder: str) -> bool:
     """Return whether a folder is hidden, or one that a file system or program keeps for itself."""
     return folder.startswith(".") or folder in ("@eaDir", "__MACOSX", "lost+found")
