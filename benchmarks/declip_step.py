@@ -17,12 +17,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from otter_jax import objectives, sharding, train
+from otter_jax import objectives, sharding
 from otter_jax.data.masking import num_masked_slots
 from otter_jax.embedding import encoder
 from otter_jax.models import dual_encoder
 from otter_jax.objectives import nearest_neighbor, self_supervision
 from otter_jax.training import step
+from otter_jax.training.data import views_of
+from otter_jax.training.optimizers import make_optimizer, make_schedule
+from otter_jax.training.state import initial_state, make_memory, state_places
 
 CLIP, DECLIP = "CLIP", "DeCLIP"
 SUPERVISIONS = ("ss", "mvs", "nns")
@@ -52,9 +55,9 @@ def random_batch(config: ConfigDict, vocabulary_size: int) -> dict[str, np.ndarr
     }
 
 
-def views_used(config: ConfigDict, options: objectives.Options) -> set[str]:
-    """Return names of the arrays that the loader would make for these options."""
-    views = train.views_of(config, options)
+def views_used(config: ConfigDict, options: objectives.Method) -> set[str]:
+    """Return the names of the arrays that the loader makes for these options."""
+    views = views_of(config, options)
     names = {"image", "tokens", "token_mask"}
     names |= {"image2"} if views.images > 1 else set()
     names |= {"tokens2", "token_mask2"} if views.second_text else set()
@@ -67,17 +70,17 @@ def make_step(config: ConfigDict, everything: bool) -> Run:
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.objective.update(dict.fromkeys(SUPERVISIONS, everything))
-    options, mesh = objectives.make_options(**config.objective), sharding.make_mesh()
+    options, mesh = objectives.make_method(**config.objective), sharding.make_mesh()
     module = encoder.build_module(config)
     vocabulary_size = module.text.config.vocab_size
     model, variables = dual_encoder.split(module)
-    schedule = step.make_schedule(config, config.total_steps)
-    optimizer = step.make_optimizer(config, schedule)
-    train_step = step.make_train_step(model, options, optimizer, schedule, config, mesh)
-    memory = train.make_memory(options, config.model.embed_dim)
-    state = step.initial_state(
-        variables, optimizer, uses_teacher=options.uses_teacher, memory=memory
-    )
+    schedule = make_schedule(config, config.total_steps)
+    optimizer = make_optimizer(config, schedule)
+    memory = make_memory(options, config.model.embed_dim)
+    state = initial_state(variables, optimizer, uses_teacher=options.uses_teacher, memory=memory)
+    settings = step.StepSettings.of(config)
+    learner = step.Learner(model, options, optimizer, schedule, settings, mesh)
+    train_step = step.make_train_step(learner, state_places(mesh, state, fsdp=False))
     all_views, used = random_batch(config, vocabulary_size), views_used(config, options)
     batch = sharding.put_batch(mesh, {k: v for k, v in all_views.items() if k in used})
 
@@ -90,7 +93,7 @@ def make_step(config: ConfigDict, everything: bool) -> Run:
 
 
 def make_parts(config: ConfigDict) -> dict[str, Run]:
-    """Return functions that compute the loss and the gradients of one part of a step each."""
+    """Return a function for each part of a step, which computes its loss and gradients."""
     module = encoder.build_module(config)
     model, variables = dual_encoder.split(module)
     batch = jax.device_put(random_batch(config, module.text.config.vocab_size))
@@ -100,7 +103,7 @@ def make_parts(config: ConfigDict) -> dict[str, Run]:
     states = jax.random.normal(key, (rows, slots, module.text.width))
 
     def part(function: Callable[..., jax.Array], *inputs: jax.Array, owned: tuple[str, ...]) -> Run:
-        """Return by the parameters of what a part owns: the others' gradients would be zeros to write."""
+        """Differentiate by the part's own parameters: the others' gradients are zeros to write."""
 
         def loss(params: dict, *inputs: jax.Array) -> jax.Array:
             bound = model.bind(variables._replace(params=variables.params | params))
@@ -143,7 +146,7 @@ def make_parts(config: ConfigDict) -> dict[str, Run]:
 
 
 def best_times(runs: dict[str, Run], repeats: int) -> dict[str, float]:
-    """Return seconds of each, the least of some turns; the first call, which compiles, does not count."""
+    """Return the fewest seconds of each over some turns, but for the first, which compiles."""
     seconds = {name: [] for name in runs}
     for turn in range(repeats + 1):
         for name, run in runs.items():

@@ -35,11 +35,11 @@ class Clock:
     """Measures from when it is made, by the wall and by the processors' time of all threads."""
 
     def __init__(self) -> None:
-        """Start both."""
+        """Start the clock of the wall and that of the CPU."""
         self.wall, self.cpu = time.perf_counter(), time.process_time()
 
     def __call__(self) -> str:
-        """Return both, for a table."""
+        """Return the seconds of both clocks, for a table."""
         wall, cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
         return f"{wall:8.2f} s, {cpu:8.2f} s of CPU"
 
@@ -61,7 +61,7 @@ def blend(rows: np.ndarray, others: np.ndarray, numbers: np.ndarray, weight: flo
 
 
 def make_hits(fraction: float, good: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return image features, class bank and labels."""
+    """Return the image features, the class bank and the labels."""
     images, bank = unit_rows(int(fraction * IMAGES), 0), unit_rows(CLASSES, 1)
     rng = np.random.default_rng(2)
     labels = rng.integers(0, CLASSES, size=(len(images), 8))
@@ -75,7 +75,7 @@ def make_hits(fraction: float, good: bool) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def measure_hits(library: str, model: str, fraction: float) -> str:
-    """Return seconds for hit@1, 5 and 10, and the hits."""
+    """Return the seconds for hit@1, 5 and 10, and the hits."""
     images, bank, labels = make_hits(fraction, model == "good")
     clock = Clock()
     if library == "otter_jax":
@@ -95,7 +95,7 @@ def measure_hits(library: str, model: str, fraction: float) -> str:
 
 
 def measure_retrieval(model: str, fraction: float) -> str:
-    """Return seconds for recall@1, 5 and 10 in both directions."""
+    """Return the seconds for recall@1, 5 and 10 in both directions."""
     images, texts = unit_rows(int(fraction * PICTURES), 0), unit_rows(int(fraction * TEXTS), 1)
     owners = np.arange(len(texts)) * len(images) // len(texts)
     if model == "good":
@@ -108,7 +108,7 @@ def measure_retrieval(model: str, fraction: float) -> str:
 
 
 def measure_probe(library: str, count: int, width: int, classes: int) -> str:
-    """Return seconds for one fit with L2 = 1, after a first one that compiles, and its accuracy."""
+    """Return the seconds for one fit with L2 = 1, after one that compiles, and its accuracy."""
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(classes, width)).astype(np.float32)
     labels = rng.integers(0, classes, size=count)
@@ -142,7 +142,7 @@ MEASURES: dict[str, Callable[..., str]] = {
 
 
 def in_child(*arguments: str) -> None:
-    """Print what a process of its own measures, and its peak memory."""
+    """Print what a child process measures, and its peak memory."""
     command = [sys.executable, __file__, "--measure", *arguments]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     print(f"{' '.join(arguments):34}{output.rstrip()}", flush=True)

@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def mebibytes(size: int, width: int, tile: int, devices: int) -> float:
-    """Return temporary memory of one device for a batch of `size` pairs."""
+    """Return the temporary memory of one device for a batch of `size` pairs."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -41,7 +41,7 @@ def mebibytes(size: int, width: int, tile: int, devices: int) -> float:
     from otter_jax import objectives, sharding
 
     mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
-    options = objectives.make_options("otter", tile=tile)
+    options = objectives.make_method("otter", tile=tile)
     rows = jax.ShapeDtypeStruct((size, width), jnp.float32, sharding=sharding.split_rows(mesh))
     pairs, scalar = objectives.Embeddings(rows, rows), jax.ShapeDtypeStruct((), jnp.float32)
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from otter_jax import objectives
-from otter_jax.objectives import contrastive, sinkhorn, targets, tiled, tiles
+from otter_jax.objectives import contrastive, sinkhorn, targets, tiled_sinkhorn, tiles
 
 EPSILON, ITERATIONS, BOUND = 0.15, 5, 3.0
 Run = Callable[[], object]
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def measure(forms: dict[str, Run], repeats: int) -> dict[str, float]:
-    """Return best time of each form in seconds, after one run that compiles."""
+    """Return the best time of each form in seconds, after one run that compiles."""
     best = dict.fromkeys(forms, float("inf"))
     for run in forms.values():
         run()
@@ -80,12 +80,12 @@ def sinkhorn_forms(size: int, width: int) -> dict[str, Run]:
 
 
 def run_jax(function: Callable, *arguments: object) -> None:
-    """Run to the end."""
+    """Run a form to its end, as JAX returns before it has computed."""
     jax.block_until_ready(function(*arguments))
 
 
 def ott_kernel_plan(similarity: jax.Array) -> jax.Array:
-    """Return the same by ott-jax's kernel mode."""
+    """Return the row plan by ott-jax's kernel mode."""
     from ott.geometry import geometry
     from ott.problems.linear import linear_problem
     from ott.solvers.linear import sinkhorn as ott_sinkhorn
@@ -116,7 +116,7 @@ def loss_forms(size: int, width: int) -> dict[str, Run]:
         return functools.partial(run_jax, gradient, student, teacher, log_scales)
 
     def total(tile: int, epsilon: float = EPSILON) -> Callable:
-        options = objectives.make_options("otter", tile=tile, epsilon=epsilon)
+        options = objectives.make_method("otter", tile=tile, epsilon=epsilon)
         return lambda *arguments: objectives.total_loss(options, *arguments)[0]
 
     # Just below the epsilon from which the scaling form is safe, ott-jax's log domain takes over.
@@ -134,17 +134,23 @@ def differentiated_loss(
     teacher: objectives.Embeddings,
     log_scales: objectives.LogScales,
 ) -> jax.Array:
-    """Return the alternative to the tiled loss's own gradient: every tile is recomputed by autodiff.
+    """Return the loss whose gradient is autodiff's, which recomputes every tile.
+
+    It is the alternative to the tiled loss's own gradient.
 
     The two directions are separate here, since a direction's columns are complete in a tile only
     where they are the rows' keys.
     """
     student = objectives.Embeddings(*map(objectives.normalize, student))
     unit = objectives.Embeddings(*map(objectives.normalize, teacher))
-    features = tiled.Teacher(*targets.teacher_features(*unit, image_weight=1.0, text_weight=1.0))
+    features = tiled_sinkhorn.TeacherFeatures(
+        *targets.teacher_features(*unit, image_weight=1.0, text_weight=1.0)
+    )
     tiling = tiles.make_tiling(len(unit.image), tile)
     target = targets.Transported(EPSILON, ITERATIONS, BOUND)
-    potentials = jax.lax.stop_gradient(tiled.plan_potentials(tiling, features, target, True))
+    potentials = jax.lax.stop_gradient(
+        tiled_sinkhorn.plan_potentials(tiling, features, target, True)
+    )
     scales = [contrastive.scale_from_log(each) for each in log_scales]
     sides = (
         (student.image, student.text, features.rows, features.columns, potentials.columns[:, 0]),
@@ -180,7 +186,7 @@ def torch_sinkhorn(similarity: np.ndarray) -> dict[str, Run]:
 
 
 def torch_plan(similarity: object) -> object:
-    """Return rows, then columns, `ITERATIONS` times, and rows once more."""
+    """Scale rows, then columns, `ITERATIONS` times, and rows once more."""
     plan = (similarity / EPSILON).exp()
     plan /= plan.sum()
     for _ in range(ITERATIONS):

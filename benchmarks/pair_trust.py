@@ -27,7 +27,7 @@ print(time.perf_counter() - start, time.process_time() - cpu, peak)
 
 
 def write_features(path: Path, count: int, width: int, seed: int) -> None:
-    """Random float16 rows, a block at a time."""
+    """Write random float16 rows, a block at a time."""
     rng = np.random.default_rng(seed)
     rows = np.lib.format.open_memmap(path, "w+", np.float16, (count, width))
     for start in range(0, count, 50_000):

@@ -37,13 +37,14 @@ def main() -> None:
 
 
 def abstract_state(path: Path) -> Any:
-    """Return the shapes of the state that a config's run begins with; weights are not read."""
+    """Return the shapes of the state with which a config's run begins; weights are not read."""
     import jax
 
     from otter_jax import objectives
     from otter_jax.embedding import encoder
     from otter_jax.models import dual_encoder
-    from otter_jax.training import step
+    from otter_jax.training.optimizers import make_optimizer
+    from otter_jax.training.state import TrainState, initial_state
 
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
@@ -51,12 +52,12 @@ def abstract_state(path: Path) -> Any:
     config = module.get_config()
     for tower in (config.model.image, config.model.text):
         tower.pretrained = None
-    options = objectives.make_options(**config.objective)
-    optimizer = step.make_optimizer(config, lambda count: config.optimizer.learning_rate)
+    options = objectives.make_method(**config.objective)
+    optimizer = make_optimizer(config, lambda count: config.optimizer.learning_rate)
 
-    def make() -> step.TrainState:
+    def make() -> TrainState:
         _, variables = dual_encoder.split(encoder.build_module(config))
-        return step.initial_state(variables, optimizer, uses_teacher=options.uses_teacher)
+        return initial_state(variables, optimizer, uses_teacher=options.uses_teacher)
 
     return jax.eval_shape(make)
 

@@ -30,7 +30,7 @@ Run = Callable[[], object]
 
 
 def otter_runs(tower: nnx.Module, *inputs: np.ndarray) -> tuple[Run, Run]:
-    """Return what runs a tower forward, and forward and backward."""
+    """Return functions that run a tower forward, and forward and backward."""
     graph, params = nnx.split(tower, nnx.Param)
     inputs = jax.device_put(inputs)
 
@@ -46,7 +46,7 @@ def otter_runs(tower: nnx.Module, *inputs: np.ndarray) -> tuple[Run, Run]:
 
 
 def torch_runs(network: object, **inputs: np.ndarray) -> tuple[Run, Run]:
-    """Return the same for a network of transformers."""
+    """Return functions that run a network of transformers forward, and forward and backward."""
     import torch
 
     network.eval()
@@ -88,7 +88,7 @@ def bert_runs() -> tuple[tuple[Run, Run], tuple[Run, Run]]:
 
 
 def seconds(run: Run) -> float:
-    """Return how long one run takes."""
+    """Return the seconds of one run."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start

@@ -1,15 +1,22 @@
-"""The configuration of a run: every key with its default, checks, and what a workdir remembers.
+"""The configuration of a run: every key with its default and meaning, checks, what a workdir keeps.
 
 A config file in configs/ starts from `default_config()` and changes what its experiment changes, so
 that the difference of two files is the difference of two experiments. The config is locked: a
 misspelt key is an error, never a silent no-op.
+
+Each section is a dataclass below, but for `objective`: its keys are the options of the methods
+(objectives/methods.py), unset until somebody sets them, so that a method's defaults stand with it.
 """
 
+import dataclasses
 import difflib
 import importlib.util
+import inspect
 import json
 import re
-from collections.abc import Iterable
+import types
+import typing
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +25,8 @@ from ml_collections.config_dict import FieldReference, placeholder
 
 from otter_jax.data.augmentations import AUGMENTATIONS
 from otter_jax.data.templates import read_templates
+from otter_jax.objectives import METHODS, make_method
+from otter_jax.objectives.methods import fields_of
 
 # Keys that say how a run is kept, not what it computes; they may change between two starts.
 BOOKKEEPING_KEYS = (
@@ -31,164 +40,332 @@ BOOKKEEPING_KEYS = (
     "profile",
     "wandb_project",
 )
+# What keys are called elsewhere.
+CUSTOMARY_NAMES = {
+    "lr": "learning_rate",
+    "wd": "weight_decay",
+    "epochs": "total_epochs",
+    "steps": "total_steps",
+    "bs": "batch_size",
+    "warmup": "warmup_steps",
+    "temperature": "initial_scale",
+    "eps": "epsilon",
+}
 OVERRIDE = re.compile(r"model\.(image|text)\.overrides\.[^.]+")  # Any plain value.
 
 
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Keys of no section.
+
+    Attributes:
+        seed: of everything that is random in the run.
+        batch_size: pairs in a batch, over all devices.
+        total_epochs: length of the run; an epoch is as many pairs as there are.
+        total_steps: where set, it wins over total_epochs.
+        log_every_steps: how often the loss is shown and written down.
+        micro_batch: rows that go through the towers at a time; the loss is still that of the whole
+            batch. Unset: all. Batch norm then has the statistics of these rows, or none with
+            keep_batch_stats.
+        fsdp: split parameters, moments and teacher over the devices instead of keeping them on
+            each.
+        deterministic: on GPUs, only kernels that give the same bits every time; slower, and without
+            need elsewhere.
+        profile: (first, last) keeps a trace of these steps in WORKDIR/profile.
+        wandb_project: where set, metrics go to Weights & Biases as well.
+        on_nan: what follows a loss or update that is not finite, or a loss that has exploded, none
+            of which enters the parameters: stop | skip (go on with the next batch) | rollback (to
+            the last checkpoint, whose parameters go on behind all the batches that came after it).
+        max_nan_steps: above so many of these, skip and rollback stop.
+        max_loss_ratio: a loss has exploded above this many times its running mean, or times 1 if
+            that is more; 0: never.
+    """
+
+    seed: int = 0
+    batch_size: int = 512
+    total_epochs: float = 10.0
+    total_steps: int | None = None
+    log_every_steps: int = 50
+    micro_batch: int | None = None
+    fsdp: bool = False
+    deterministic: bool = False
+    profile: tuple = ()
+    wandb_project: str | None = None
+    on_nan: str = "stop"
+    max_nan_steps: int = 10
+    max_loss_ratio: float = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The section `data`.
+
+    Attributes:
+        train: a SPEC: open_clipart | webdataset:PATH | csv:FILE | folder:PATH | tfds:NAME[:SPLIT],
+            see data/sources.py; or several, ("webdataset:a.tar", "csv:b.csv"): one set of pairs.
+        weights: with several sources, (1.0, 3.0) mixes them in these shares, each in epochs of its
+            own. An epoch of the run is always as many pairs as there are in all sources together.
+        captions: one | all: of several captions of an image one is drawn at every step, or each is
+            a pair of its own, so that an epoch has all of them.
+        max_bad_share: where more of the records cannot be used, the run stops.
+        image_size: pixels a side.
+        fit: crop | pad (pads to a square on white; suits drawings).
+        augmentation: none | resize_random_crop | random_resized_crop | light | moco, see
+            data/augmentations.py.
+        view_augmentation: the same, of further views, where the objective asks for them.
+        flip: mirror images at random.
+        max_tokens: of a caption; the rest is cut off.
+        threads: that read and decode ahead of the step.
+        cache_features: where a tower is frozen and nothing is augmented, compute its features once.
+    """
+
+    train: str | tuple = "open_clipart"
+    weights: tuple = ()
+    captions: str = "one"
+    max_bad_share: float = 0.05
+    image_size: int = 224
+    fit: str = "crop"
+    augmentation: str = "resize_random_crop"
+    view_augmentation: str = "moco"
+    flip: bool = False
+    max_tokens: int = 60
+    threads: int = 2
+    cache_features: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The section `model`, which holds those of the towers, `image` and `text`.
+
+    Attributes:
+        embed_dim: numbers in an embedding.
+        dtype: float32 | bfloat16, the towers' compute type; losses stay in float32.
+    """
+
+    embed_dim: int = 768
+    dtype: str = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tower:
+    """The sections `model.image` and `model.text`.
+
+    Attributes:
+        name: which network, see docs/towers.md.
+        pretrained: its weights: a folder, a file, a Hugging Face name or package:NAME. Unset:
+            random.
+        allow_missing: what of this tower's names the file may lack, with * and ?.
+        frozen: all of the tower stays as it is, and its features can be computed once.
+        trainable: a regular expression, searched in the parameters' paths ("layer4|projection"),
+            says which are trained; "projection" stands for the layer after the tower. Unset: all.
+        keep_batch_stats: batch norm keeps its running statistics. Otherwise they move also in a
+            tower whose parameters do not (as released).
+        remat: compute activations again for the gradient instead of keeping them: less memory, more
+            time.
+        projection: linear | linear_no_bias | mlp | none | auto (none if widths agree, else
+            linear) | pretrained (what the file of `pretrained` has after this tower).
+    """
+
+    name: str
+    pretrained: str | None = None
+    allow_missing: tuple = ()
+    frozen: bool = False
+    trainable: str | None = None
+    keep_batch_stats: bool = False
+    remat: bool = False
+    projection: str = "linear"
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTower(Tower):
+    """What `model.text` has beside these.
+
+    Attributes:
+        tokenizer: a folder. Unset: that of `pretrained`.
+        mask_token: what stands for a masked token, for tokenizers that have none. Unset: an id
+            behind the last one, for which the tower needs a row (overrides.vocab_size).
+    """
+
+    tokenizer: str | None = None
+    mask_token: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """The section `teacher`: the moving average of the student, where the objective has one.
+
+    Attributes:
+        decay: of the moving average, in [0, 1).
+        warmup: decay_t = min(decay, (1 + t) / (10 + t)).
+        train_mode: dropout and batch statistics in the teacher, as released.
+    """
+
+    decay: float = 0.999
+    warmup: bool = True
+    train_mode: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Trust:
+    """The section `trust`: of each pair, where the objective asks for it (embedding/trust.py).
+
+    Attributes:
+        neighbors: how many of the most similar images vote on a caption.
+        reference: among how many pairs at most they are looked for.
+    """
+
+    neighbors: int = 30
+    reference: int = 100_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """The section `optimizer`.
+
+    Attributes:
+        name: sgd | adamw.
+        learning_rate: the highest; it falls to 0 by half a cosine.
+        momentum: b1 of AdamW, in [0, 1).
+        b2: of AdamW, in [0, 1).
+        weight_decay: of all but biases, norms and scales.
+        warmup_steps: in which the learning rate rises linearly.
+        gradient_clip: most that the gradients' global norm may be. Unset: anything.
+    """
+
+    name: str = "sgd"
+    learning_rate: float = 3e-3
+    momentum: float = 0.9
+    b2: float = 0.999
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    gradient_clip: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """The section `checkpoint`.
+
+    Attributes:
+        every_steps: how often one is written.
+        every_minutes: and when the last is that long ago; 0: never.
+        keep: how many of the latest.
+    """
+
+    every_steps: int = 1000
+    every_minutes: float = 30.0
+    keep: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """The section `evaluate`.
+
+    Attributes:
+        sets: names or SPECs, see docs/evaluation.md.
+        every_steps: how often; 0: only before and after training.
+        batch_size: images and texts that go through the towers at a time.
+        template: the prompt around a class name, a text file of one a line, or clip80.
+        names: joined | averaged: a class's names in one prompt (as released), or one each.
+    """
+
+    sets: tuple = ("open_clipart",)
+    every_steps: int = 0
+    batch_size: int = 64
+    template: str = "a photo of {}."
+    names: str = "joined"
+
+
+IMAGE_TOWER, TEXT_TOWER = Tower("efficientnet_lite0"), TextTower("bert")
+SECTIONS = {
+    "": Experiment(),
+    "data": Data(),
+    "model": Model(),
+    "model.image": IMAGE_TOWER,
+    "model.text": TEXT_TOWER,
+    "teacher": Teacher(),
+    "trust": Trust(),
+    "optimizer": Optimizer(),
+    "checkpoint": Checkpoint(),
+    "evaluate": Evaluate(),
+}
+
+
 def default_config() -> ConfigDict:
-    """Return every key that exists, with the papers' value where they name one (OTTER, released code)."""
+    """Return every key, with the papers' value where they name one (OTTER, released code)."""
     config = ConfigDict()
-    config.seed = 0
-    config.batch_size = 512
-    config.total_epochs = 10.0
-    config.total_steps = placeholder(int)  # Where set, it wins over total_epochs.
-    config.log_every_steps = 50
-    # Rows that go through the towers at a time; the loss is still that of the whole batch. Unset:
-    # all. Batch norm then has the statistics of these rows, or none with keep_batch_stats.
-    config.micro_batch = placeholder(int)
-    # Split parameters, moments and teacher over the devices instead of keeping them on each.
-    config.fsdp = False
-    # On GPUs, only kernels that give the same bits every time; slower, and without need elsewhere.
-    config.deterministic = False
-    config.profile = ()  # (first, last): keeps a trace of these steps in WORKDIR/profile.
-    config.wandb_project = placeholder(str)  # Where set, metrics go to Weights & Biases as well.
-    # What follows a loss or update that is not finite, or a loss that has exploded, none of which
-    # enters the parameters: stop | skip (go on with the next batch) | rollback (to the last
-    # checkpoint, whose parameters go on behind all the batches that came after it). Above the
-    # maximum, skip and rollback stop.
-    config.on_nan = "stop"
-    config.max_nan_steps = 10
-    # A loss has exploded above this many times its running mean, or times 1 if that is more.
-    # 0: never.
-    config.max_loss_ratio = 10.0
-
-    config.data = ConfigDict()
-    # A SPEC: open_clipart | webdataset:PATH | csv:FILE | folder:PATH | tfds:NAME[:SPLIT], see
-    # data/sources.py. Or several, ("webdataset:a.tar", "csv:b.csv"): together one set of pairs or,
-    # with weights such as (1.0, 3.0), mixed in these shares, each source in epochs of its own. An
-    # epoch of the run is always as many pairs as there are in all sources together.
-    config.data.train = FieldReference("open_clipart", field_type=object)
-    config.data.weights = ()
-    # one | all: of several captions of an image one is drawn at every step, or each is a pair of
-    # its own, so that an epoch has all of them.
-    config.data.captions = "one"
-    config.data.max_bad_share = 0.05  # Where more of the records cannot be used, the run stops.
-    config.data.image_size = 224
-    config.data.fit = "crop"  # crop | pad (pads to a square on white; suits drawings).
-    # none | resize_random_crop | random_resized_crop | light | moco, see data/augmentations.py.
-    config.data.augmentation = "resize_random_crop"
-    config.data.view_augmentation = "moco"  # Of further views, where the objective asks for them.
-    config.data.flip = False
-    config.data.max_tokens = 60
-    config.data.threads = 2
-    config.data.cache_features = True  # Frozen tower, no augmentation: compute its features once.
-
-    config.model = ConfigDict()
-    config.model.embed_dim = 768
-    config.model.dtype = "float32"  # Compute type of the towers; losses stay in float32.
-    for tower, name in (("image", "efficientnet_lite0"), ("text", "bert")):
-        config.model[tower] = ConfigDict()
-        config.model[tower].name = name
-        config.model[tower].pretrained = placeholder(str)
-        # A file may hold two towers; what of this tower's names it may lack, with * and ?.
-        config.model[tower].allow_missing = ()
-        # Frozen: all of the tower stays as it is, and its features can be computed once. Else a
-        # regular expression, searched in the parameters' paths ("layer4|projection"), says which
-        # are trained; "projection" stands for the layer after the tower. Unset: all of them.
-        config.model[tower].frozen = False
-        config.model[tower].trainable = placeholder(str)
-        # Otherwise batch statistics move, also in a tower whose parameters do not (as released).
-        config.model[tower].keep_batch_stats = False
-        config.model[tower].remat = False  # Less memory, more time: see the tower's own `remat`.
-        # linear | linear_no_bias | mlp | none | auto (none if widths agree, else linear) |
-        # pretrained (what the file of `pretrained` has after this tower).
-        config.model[tower].projection = "linear"
+    for path, section in SECTIONS.items():
+        parent, _, name = path.rpartition(".")
+        group = ConfigDict() if path else config
+        for field in dataclasses.fields(section):
+            group[field.name] = _reference(_type_of(section, field), getattr(section, field.name))
+        if path:
+            (config[parent] if parent else config)[name] = group
+    for tower in ("image", "text"):
         config.model[tower].overrides = ConfigDict()  # Fields of the tower's own configuration.
-    config.model.text.tokenizer = placeholder(str)  # Default: the folder of model.text.pretrained.
-    # What stands for a masked token, for tokenizers that have none. Unset: an id behind the last
-    # one, for which the text tower needs a row (model.text.overrides.vocab_size).
-    config.model.text.mask_token = placeholder(str)
-
-    config.objective = ConfigDict()
-    config.objective.name = (
-        "otter"  # infonce | label_smoothing | kd | otter | sigmoid | declip | slip
-    )
-    # Weight of the given pairs against the soft targets; "estimated": each pair's own, the
-    # probability that its caption is right (see config.trust).
-    config.objective.alpha = FieldReference(0.5, field_type=object)
-    # "estimated": each pair weighs in proportion to that probability. Unset: all the same.
-    config.objective.pair_weight = placeholder(str)
-    config.objective.epsilon = 0.15  # Entropic regulariser of the transport, in cosine units.
-    config.objective.iterations = 5  # Sinkhorn iterations, rows first.
-    # Image-image and text-text similarity in the teacher's matrix, and whether the given pairs are
-    # taken out of it. Unset: 1, 1, True for otter; 0, 0, False for kd.
-    config.objective.image_weight = placeholder(float)
-    config.objective.text_weight = placeholder(float)
-    config.objective.remove_diagonal = placeholder(bool)
-    config.objective.smoothing = 0.1  # Label smoothing's e; the paper does not give its value.
-    config.objective.teacher_scale = 100.0  # KD: softmax(teacher_scale * similarity).
-    config.objective.mixed_target = False  # One target alpha I + (1 - alpha) P, as in the paper.
-    config.objective.stop_gradient_keys = False  # As multi-process runs of the released code.
-    # Most rows of the similarity matrices held at a time (fewer where that would exceed 16 MiB);
-    # batch_size and more: all of them. Unset: 1024 where a device's part of a matrix would exceed
-    # 1024 x 1024, else all.
-    config.objective.tile = placeholder(int)
-    # Where the learnable scales (1 / temperature) start, and what the sigmoid loss adds to logits.
-    # Unset: exp(3.9) = 49.4; for sigmoid 10 and -10.
-    config.objective.initial_scale = placeholder(float)
-    config.objective.initial_bias = placeholder(float)
-
-    # declip and slip: the target of each pair of views, identity | otter.
-    config.objective.targets = "identity"
-    # declip: self-supervision, multi-view and nearest-neighbour supervision; unset: all on.
-    config.objective.ss = placeholder(bool)
-    config.objective.mvs = placeholder(bool)
-    config.objective.nns = placeholder(bool)
-    config.objective.clip_weight = placeholder(float)  # Unset: 0.4; 1 for slip.
-    config.objective.multi_view_weight = placeholder(
-        float
-    )  # Unset: the mean of all pairs of views.
-    config.objective.neighbor_weight = 0.2
-    config.objective.symmetric_neighbors = False  # From the neighbours to the images too.
-    config.objective.queue_size = 65_536  # Texts that neighbours are looked for among.
-    config.objective.simsiam_weight = 0.2
-    config.objective.mlm_weight = 0.2
-    config.objective.simclr_weight = 1.0
-    # Bounds of the learnable scales. Unset: 1 and 100; none for slip and sigmoid.
-    config.objective.min_scale = placeholder(float)
-    config.objective.max_scale = placeholder(float)
-
-    config.teacher = ConfigDict()
-    config.teacher.decay = 0.999
-    config.teacher.warmup = True  # decay_t = min(decay, (1 + t) / (10 + t))
-    config.teacher.train_mode = False  # Dropout and batch statistics in the teacher, as released.
-
-    # Where the objective asks for each pair's trust, see trust.py: how many of the most similar
-    # images vote on a caption, and among how many pairs at most they are looked for.
-    config.trust = ConfigDict()
-    config.trust.neighbors = 30
-    config.trust.reference = 100_000
-
-    config.optimizer = ConfigDict()
-    config.optimizer.name = "sgd"  # sgd | adamw
-    config.optimizer.learning_rate = 3e-3
-    config.optimizer.momentum = 0.9  # b1 of AdamW.
-    config.optimizer.b2 = 0.999
-    config.optimizer.weight_decay = 0.0
-    config.optimizer.warmup_steps = 0
-    config.optimizer.gradient_clip = placeholder(float)  # Global norm.
-
-    config.checkpoint = ConfigDict()
-    config.checkpoint.every_steps = 1000
-    config.checkpoint.every_minutes = 30.0  # And when the last save is that long ago; 0: never.
-    config.checkpoint.keep = 2
-
-    config.evaluate = ConfigDict()
-    config.evaluate.sets = ("open_clipart",)  # See evaluation/sets.py.
-    config.evaluate.every_steps = 0  # 0: only before and after training.
-    config.evaluate.batch_size = 64
-    config.evaluate.template = "a photo of {}."  # | clip80 | a text file of one template a line
-    config.evaluate.names = "joined"  # A class's names in one prompt (as released) | averaged
+    config.objective = ConfigDict({"name": "otter"})
+    for method in METHODS.values():
+        for field in dataclasses.fields(method):
+            if field.name not in config.objective:
+                config.objective[field.name] = _reference(_type_of(method, field), None)
     return config.lock()
+
+
+def _type_of(owner: Any, field: dataclasses.Field) -> Any:
+    owner = owner if isinstance(owner, type) else type(owner)
+    return typing.get_type_hints(owner)[field.name]
+
+
+def _reference(kind: Any, value: Any) -> Any:
+    """Return what a ConfigDict holds for a value: it knows the type also of what is unset."""
+    kinds = [each for each in typing.get_args(kind) or (kind,) if each is not types.NoneType]
+    if len(kinds) > 1:  # Several types: a plain value of any.
+        return FieldReference(value, field_type=object)
+    return placeholder(kinds[0]) if value is None else value
+
+
+def describe_keys() -> Iterator[tuple[str, str, str]]:
+    """Yield each key, its default and its meaning in words."""
+    for path, section in SECTIONS.items():
+        meanings = _meanings(type(section))
+        for field in dataclasses.fields(section):
+            key = f"{path}.{field.name}" if path else field.name
+            yield key, _shown(getattr(section, field.name)), meanings[field.name]
+        if path in ("model.image", "model.text"):
+            yield f"{path}.overrides.KEY", "", "a field of the tower's own configuration."
+    yield "objective.name", "otter", f"the method: {' | '.join(METHODS)}."
+    seen: set[str] = set()
+    for method in METHODS.values():
+        meanings = _meanings(method)
+        for field in dataclasses.fields(method):
+            if field.name not in seen:
+                seen.add(field.name)
+                yield f"objective.{field.name}", _defaults(field.name), meanings[field.name]
+
+
+def _defaults(option: str) -> str:
+    """Return the default of an option, by method where it is not the same for all that have it."""
+    owners = {n: fields_of(m)[option].default for n, m in METHODS.items() if option in fields_of(m)}
+    values = list(dict.fromkeys(map(_shown, owners.values())))
+    if len(owners) == len(METHODS) and len(values) == 1:
+        return values[0]
+    return "; ".join(
+        f"{value} ({', '.join(n for n, default in owners.items() if _shown(default) == value)})"
+        for value in values
+    )
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _meanings(owner: type) -> dict[str, str]:
+    """Return what a dataclass and those above it say of their attributes."""
+    meanings: dict[str, str] = {}
+    for each in reversed(owner.__mro__):
+        listed = inspect.cleandoc(each.__doc__ or "").partition("Attributes:\n")[2]
+        for name, text in re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", listed, re.MULTILINE):
+            meanings[name] = " ".join(text.split())
+    return meanings
 
 
 def check(config: ConfigDict) -> None:
@@ -254,22 +431,44 @@ def check(config: ConfigDict) -> None:
 
 
 def total_steps(config: ConfigDict, num_pairs: int) -> int:
-    """Return length of the run in steps; an epoch is `num_pairs` / `batch_size` steps, not rounded."""
+    """Return the steps of the run; an epoch is `num_pairs` / `batch_size` of them, not rounded."""
     if config.total_steps is not None:
         return int(config.total_steps)
     return max(1, int(config.total_epochs * num_pairs / config.batch_size))
 
 
-def without_micro_batches(config: ConfigDict) -> ConfigDict:
-    """Return the same config with all rows of a batch going through the towers at once."""
-    config = config.copy_and_resolve_references()
-    config.micro_batch = None
-    return config
-
-
 def as_dict(config: ConfigDict) -> dict[str, Any]:
-    """Return what config.json holds: nested plain values, keys in order."""
-    return json.loads(config.to_json(sort_keys=True))
+    """Return what config.json holds: nested plain values, keys in order.
+
+    Of the objective it has the method's own options, complete.
+    """
+    plain = json.loads(config.to_json(sort_keys=True))
+    method = make_method(**plain["objective"])
+    return plain | {"objective": {"name": method.name, **dataclasses.asdict(method)}}
+
+
+def unset_foreign_options(config: ConfigDict, given: Iterable[str] = ()) -> list[str]:
+    """Unset what a preset has set for a method of its own, where another was chosen since.
+
+    Args:
+        config: changed in place.
+        given: keys (`objective.epsilon`) that the user set, which are left, to be refused.
+
+    Returns:
+        The options that were unset.
+    """
+    name = config.objective.name
+    if name not in METHODS:
+        return []
+    own = {"name", *fields_of(METHODS[name])}
+    foreign = [
+        key
+        for key, value in config.objective.items()
+        if value is not None and key not in own and f"objective.{key}" not in set(given)
+    ]
+    for key in foreign:
+        config.objective[key] = None
+    return foreign
 
 
 def load(path: Path) -> ConfigDict:
@@ -282,9 +481,14 @@ def load(path: Path) -> ConfigDict:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} is not a workdir: it has no {path.name}")
     config = default_config()
-    known = _flatten(config.to_dict())
-    for key, value in _flatten(json.loads(path.read_text(encoding="utf-8"))).items():
+    known = flatten(config.to_dict())
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    methods_keys = {key for key in known if key.startswith("objective.")} - {"objective.name"}
+    own = _own_options(path, saved.get("objective", {}).get("name", config.objective.name))
+    for key, value in flatten(saved).items():
         value = tuple(value) if isinstance(value, list) else value
+        if key in known and key in methods_keys and value == own.get(key, value):
+            continue  # Earlier versions kept the options of all methods. A default stays unset.
         if OVERRIDE.fullmatch(key):
             group, _, name = key.rpartition(".")
             with config.unlocked():
@@ -296,23 +500,34 @@ def load(path: Path) -> ConfigDict:
     return config
 
 
+def _own_options(path: Path, name: str) -> dict[str, Any]:
+    """Return the options of a saved config's method by key (ValueError if it is not known)."""
+    if name not in METHODS:
+        raise ValueError(
+            f"{path}: objective {name!r} is none of {', '.join(METHODS)}; import the file that "
+            "registers it first"
+        )
+    return {f"objective.{key}": field.default for key, field in fields_of(METHODS[name]).items()}
+
+
 def describe_unknown_key(key: str) -> str | None:
     """Return what to write instead of a key such as `data.trian`; None if it may exist."""
-    known = list(_flatten(default_config().to_dict()))
+    known = list(flatten(default_config().to_dict()))
     if key in known or OVERRIDE.fullmatch(key):
         return None
     name = key.rpartition(".")[2]
+    name = CUSTOMARY_NAMES.get(name, name)
     near = [other for other in known if other.rpartition(".")[2] == name]
     near = near or difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {' or '.join(near)}? All keys" if near else "all keys"
-    return f"unknown config key {key}: {hint} are in otter_jax/config.py"
+    return f"unknown config key {key}: {hint} are listed by otter-jax train --help"
 
 
 def differences(
     saved: ConfigDict, asked: ConfigDict, ignore: Iterable[str] = BOOKKEEPING_KEYS
 ) -> list[str]:
-    """Return lines `key: saved -> asked` for every key that differs, but for prefixes in `ignore`."""
-    old, new = _flatten(saved.to_dict()), _flatten(asked.to_dict())
+    """Return lines `key: saved -> asked` of all keys that differ, but for prefixes in `ignore`."""
+    old, new = flatten(as_dict(saved)), flatten(as_dict(asked))
     keys = [key for key in sorted(old | new) if not key.startswith(tuple(ignore))]
     return [
         f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
@@ -351,7 +566,7 @@ def _check_captions(config: ConfigDict) -> None:
     """Refuse what is no choice of captions, and trust where captions of one image would vote."""
     _choice(config, "data.captions", ("one", "all"))
     objective = config.objective
-    if config.data.captions == "all" and "estimated" in (objective.alpha, objective.pair_weight):
+    if config.data.captions == "all" and make_method(**objective).uses_trust:
         raise ValueError(
             "config.data.captions='all': the captions of an image would vouch for each other where "
             "trust is estimated; take 'one', or set neither objective.alpha nor "
@@ -360,8 +575,8 @@ def _check_captions(config: ConfigDict) -> None:
 
 
 def _refuse_unknown_keys(config: ConfigDict) -> None:
-    """A config must be complete, and what config.json cannot give back must not be in it."""
-    known, found = _flatten(default_config().to_dict()), _flatten(config.to_dict())
+    """Refuse a config that is not complete, or has what config.json cannot give back."""
+    known, found = flatten(default_config().to_dict()), flatten(config.to_dict())
     added = [key for key in found if key not in known and not OVERRIDE.fullmatch(key)]
     missing = [key for key in known if key not in found]
     if added or missing:
@@ -399,11 +614,12 @@ def _get(config: ConfigDict, key: str) -> object:
     return config
 
 
-def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
+def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
+    """Return nested values on one level: {"a.b": 1} for {"a": {"b": 1}}."""
     flat: dict[str, object] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
     return flat

@@ -14,7 +14,7 @@ from configs import quickstart
 from otter_jax import objectives, sharding
 from otter_jax.data.sources import open_source
 from otter_jax.embedding.image_collections import compute_features, from_source
-from otter_jax.train import build_parts
+from otter_jax.training.parts import build_parts
 
 NUM_SPLITS = 3
 VALIDATION_SHARE = TEST_SHARE = 0.1
@@ -43,7 +43,7 @@ class Split(NamedTuple):
 
 
 def load(workdir: Path) -> Collection:
-    """Return the features, from `workdir`/collection.npz, or computed now (two minutes) and kept there."""
+    """Return the features in `workdir`/collection.npz, computed first if it is missing."""
     path = workdir / "collection.npz"
     if not path.is_file():
         collection = compute(workdir)
@@ -55,10 +55,10 @@ def load(workdir: Path) -> Collection:
 
 
 def compute(workdir: Path) -> Collection:
-    """Run the frozen towers; `workdir`/features keeps what they gave, as that of a run does."""
+    """Run the frozen towers; `workdir`/features keeps their outputs, as that of a run does."""
     config = quickstart.get_config()
     config.evaluate.sets = ("openmoji",)
-    options = objectives.make_options(**config.objective)
+    options = objectives.make_method(**config.objective)
     parts = build_parts(config, workdir, sharding.make_mesh(), options)
     images, texts, metadata = [], [], []
     for split in ("train", "heldout"):
@@ -113,7 +113,7 @@ def make_split(collection: Collection, number: int) -> Split:
 def shuffled_captions(
     groups: np.ndarray, share: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return for n pairs, whose caption each image gets, and which of them are wrong.
+    """Return whose caption each of n images gets, and which of these are wrong.
 
     Args:
         groups: int [n]; captions change places within a group only.

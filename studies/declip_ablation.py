@@ -27,7 +27,7 @@ ARMS = {
 
 
 def run_arm(arm: str, seed: int, folder: Path) -> dict[str, dict[str, float]]:
-    """Train one arm, or goes on where it ended; `{set: {metric: value}}`."""
+    """Train one arm, or go on where it ended; return `{set: {metric: value}}`."""
     config = declip_quickstart.get_config()
     config.seed = seed
     config.update(ARMS[arm])
@@ -35,7 +35,7 @@ def run_arm(arm: str, seed: int, folder: Path) -> dict[str, dict[str, float]]:
 
 
 def table(folder: Path) -> str:
-    """Return mean and deviation over the seeds that are finished, in percent."""
+    """Return the mean and deviation over the seeds that are finished, in percent."""
     lines = ["| arm | seeds | recall@1 / 5 / 10 | OpenMoji hit@1 / 5 / 10 |", "|---|---|---|---|"]
     for arm in ARMS:
         found = [read_scores(path) for path in folder.glob(f"{arm}_[0-9]*/results.json")]

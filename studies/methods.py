@@ -54,7 +54,7 @@ class Method:
     """An objective and which of its options are tuned.
 
     Attributes:
-        objective: a key of `objectives.OBJECTIVES`.
+        objective: a key of `objectives.METHODS`.
         options: what is fixed.
         defaults: what trial 0 has of `space`: the values of the method's authors.
         space: what the other trials draw from. `trust_cap` is what estimated trust is multiplied
@@ -126,7 +126,7 @@ CHANGES = {f"{name}={value}": {name: value} for name, values in SWEEP.items() fo
 
 
 def hyperparameters(method: Method, trial: int) -> dict[str, Any]:
-    """Return what trial `trial` of a method tries; trial 0 are its authors' values."""
+    """Return the hyperparameters of trial `trial` of a method; trial 0 has its authors' values."""
     if trial == 0:
         return {**COMMON_DEFAULTS, **method.defaults}
     common, own = np.random.default_rng((2, trial)), np.random.default_rng((3, trial))

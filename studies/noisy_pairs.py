@@ -1,4 +1,4 @@
-"""Which method should one train with on noisy pairs? The study of PROTOCOL.md, in one command:
+"""Study which method to train with on noisy pairs: PROTOCOL.md, in one command.
 
     python -m studies.noisy_pairs --workdir=runs/noisy_pairs
 
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from otter_jax.runs.reporting import progress
+from otter_jax.terminal import progress
 from studies import collection as collections
 from studies import methods, runs
 from studies.methods import METHODS, SETTINGS
@@ -39,7 +39,7 @@ class Job(NamedTuple):
     change: str = ""  # A key of methods.CHANGES, in a sweep.
 
     def seeds(self) -> Iterable[tuple[int, int]]:
-        """Return (split, seed) of its runs."""
+        """Return the (split, seed) of each run of this job."""
         seeds = {
             "trial": [TRIAL_SEED],
             "test": range(TEST_SEEDS),
@@ -48,7 +48,7 @@ class Job(NamedTuple):
         return itertools.product(range(collections.NUM_SPLITS), seeds[self.kind])
 
     def hyperparameters(self) -> dict[str, Any]:
-        """Return those of its trial, but for the change."""
+        """Return the hyperparameters of the job's trial, with the change made."""
         chosen = methods.hyperparameters(METHODS[self.method], self.trial)
         return chosen | methods.CHANGES.get(self.change, {})
 
@@ -62,7 +62,7 @@ def start_worker(workdir: Path) -> None:
 
 
 def run(job: Job) -> tuple[Job, list[Record], dict[str, np.ndarray]]:
-    """Train all runs of a job; their records, and by split the ranks of queries [seeds, q]."""
+    """Train a job's runs; return their records, and by split the ranks of queries [seeds, q]."""
     (pairs,) = _loaded
     method, setting = METHODS[job.method], SETTINGS[job.setting]
     trainer = runs.Trainer(method, setting, job.hyperparameters())
@@ -83,7 +83,7 @@ def run(job: Job) -> tuple[Job, list[Record], dict[str, np.ndarray]]:
 
 
 def best_trial(records: Iterable[Record], setting: str, method: str) -> int:
-    """Return the trial with the best mean of the six metrics on validation; of equal ones the first."""
+    """Return the trial whose six metrics have the best validation mean; the first of equals."""
     scores: dict[int, list[float]] = {}
     for record in records:
         if (record["kind"], record["setting"], record["method"]) == ("trial", setting, method):
@@ -109,7 +109,7 @@ def unfinished(jobs: Iterable[Job], records: Iterable[Record]) -> list[Job]:
 
 
 def run_jobs(jobs: list[Job], workdir: Path, workers: int) -> None:
-    """Run jobs in worker processes, and writes the records in the jobs' order."""
+    """Run jobs in worker processes, and write the records in the jobs' order."""
     if not jobs:
         return
     context = multiprocessing.get_context("spawn")
@@ -132,12 +132,12 @@ def save_ranks(workdir: Path, job: Job, ranks: dict[str, np.ndarray]) -> None:
 
 
 def ranks_file(workdir: Path, setting: str, method: str) -> Path:
-    """Return where the ranks of a method's tests are."""
+    """Return the file with the ranks of a method's tests."""
     return workdir / "ranks" / f"{setting}, {method}.npz"
 
 
 def main() -> None:
-    """Tunes, then tests."""
+    """Tune every method, then test it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True, help="features, records, ranks")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")

@@ -32,7 +32,7 @@ def area_under_curve(alpha: np.ndarray, wrong: np.ndarray) -> float:
 def measure(
     collection: collections.Collection, setting: Setting, seed: int
 ) -> tuple[float, float, float]:
-    """Return share of wrong captions, its estimate, and the AUC (NaN where nothing is wrong)."""
+    """Return the share of wrong captions, its estimate, and the AUC (NaN if none is wrong)."""
     groups = collection.folder * setting.within_folder
     order, wrong = collections.shuffled_captions(
         groups, setting.wrong, np.random.default_rng((6, seed))

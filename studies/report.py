@@ -45,14 +45,14 @@ class Difference(NamedTuple):
 
     @property
     def p_value(self) -> float:
-        """Two-sided, of a normal distribution."""
+        """Return the two-sided p-value under a normal distribution."""
         if self.error == 0.0:
             return 1.0 if self.mean == 0.0 else 0.0
         return math.erfc(abs(self.mean) / self.error / math.sqrt(2))
 
 
 def found(ranks: np.ndarray, num_images: int) -> dict[str, np.ndarray]:
-    """Return by metric whether each query is found, in percent: float [seeds, queries].
+    """Return, by metric, 100 where a query is found and 0 elsewhere: float [seeds, queries].
 
     A pair is one query of retrieval, the mean of its two directions.
 
@@ -68,7 +68,7 @@ def found(ranks: np.ndarray, num_images: int) -> dict[str, np.ndarray]:
 
 
 def bootstrap(differences: Sequence[np.ndarray], rng: np.random.Generator) -> Difference:
-    """Return of paired differences [seeds, queries] of each split; draws seeds and queries anew."""
+    """Draw the seeds and queries of paired differences [seeds, queries] anew, for each split."""
     means = np.zeros(DRAWS)
     for each in differences:
         seeds, queries = each.shape
@@ -82,7 +82,7 @@ def bootstrap(differences: Sequence[np.ndarray], rng: np.random.Generator) -> Di
 
 
 def holm(p_values: Sequence[float]) -> list[bool]:
-    """Return which stay significant at `LEVEL` together (Holm 1979)."""
+    """Return which of the p-values stay significant at `LEVEL` together (Holm 1979)."""
     significant = [False] * len(p_values)
     for passed, index in enumerate(np.argsort(p_values, kind="stable")):
         if p_values[index] > LEVEL / (len(p_values) - passed):
@@ -138,7 +138,7 @@ def read_found(workdir: Path, setting: str, method: str) -> list[dict[str, np.nd
 
 
 def counts(study: Study, method: str) -> tuple[int, int, int, int]:
-    """Return wins, ties and losses against the baseline, and in how many cells the mean is the best."""
+    """Return the wins, ties and losses against the baseline, and how many means are the best."""
     wins = losses = best = 0
     for setting in study.settings:
         for metric in METRICS:
@@ -151,7 +151,7 @@ def counts(study: Study, method: str) -> tuple[int, int, int, int]:
 
 
 def summary_table(study: Study) -> list[str]:
-    """Return a method a line: wins, ties, losses, best, and the mean difference in every setting."""
+    """Return one line a method: wins, ties, losses, best, and the mean difference by setting."""
     head = [
         "method",
         "wins / ties / losses",
@@ -174,7 +174,7 @@ def summary_table(study: Study) -> list[str]:
 
 
 def setting_table(study: Study, setting: str) -> list[str]:
-    """Return means and deviations, and below them the differences with their intervals."""
+    """Return the means and deviations, and below them the differences with their intervals."""
     head = ["method", "trial", *METRICS]
     lines = [_row(head), _row(["---"] * len(head))]
     for method in METHODS:
@@ -192,7 +192,7 @@ def setting_table(study: Study, setting: str) -> list[str]:
 
 
 def trials_table() -> list[str]:
-    """Return what each trial had: first what all methods have in common, then each method's own."""
+    """Return the hyperparameters of each trial: those of all methods, then each method's own."""
     trials = range(NUM_TRIALS)
     lines = [_row(["method", *map(str, trials)]), _row(["---"] * (1 + NUM_TRIALS))]
     for method in METHODS:
@@ -205,7 +205,7 @@ def trials_table() -> list[str]:
 
 
 def sweep_table(records: Sequence[Record]) -> list[str]:
-    """Return OTTER with one thing changed: retrieval and zero-shot, means of the runs."""
+    """Return the mean scores of OTTER with one thing changed: retrieval and zero-shot."""
     lines = [_row(["change", "mean recall", "mean hit", "of all six"]), _row(["---"] * 4)]
     changes: dict[str, list[Record]] = {}
     for record in records:
@@ -222,7 +222,7 @@ def sweep_table(records: Sequence[Record]) -> list[str]:
 
 
 def draw(study: Study, path: Path) -> None:
-    """The mean difference of the six metrics to the baseline, by method and setting."""
+    """Draw the mean difference of the six metrics to the baseline, by method and setting."""
     figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
     methods = [method for method in METHODS if method != BASELINE]
     table = np.array(

@@ -15,7 +15,9 @@ from otter_jax.evaluation.ranks import best_true_ranks
 from otter_jax.models import dual_encoder
 from otter_jax.models.dual_encoder import DualEncoder, FunctionalModel, Variables
 from otter_jax.models.projections import make_projection
-from otter_jax.training.step import initial_state, make_optimizer, make_schedule, make_train_step
+from otter_jax.training.optimizers import make_optimizer, make_schedule
+from otter_jax.training.state import initial_state, state_places
+from otter_jax.training.step import Learner, StepSettings, make_train_step
 from studies.collection import NUM_SPLITS, Collection, make_split, shuffled_captions
 from studies.methods import Method, Setting
 
@@ -29,7 +31,7 @@ class FeatureTower(nnx.Module):
     """Stands for a frozen tower, whose features come with the batch."""
 
     def __init__(self, width: int):
-        """Of `width` features."""
+        """Make a layer of `width` features."""
         self.width = width
 
 
@@ -60,7 +62,7 @@ class Ranks(NamedTuple):
 def principal_components(
     collection: Collection, train: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return images of both styles in the principal components of the training images' features.
+    """Return the images of both styles in the principal components of the training images.
 
     All are divided by one number that makes the mean square 1, and so keep their proportions.
     """
@@ -96,7 +98,7 @@ class Pairs:
         return Data(*self.images[number], train, caption_of, alpha)
 
     def _estimate(self, train: np.ndarray, caption_of: np.ndarray, seed: int) -> np.ndarray:
-        """Return trust from what is trained on and no more."""
+        """Estimate trust from the training pairs and no others."""
         key = train.tobytes() + caption_of.tobytes() + bytes([seed % 256])
         if key not in self._trust:
             images, texts = self.collection.image[train], self.collection.text[caption_of]
@@ -108,7 +110,7 @@ class Trainer:
     """Trains with one method, setting and choice of hyperparameters; it is compiled once."""
 
     def __init__(self, method: Method, setting: Setting, hyperparameters: Mapping[str, Any]):
-        """The hyperparameters are those of `methods.hyperparameters`."""
+        """Read the hyperparameters, which are those of `methods.hyperparameters`."""
         hyper = dict(hyperparameters)
         self.cap = hyper.pop("trust_cap", 1.0)
         config = default_config()
@@ -120,15 +122,18 @@ class Trainer:
         self.shape = (NUM_PAIRS * hyper.pop("epochs") // setting.batch_size, setting.batch_size)
         config.optimizer.warmup_steps = int(WARMUP_SHARE * self.shape[0])
         self.head = setting.head
-        self.options = objectives.make_options(method.objective, **{**method.options, **hyper})
+        self.options = objectives.make_method(method.objective, **{**method.options, **hyper})
         schedule = make_schedule(config, self.shape[0])
         optimizer = make_optimizer(config, schedule)
         mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
-        self.model, _ = self.make_model(0)
-        step = make_train_step(self.model, self.options, optimizer, schedule, config, mesh)
+        self.model, variables = self.make_model(0)
+        settings, uses_teacher = StepSettings.of(config), self.options.uses_teacher
+        learner = Learner(self.model, self.options, optimizer, schedule, settings, mesh)
+        state = initial_state(variables, optimizer, uses_teacher=uses_teacher)
+        step = make_train_step(learner, state_places(mesh, state, fsdp=False))
 
         def train(variables: Variables, pairs: dict[str, jax.Array], order: jax.Array) -> Variables:
-            state = initial_state(variables, optimizer, uses_teacher=self.options.uses_teacher)
+            state = initial_state(variables, optimizer, uses_teacher=uses_teacher)
 
             def one_step(state: Any, rows: jax.Array) -> tuple[Any, None]:
                 return step(state, {name: array[rows] for name, array in pairs.items()})[0], None
@@ -151,7 +156,7 @@ class Trainer:
         return dual_encoder.split(module)
 
     def train(self, data: Data, text: np.ndarray, seed: int) -> Variables:
-        """Return the variables at the end; the seed draws the head and the order of the pairs."""
+        """Train and return the variables; the seed draws the head and the order of the pairs."""
         rng, needed = np.random.default_rng((5, seed)), np.prod(self.shape)
         epochs = -(-needed // len(data.train))
         order = np.concatenate([rng.permutation(len(data.train)) for _ in range(epochs)])
@@ -169,7 +174,7 @@ class Trainer:
         pairs: np.ndarray,
         images: np.ndarray,
     ) -> Ranks:
-        """Return ranks among some pairs, and of some images of the other style among all its classes."""
+        """Rank some pairs among each other, and images of the other style among all its classes."""
         project = functools.partial(_project, self.model, variables)
         captions, classes = map(_unit, (collection.text[pairs], collection.class_text))
         found, other = map(

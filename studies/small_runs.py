@@ -9,7 +9,7 @@ from studies.runs import KS
 
 
 def read_scores(path: Path) -> list[float]:
-    """Return recall (mean of both directions) and OpenMoji hits at 1, 5 and 10, in percent.
+    """Return the recall (mean of both directions) and OpenMoji hits at 1, 5 and 10, in percent.
 
     Args:
         path: results.json of a finished run.
@@ -27,7 +27,7 @@ def run_all(
     run: Callable[[str, int, Path], object],
     table: Callable[[Path], str],
 ) -> None:
-    """A command line: all names with one seed before those with the next, and the table so far.
+    """Run all names with one seed before those with the next, and print the table after each.
 
     Args:
         description: of the study.

@@ -29,7 +29,7 @@ METHODS = {
 
 
 def write_pairs(folder: Path, seed: int) -> Path:
-    """Return a CSV of the quickstart's training pairs, of which a share has the caption of another."""
+    """Write the quickstart's pairs as a CSV, a share with another's caption; return its path."""
     path = folder / f"shuffled_{seed}.csv"
     if path.is_file():  # All methods have the same.
         return path
@@ -63,7 +63,7 @@ def run(method: str, seed: int, folder: Path) -> None:
 
 
 def table(folder: Path) -> str:
-    """Return every finished run, in percent; recall is the mean of both directions."""
+    """Return the finished runs' scores, in percent; recall is the mean of both directions."""
     lines = ["| method | seed | recall@1 / 5 / 10 | OpenMoji hit@1 / 5 / 10 |", "|---|---|---|---|"]
     for method in METHODS:
         for path in sorted(folder.glob(f"{method.replace(' ', '_')}_[0-9]/results.json")):

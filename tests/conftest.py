@@ -39,7 +39,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image, ImageDraw
 
-from otter_jax.config import default_config
+from otter_jax.config import default_config, unset_foreign_options
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "orange", "purple", "brown")
 SHAPES = ("circle", "square", "triangle", "bar", "ring", "cross")
@@ -174,6 +174,7 @@ def tiny_config(pairs_folder: Path, tokenizer_folder: Path) -> Callable[..., Con
             }
             | changes
         )
+        unset_foreign_options(config)  # One set of changes serves several objectives.
         return config
 
     return make

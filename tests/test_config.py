@@ -53,8 +53,8 @@ def test_bad_value_is_named(key: str, value: object, message: str) -> None:
 @pytest.mark.parametrize(
     ("key", "said"),
     [
-        ("nonsense", "unknown config key nonsense: all keys are in otter_jax/config.py"),
-        ("batchsize", "unknown config key batchsize: did you mean batch_size? All keys are in"),
+        ("nonsense", "unknown config key nonsense: all keys are listed by otter-jax train --help"),
+        ("batchsize", "unknown config key batchsize: did you mean batch_size? All keys are listed"),
         ("data.trian", "unknown config key data.trian: did you mean data.train?"),
         ("decay", "did you mean teacher.decay?"),
         ("train.pretrained", "did you mean model.image.pretrained or model.text.pretrained?"),

@@ -17,7 +17,7 @@ from test_step import batch_of, build, mesh_of, vit_config
 from otter_jax import config as config_lib
 from otter_jax import objectives, sharding
 from otter_jax.runs.checkpoints import Checkpoints
-from otter_jax.training.step import TrainState
+from otter_jax.training.state import TrainState
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = """
@@ -75,7 +75,7 @@ def test_twenty_steps_of_every_objective_are_the_same(
     # So low that 20 steps do not blow rounding up: at 1e-3 it reaches 7e-3 of the InfoNCE loss, at
     # 1e-4 7e-5.
     changes |= {"optimizer.learning_rate": 1e-5, "evaluate.sets": ()}
-    configs = {n: tiny_config(**changes, **{"objective.name": n}) for n in objectives.OBJECTIVES}
+    configs = {n: tiny_config(**changes, **{"objective.name": n}) for n in objectives.METHODS}
     # With seed 0 its losses agree to 2e-7 for five steps, then on two processes to 1.1e-5, as when
     # a ReLU is at its kink; with seeds 1 and 2, to 2e-7 for all 20.
     configs["slip"].seed = 1

@@ -14,12 +14,14 @@ from conftest import write_shard
 from ml_collections import ConfigDict
 from test_checkpoints import damage
 
-from otter_jax import objectives, sharding, train
+from otter_jax import evaluate, objectives, sharding, train
 from otter_jax.commands import export
 from otter_jax.embedding import encoder
 from otter_jax.models import dual_encoder
 from otter_jax.runs import checkpoints, reporting
-from otter_jax.training import step
+from otter_jax.training.optimizers import make_optimizer, make_schedule
+from otter_jax.training.parts import build_parts
+from otter_jax.training.state import initial_state, make_memory, place_state
 
 FROZEN = {
     "model.image.frozen": True,
@@ -32,7 +34,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     return train.train(config, workdir)
 
 
-@pytest.mark.parametrize("name", list(objectives.OBJECTIVES))
+@pytest.mark.parametrize("name", list(objectives.METHODS))
 def test_every_objective_trains(tiny_config: Callable, tmp_path: Path, name: str) -> None:
     without_masks = {"objective.mlm_weight": 0.0}  # They would teach a frozen tower nothing.
     config = tiny_config(**FROZEN, **without_masks, **{"objective.name": name, "total_steps": 4})
@@ -198,12 +200,12 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
 
 def final_state(config: ConfigDict, workdir: Path) -> object:
     _, variables = dual_encoder.split(encoder.build_module(config))
-    optimizer = step.make_optimizer(config, step.make_schedule(config, 6))
-    options = objectives.make_options(**config.objective)
-    memory = train.make_memory(options, config.model.embed_dim)
-    template = step.initial_state(variables, optimizer, uses_teacher=True, memory=memory)
+    optimizer = make_optimizer(config, make_schedule(config, 6))
+    options = objectives.make_method(**config.objective)
+    memory = make_memory(options, config.model.embed_dim)
+    template = initial_state(variables, optimizer, uses_teacher=True, memory=memory)
     with checkpoints.Checkpoints(workdir / "checkpoints") as saved:
-        return saved.restore(step.place_state(sharding.make_mesh(), template, fsdp=False))
+        return saved.restore(place_state(sharding.make_mesh(), template, fsdp=False))
 
 
 def test_finished_run_shows_its_results_again(
@@ -222,9 +224,9 @@ def test_evaluate_repeats_the_results(tiny_config: Callable, tmp_path: Path) -> 
     config = tiny_config(**FROZEN)
     results = run(config, tmp_path)
     (tmp_path / "results.json").unlink()
-    assert train.evaluate(config, tmp_path) == results | {"step": 6}
+    assert evaluate.evaluate(config, tmp_path) == results | {"step": 6}
     shutil.rmtree(tmp_path / "features")
-    assert train.evaluate(config, tmp_path) == results | {"step": 6}
+    assert evaluate.evaluate(config, tmp_path) == results | {"step": 6}
 
 
 def test_a_damaged_last_checkpoint_is_passed_over_by_evaluation_and_export(
@@ -236,7 +238,7 @@ def test_a_damaged_last_checkpoint_is_passed_over_by_evaluation_and_export(
     kept, last = (workdir / "results.json").read_bytes(), encoder.load(workdir).variables
     damage(workdir / "checkpoints" / "6", "flip")
     capsys.readouterr()
-    results = train.evaluate(config, workdir)
+    results = evaluate.evaluate(config, workdir)
     named = "6 is damaged (variables/"
     assert named in (said := capsys.readouterr().out) and ": that of step 3 is used" in said
     (name,) = config.evaluate.sets
@@ -255,7 +257,7 @@ def test_a_damaged_last_checkpoint_is_passed_over_by_evaluation_and_export(
 
 def test_evaluate_needs_a_run(tiny_config: Callable, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no run to evaluate"):
-        train.evaluate(tiny_config(), tmp_path)
+        evaluate.evaluate(tiny_config(), tmp_path)
 
 
 def test_workdir_of_another_config_is_refused(tiny_config: Callable, tmp_path: Path) -> None:
@@ -322,13 +324,13 @@ def test_what_a_killed_run_could_not_read_is_known(
 ) -> None:
     write_shard(tmp_path / "0.tar", [*shape_pairs[:47], (b"broken", "a red bar")])
     config = tiny_config(**{"data.train": f"webdataset:{tmp_path / '0.tar'}"})
-    saved = train.Checkpoints.save
+    saved = checkpoints.Checkpoints.save
 
-    def save_and_die(self: train.Checkpoints, state: object) -> None:
+    def save_and_die(self: checkpoints.Checkpoints, state: object) -> None:
         saved(self, state)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train.Checkpoints, "save", save_and_die)  # At step 3, after an epoch.
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", save_and_die)  # At step 3, after an epoch.
     with pytest.raises(KeyboardInterrupt):
         run(config, tmp_path / "run")
     data = json.loads((tmp_path / "run" / "data.json").read_text())["train"]
@@ -382,7 +384,7 @@ def test_sources_are_mixed_by_their_weights(
     write_shard(tmp_path / "b.tar", [(b"broken", "x"), *shape_pairs[30:48]])
     seen, put = [], train.run_steps
 
-    def note(each: train.Run, *arguments: object) -> object:
+    def note(each: train.Training, *arguments: object) -> object:
         load = each.data.load
         each.data.load = lambda step, rows: (
             seen.append(load(step, rows)["index"]) or load(step, rows)
@@ -428,13 +430,13 @@ def test_unfinished_run_is_not_finished_by_evaluating_it(
     with pytest.raises(KeyboardInterrupt):
         run(config, tmp_path)
     monkeypatch.undo()
-    train.evaluate(config, tmp_path)
+    evaluate.evaluate(config, tmp_path)
     assert (tmp_path / "evaluation.json").is_file()
     assert not (tmp_path / "results.json").exists()
     results = run(config, tmp_path)
     kept = (tmp_path / "results.json").read_bytes()
     other = tiny_config(**FROZEN, **{"evaluate.template": "{}"})
-    assert train.evaluate(other, tmp_path)["before"] == {} != results["before"]
+    assert evaluate.evaluate(other, tmp_path)["before"] == {} != results["before"]
     assert (tmp_path / "results.json").read_bytes() == kept
 
 
@@ -514,10 +516,10 @@ def test_no_device_holds_more_than_its_part_of_the_state(
     config = tiny_config(fsdp=True)
     config.model.text.overrides.vocab_size = 2**15  # The largest array by far.
     before = live_bytes()
-    mesh, options = sharding.make_mesh(), objectives.make_options(**config.objective)
-    parts = train.build_parts(config, tmp_path, mesh, options)
+    mesh, options = sharding.make_mesh(), objectives.make_method(**config.objective)
+    parts = build_parts(config, tmp_path, mesh, options)
     assert live_bytes() == before  # What only restarts need is not on any device.
-    optimizer = step.make_optimizer(config, step.make_schedule(config, 6))
+    optimizer = make_optimizer(config, make_schedule(config, 6))
     state = train.make_fresh_state(parts, optimizer)
     gc.collect()
     held = [after - earlier for after, earlier in zip(live_bytes(), before, strict=True)]

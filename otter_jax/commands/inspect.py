@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from otter_jax.commands.command_line import Parser
 from otter_jax.data import images, statistics
 from otter_jax.data.caption_checks import SHOWN, doubts, sample_captions
 from otter_jax.data.records import read_in_order
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(prog="otter-jax inspect")
+    parser = Parser(prog="otter-jax inspect")
     parser.add_argument(
         "--data",
         required=True,
@@ -74,7 +75,8 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
     """
     # The rest of the package knows how to show progress, to draw and to load models. It is imported
     # where this program needs it, so that the library below, which others import, does without.
-    from otter_jax.runs.reporting import progress, say, write_json
+    from otter_jax.json_files import write_json
+    from otter_jax.terminal import progress, say
 
     # What may be wrong with the command is found before the long part.
     if options.out is not None and options.out.is_file():
@@ -305,7 +307,7 @@ def _match_probability(
     encoder: Any, source: Source, order: np.ndarray, batch_size: int
 ) -> dict[str, float]:
     """Return `statistics.match_probability` of pairs in this order, under the model's own scale."""
-    from otter_jax.runs.reporting import progress
+    from otter_jax.terminal import progress
 
     records = (source[int(number)] for number in progress(order, len(order), "embed"))
     captions: list[str] = []

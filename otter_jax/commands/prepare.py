@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from otter_jax.commands.command_line import Parser
 from otter_jax.data.builders.recipes import RECIPES, open_pairs
 from otter_jax.data.records import RecordError, Source, in_words, read_in_order
 from otter_jax.data.scan_pool import scan_in_order
@@ -105,7 +106,7 @@ def _stopping_as_by_ctrl_c() -> Iterator[None]:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(prog="otter-jax prepare")
+    parser = Parser(prog="otter-jax prepare")
     parser.add_argument("--from", dest="spec", required=True, metavar="SPEC",
                         help="as in config.data.train, or official:FILE?images=FOLDER")  # fmt: skip
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="new, or unfinished")
@@ -148,7 +149,7 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _convert(options: argparse.Namespace, folder: Path, run: Runner) -> dict[str, Any]:
-    from otter_jax.runs.reporting import progress, say
+    from otter_jax.terminal import progress, say
 
     source = open_pairs(
         options.spec, options.recipe, cache_dir=folder / UNFINISHED, progress=progress
@@ -178,7 +179,7 @@ def claimed(folder: Path) -> Iterator[None]:
         OSError: If it cannot be made or written.
     """
     # Imports JAX, which the processes that write do without.
-    from otter_jax.runs.workdir import Lock
+    from otter_jax.runs.workdir import WorkdirLock
 
     if folder.is_file():
         raise ValueError(f"--to={folder} is a file; name a new folder")
@@ -187,7 +188,7 @@ def claimed(folder: Path) -> Iterator[None]:
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = Lock(folder / LOCK)
+        lock = WorkdirLock(folder / LOCK)
     except OSError as error:
         raise OSError(f"--to={folder} cannot be written: {error.strerror}") from None
     try:

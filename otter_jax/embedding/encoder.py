@@ -23,13 +23,13 @@ from PIL import Image
 from otter_jax import objectives, sharding
 from otter_jax.data import images as image_functions
 from otter_jax.data.texts import Tokenizer
+from otter_jax.json_files import read_json, write_json
 from otter_jax.models import blueprint, dual_encoder, export, pretrained
 from otter_jax.models.dual_encoder import FunctionalModel, Variables
 from otter_jax.models.hub import TOKENIZER_FILES, find_pretrained
 from otter_jax.models.projections import make_projection, output_width
 from otter_jax.models.two_towers import KINDS, Kind
-from otter_jax.runs.reporting import read_json, write_json
-from otter_jax.training.step import named_key
+from otter_jax.random_keys import named_key
 
 AnyImage = Image.Image | np.ndarray | bytes | str | os.PathLike
 
@@ -38,10 +38,10 @@ TOKENIZER_FOLDER = "tokenizer"
 
 
 def build_module(config: ConfigDict) -> dual_encoder.DualEncoder:
-    """Return the network of a config: towers with their pretrained weights, projections, locks, heads."""
+    """Return the network of a config: pretrained towers, projections, heads."""
     projections = _rngs(config, "projections")
     image, text = (_build_side(config, kind, projections) for kind in KINDS)
-    locks, options = _locks(config), objectives.make_options(**config.objective)
+    trainable, options = _trainable_parts(config), objectives.make_method(**config.objective)
     heads = dual_encoder.Heads(
         simsiam=options.uses_simsiam,
         simclr=options.uses_simclr,
@@ -49,8 +49,8 @@ def build_module(config: ConfigDict) -> dual_encoder.DualEncoder:
     )
     return dual_encoder.DualEncoder(
         *(image.tower, text.tower, image.projection, text.projection),
-        image_lock=locks["image"],
-        text_lock=locks["text"],
+        image_trainable=trainable["image"],
+        text_trainable=trainable["text"],
         initial_scale=options.initial_scale,
         initial_bias=options.initial_bias,
         heads=heads,
@@ -62,9 +62,9 @@ def _rngs(config: ConfigDict, name: str) -> nnx.Rngs:
     return nnx.Rngs(named_key(config.seed, name))
 
 
-def _locks(config: ConfigDict) -> dict[str, dual_encoder.Lock]:
+def _trainable_parts(config: ConfigDict) -> dict[str, dual_encoder.TrainableParts]:
     return {
-        kind: dual_encoder.Lock(
+        kind: dual_encoder.TrainableParts(
             frozen=config.model[kind].frozen,
             trainable=config.model[kind].trainable,
             keep_batch_stats=config.model[kind].keep_batch_stats,
@@ -235,7 +235,7 @@ class Encoder:
         A softmax over the labels with the learned scale, also where training compared pairs with a
         sigmoid: its bias is the same for all labels.
         """
-        from otter_jax.evaluation.zero_shot import class_bank
+        from otter_jax.embedding.class_bank import class_bank
 
         if isinstance(labels, str):
             raise ValueError(f"labels should be a list of strings, found the string {labels!r}")
@@ -317,7 +317,7 @@ def make_encoder(
         image_size=config.data.image_size,
         fit=config.data.fit,
         batch_size=config.evaluate.batch_size,
-        scale_bounds=objectives.make_options(**config.objective).scale_bounds,
+        scale_bounds=objectives.make_method(**config.objective).scale_bounds,
     )
 
 
@@ -375,7 +375,7 @@ def load(path: str | Path) -> Encoder:
         module = blueprint.build(
             read_json(folder / MODEL_FILE),
             dtype=np.dtype(settings.model.dtype),
-            locks=_locks(settings),
+            trainable=_trainable_parts(settings),
         )
     else:  # Of an earlier version.
         module = build_module(settings)

@@ -19,7 +19,7 @@ import numpy as np
 from otter_jax import sharding
 from otter_jax.embedding.encoder import Encoder
 from otter_jax.models.dual_encoder import Variables
-from otter_jax.runs.reporting import progress
+from otter_jax.terminal import progress
 
 Arrays = dict[str, np.ndarray]
 FORMAT = 2  # Of the arrays of a file: of files of another format nothing is read.
@@ -83,7 +83,7 @@ class FeatureStore:
         return fingerprint("image", FORMAT, self._image_tower, data)
 
     def get(self, key: str, compute: Callable[[], Arrays], *, keep: bool = True) -> Arrays:
-        """Return what was computed under this key, from memory, from disk, or now.
+        """Return what is kept under this key, in memory or on disk, or compute it now.
 
         Args:
             key: a name that holds all that the arrays depend on.
@@ -105,7 +105,7 @@ class FeatureStore:
         return arrays
 
     def images(self, encoder: Encoder, data: str, compute: Callable[[], Arrays]) -> Arrays:
-        """Return the image tower's `features` of a collection, and what `compute` gives beside them.
+        """Return a collection's `features`, and what else `compute` gives.
 
         Args:
             encoder: with the variables of now.
@@ -144,7 +144,7 @@ class FeatureStore:
         return self.get(key, compute, keep=self.keep_trained)
 
     def _now(self, encoder: Encoder, tower: str) -> str:
-        """Return the hash of a tower that is trained, as it is now; features of what it was are let go."""
+        """Hash a trained tower as it is now, and let go of the features of what it was."""
         variables = encoder.variables
         if self._trained[0] is not variables:
             for key in self._passing:

@@ -31,7 +31,7 @@ from otter_jax.data.records import (
 from otter_jax.data.tables import Table
 from otter_jax.embedding.encoder import Encoder
 from otter_jax.embedding.features import Arrays, FeatureStore, fingerprint
-from otter_jax.runs.reporting import progress, say
+from otter_jax.terminal import progress, say
 
 THREADS = min(16, os.cpu_count() or 1)
 
@@ -63,7 +63,7 @@ class ImageCollection:
 
 
 def from_files(root: Path, names: Sequence[str]) -> ImageCollection:
-    """Return image files under a folder, by their paths in it.
+    """Collect image files under a folder, by their paths in it.
 
     They count as unchanged while their sizes and times of modification are.
     """
@@ -91,7 +91,7 @@ def named_records(source: Source) -> Iterator[tuple[str, Record | None]]:
 
 
 def from_source(source: Source, keys: Sequence[str]) -> ImageCollection:
-    """Return the images of a source of pairs, and what its records are called."""
+    """Collect the images of a source of pairs, by the names of its records."""
     read = _reading_ahead(source) if hasattr(source, "read_many") else source.__getitem__
 
     def decode(number: int) -> np.ndarray:
@@ -144,7 +144,7 @@ def from_rows(tables: Sequence[Table], rows: Sequence[tuple[int, int]]) -> Image
 
 
 def from_arrays(pixels: np.ndarray) -> ImageCollection:
-    """Return images [n, size, size, 3] in memory, of the model's size."""
+    """Collect images [n, size, size, 3] in memory, of the model's size."""
     keys = [str(number) for number in range(len(pixels))]
     return ImageCollection(keys, pixels.__getitem__, fingerprint(pixels), transformed=True)
 
@@ -195,7 +195,7 @@ def compute_features(
 def read_images(
     collection: ImageCollection, encoder: Encoder, unreadable: dict[int, str]
 ) -> Iterator[np.ndarray]:
-    """Yield transformed images in order, read by threads; notes those that cannot be read."""
+    """Yield transformed images in order, read by threads; note those that cannot be read."""
 
     def load(number: int) -> np.ndarray | str:
         try:

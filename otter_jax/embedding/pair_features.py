@@ -11,7 +11,7 @@ from otter_jax.data import images
 from otter_jax.data.records import RecordError, Source
 from otter_jax.embedding.encoder import Encoder
 from otter_jax.embedding.image_collections import ImageCollection, read_images
-from otter_jax.runs.reporting import progress, say
+from otter_jax.terminal import progress, say
 
 PART = 256  # Pairs at a time.
 
@@ -28,7 +28,7 @@ class PairFeatures(NamedTuple):
 def embed_pairs(
     source: Source, encoder: Encoder, folder: Path, numbers: Sequence[int] | None = None
 ) -> PairFeatures:
-    """Run both towers over the pairs of a source; of several captions over the first.
+    """Run both towers over the pairs of a source; of several captions, over the first.
 
     Args:
         source: the pairs.

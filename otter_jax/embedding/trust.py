@@ -25,8 +25,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from otter_jax import sharding
-from otter_jax.evaluation.nearest_neighbors import nearest_rows
-from otter_jax.runs.reporting import progress
+from otter_jax.embedding.nearest_rows import nearest_rows
+from otter_jax.terminal import progress
 
 FILE = "trust.npz"  # In a workdir.
 FORMAT = 1  # Of the estimate: what another one has found is not read.
@@ -116,7 +116,7 @@ def describe(found: Trust) -> str:
 
 
 def wrong_share(statistic: np.ndarray, null: np.ndarray) -> float:
-    """Return the share of wrong pairs, from the lowest 30 % of the null, where few right ones are.
+    """Estimate the share of wrong pairs from the lowest 30 % of the null, where few right ones are.
 
     Right pairs that no other pair is like are there too, and with few pairs they are many: of 300
     right ones of the embedded clip art it takes 11 % for wrong, of 900 it takes 3 %. The lower half
@@ -132,7 +132,7 @@ def wrong_share(statistic: np.ndarray, null: np.ndarray) -> float:
 
 
 def false_discovery_rate(statistic: np.ndarray, null: np.ndarray, share_wrong: float) -> np.ndarray:
-    """Return the probability that each pair is wrong, given its statistic; never more for a larger one.
+    """Return the probability that a pair is wrong, never larger for a larger statistic.
 
     Bins hold equally many pairs, about as many as there are bins.
 
@@ -158,7 +158,7 @@ def false_discovery_rate(statistic: np.ndarray, null: np.ndarray, share_wrong: f
 
 
 def non_increasing(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the closest non-increasing sequence in weighted least squares (isotonic regression).
+    """Return the closest non-increasing sequence by weighted least squares (isotonic regression).
 
     It is given by means of stretches: at i the least, over where a stretch that holds i begins, of
     the greatest mean, over where it ends (Barlow et al. 1972, the min-max formulas).
@@ -241,7 +241,7 @@ def _check(
 def _scan(
     images: np.ndarray, texts: np.ndarray, seed: int
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Return a random key of each pair, uint64 [N], and the mean of the unit rows of images and of texts.
+    """Return a random key of each pair, uint64 [N], and the mean unit rows of images and of texts.
 
     Keys are hashes of the pair's features: equal pairs have equal ones, and the order of the pairs
     does not matter.
@@ -265,7 +265,7 @@ def _scan(
 
 
 def _distinct(keys: np.ndarray, neighbors: int) -> np.ndarray:
-    """Return numbers of the pairs that differ, one of each, in an order that is random but theirs."""
+    """Return the numbers of distinct pairs, in a random order that depends on the pairs alone."""
     _, first = np.unique(keys, return_index=True)  # Sorted by keys.
     refuse_too_few(len(first), neighbors)
     return first
@@ -343,7 +343,7 @@ def _agreement(
 def _consensus(
     side: _Side, numbers: np.ndarray, voters: np.ndarray, own: np.ndarray, count: int
 ) -> np.ndarray:
-    """Return the mean agreement of rows with the `count` voters that agree best; 0 where there are none.
+    """Return the mean agreement of rows with their `count` best voters; 0 where there are none.
 
     Args:
         side: what is compared.
@@ -362,7 +362,7 @@ def _consensus(
 def _blocks(
     count: int, features: Sequence[np.ndarray], label: str | None = None
 ) -> Iterator[slice]:
-    """Yield slices of `count` rows; what one has read of mapped features is let go before the next."""
+    """Yield slices of `count` rows, and let go of what each has read of mapped features."""
     starts = range(0, count, BLOCK)
     if label is not None:
         starts = progress(starts, len(starts), f"{label}, {BLOCK} at a time")

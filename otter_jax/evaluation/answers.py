@@ -25,7 +25,7 @@ class Answers(NamedTuple):
 
 
 def choose(ranks: np.ndarray, count: int) -> np.ndarray:
-    """Return which images to show: hits first, then misses, half of each as far as there are enough.
+    """Choose the images to show: hits first, then misses, half of each if there are enough.
 
     >>> choose(np.array([0, 3, 0, 1, 0]), 4).tolist()
     [0, 4, 1, 3]
@@ -57,7 +57,7 @@ def answer(
     truth: np.ndarray,
     count: int,
 ) -> Answers:
-    """Return the names ranked best for some images, half hits and half misses.
+    """Return the names that rank best for some images, half hits and half misses.
 
     Args:
         collection: the images.

@@ -49,9 +49,9 @@ class Comparison:
     cells: dict[tuple[str, str, str], Cell]  # By method, setting and metric.
 
     def difference(self, method: str, row: tuple[str, str]) -> tuple[float, float, int] | None:
-        """Return mean paired difference to the baseline, half its interval, and the pairs; None if none.
+        """Return the mean paired difference to the baseline, half its interval, and how many pairs.
 
-        Half the interval is NaN for a single pair.
+        None where there is no pair; half the interval is NaN for a single one.
         """
         cells = [self.cells.get((name, *row)) for name in (method, self.baseline)]
         if method == self.baseline or None in cells:
@@ -63,7 +63,7 @@ class Comparison:
         return float(np.mean(differences)), half_interval(differences), len(differences)
 
     def wins(self) -> dict[str, tuple[int, int]]:
-        """Return rows where a method alone is best, and where it shares that, by method."""
+        """Count, by method, the rows where it alone is best, and those where it shares that."""
         counts = {method: [0, 0] for method in self.methods}
         for row in self.complete_rows():
             means = {m: round(100 * self.cells[m, *row].mean, 1) for m in self.methods}
@@ -73,7 +73,7 @@ class Comparison:
         return {method: (wins, ties) for method, (wins, ties) in counts.items()}
 
     def complete_rows(self) -> list[tuple[str, str]]:
-        """Return rows in which every method has a value."""
+        """Return the rows in which every method has a value."""
         return [row for row in self.rows if all((m, *row) in self.cells for m in self.methods)]
 
 
@@ -122,7 +122,7 @@ def compare(
 
 
 def differing_keys(runs: Sequence[Run]) -> list[str]:
-    """Return config keys whose values differ between runs, but for those that teach nothing."""
+    """Return the config keys whose values differ between runs, but for those that teach nothing."""
     keys = dict.fromkeys(key for run in runs for key in run.config)
     return [
         key
@@ -132,7 +132,7 @@ def differing_keys(runs: Sequence[Run]) -> list[str]:
 
 
 def describe(run: Run, keys: Iterable[str], otherwise: str) -> str:
-    """Return a run by its values of some keys: `objective.name=otter, batch_size=256`."""
+    """Describe a run by its values of some keys: `objective.name=otter, batch_size=256`."""
     return ", ".join(f"{key}={run.config.get(key)}" for key in keys) or otherwise
 
 
@@ -149,7 +149,7 @@ def choose_baseline(methods: Sequence[str], wanted: str | None) -> str:
 
 
 def deviation(values: Sequence[float]) -> float:
-    """Return standard deviation of a sample; NaN for one value."""
+    """Return the standard deviation of a sample; NaN for one value."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 

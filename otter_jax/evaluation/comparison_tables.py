@@ -8,13 +8,13 @@ from otter_jax.evaluation.comparison import CONFIDENCE, Comparison
 
 
 def percent(value: float, deviation: float = math.nan) -> str:
-    """Return 12.3 ± 0.4, or 12.3 where there is no deviation."""
+    """Return a share in percent: 12.3 ± 0.4, or 12.3 where there is no deviation."""
     spread = "" if math.isnan(deviation) else f" ± {100 * deviation:.1f}"
     return f"{100 * value:.1f}{spread}"
 
 
 def markdown(found: Comparison) -> str:
-    """Return the tables, in percent."""
+    """Return the tables as Markdown, in percent."""
     lines = [
         f"Percent, mean ± standard deviation over seeds; in brackets the paired difference to "
         f"{found.baseline} ± half its {100 * CONFIDENCE:.0f} % confidence interval.",
@@ -57,7 +57,7 @@ def markdown_cell(found: Comparison, method: str, row: tuple[str, str]) -> str:
 
 
 def write_csv(path: Path, found: Comparison) -> None:
-    """A line for every setting, metric and method; values are shares."""
+    """Write a line for every setting, metric and method; values are shares."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["setting", "metric", "method", "seeds", "mean", "standard_deviation",

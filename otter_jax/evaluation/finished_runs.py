@@ -44,13 +44,14 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
             if name not in OTHERS
             for metric, value in metrics.items()
         }
-        config = config_lib.as_dict(config_lib.load(path / "config.json"))
+        # Not `as_dict`: options that a method leaves at its defaults are no difference to another.
+        config = json.loads(config_lib.load(path / "config.json").to_json())
         runs.append(Run(path, flatten(config), flat))
     return runs
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return {"a": {"b": 1}} -> {"a.b": 1}."""
+    """Return nested values on one level: {"a.b": 1} for {"a": {"b": 1}}."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from otter_jax.data.templates import DEFAULT_TEMPLATE
+from otter_jax.embedding.class_bank import class_bank
 from otter_jax.embedding.encoder import Encoder
 from otter_jax.embedding.features import FeatureStore
 from otter_jax.embedding.image_collections import compute_features
@@ -34,7 +36,7 @@ class LabelledSet:
     """
 
     labelled: ZeroShotSet
-    templates: Sequence[str] = (zero_shot.DEFAULT_TEMPLATE,)
+    templates: Sequence[str] = (DEFAULT_TEMPLATE,)
     names: str = "joined"
     unreadable: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -83,7 +85,7 @@ class LabelledSet:
         return answer(self.labelled.images, encoder, features, bank, names, labels, count)
 
     def contents(self) -> dict[str, Any]:
-        """Return number of images and classes, and what was left out."""
+        """Return the number of images and of classes, and what was left out."""
         labelled = (self.labelled.labels >= 0).any(axis=1)
         counts = {
             "images": len(labelled),
@@ -96,7 +98,7 @@ class LabelledSet:
         return {key: count for key, count in counts.items() if count} | left_out
 
     def chance(self) -> dict[str, float]:
-        """Return hits of a random ranking."""
+        """Return the hits of a random ranking."""
         return {
             f"{prefix}hit@{k}": value
             for prefix, way in self.countings.items()
@@ -108,11 +110,11 @@ class LabelledSet:
     def _embed(
         self, encoder: Encoder, store: FeatureStore
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return embeddings of the readable images, which these are, and the class bank."""
+        """Return the embeddings of the readable images, their numbers, and the class bank."""
         found = compute_features(self.labelled.images, encoder, store, self.name)
         self.unreadable = found.unreadable
         names = self.labelled.class_names
-        bank = zero_shot.class_bank(
+        bank = class_bank(
             lambda texts: store.embed_texts(encoder, texts),
             [",or ".join(each) for each in names] if self.names == "joined" else names,
             self.templates,

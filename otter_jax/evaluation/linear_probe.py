@@ -18,7 +18,7 @@ FIRST_STEPS = 2 * STEPS_PER_DECADE  # The search starts with every second power 
 
 
 def l2_strength(step: int) -> float:
-    """Return 10 to the power step / 8."""
+    """Return the L2 strength of a step, 10 to the power step / 8."""
     return 10.0 ** (step / STEPS_PER_DECADE)
 
 
@@ -31,7 +31,7 @@ def search_and_fit(
     per_class: bool = False,
     mesh: Mesh | None = None,
 ) -> tuple[Weights, int]:
-    """Find the L2 strength on the validation images, then fits all images with it.
+    """Find the L2 strength on the validation images, then fit all images with it.
 
     Args:
         features: float [n, d].
@@ -94,7 +94,7 @@ def search_l2(score: Callable[[int], float]) -> int:
 
 
 def validation_split(labels: np.ndarray) -> np.ndarray:
-    """Return which training images validate where there is no split: the fifth, tenth, ... of a class.
+    """Choose which training images validate: the fifth, tenth, ... of a class.
 
     Returns:
         bool [n]. A class of fewer than five images gives its last one, and one of one image none.
@@ -107,7 +107,7 @@ def validation_split(labels: np.ndarray) -> np.ndarray:
 
 
 def accuracy(predicted: np.ndarray, labels: np.ndarray, *, per_class: bool = False) -> float:
-    """Return share of right predictions, of all images or as the mean over classes that have images."""
+    """Return the share of right predictions: of all images, or the mean over the classes."""
     right = predicted == labels
     if not per_class:
         return float(right.mean())
@@ -115,5 +115,5 @@ def accuracy(predicted: np.ndarray, labels: np.ndarray, *, per_class: bool = Fal
 
 
 def chance_accuracy(num_classes: int) -> float:
-    """Return expected accuracy of a guess; the same as mean per class."""
+    """Return the expected accuracy of a guess; the same as mean per class."""
     return 1.0 / num_classes

@@ -26,7 +26,7 @@ def fit(
     start: Weights | None = None,
     mesh: Mesh | None = None,
 ) -> Weights:
-    """Return multinomial logistic regression.
+    """Fit a multinomial logistic regression.
 
     It minimises the sum of cross-entropies + l2 / 2 * |kernel|^2, which is scikit-learn's
     LogisticRegression with C = 1 / l2; the bias is not penalised.
@@ -61,14 +61,14 @@ def fit(
 
 @functools.cache
 def _minimiser(mesh: Mesh) -> jax.stages.Wrapped:
-    """Jit `_minimise`, once a mesh; every process gets the whole of the weights."""
+    """Compile `_minimise`, once for each mesh; every process gets all weights."""
     return jax.jit(_minimise, out_shardings=sharding.replicated(mesh))
 
 
 def _minimise(
     start: Arrays, features: jax.Array, labels: jax.Array, counted: jax.Array, l2: jax.Array
 ) -> Arrays:
-    """Return L-BFGS until the gradient vanishes; padded rows are not `counted`."""
+    """Run L-BFGS until the gradient vanishes; padded rows are not `counted`."""
     total = counted.sum()
 
     def loss(weights: Arrays) -> jax.Array:
@@ -98,7 +98,7 @@ def _minimise(
 
 
 def predict(weights: Weights, features: np.ndarray, block: int = 4096) -> np.ndarray:
-    """Return class probabilities, float32 [n, num_classes]."""
+    """Return the class probabilities, float32 [n, num_classes]."""
     parts = [
         _probabilities(weights, np.asarray(features[start : start + block], np.float32))
         for start in range(0, len(features), block)

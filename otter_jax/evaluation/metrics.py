@@ -13,7 +13,7 @@ import numpy as np
 
 
 def hit_at_k(ranks: np.ndarray, ks: Sequence[int]) -> dict[int, float]:
-    """Return share of ranks below each k.
+    """Return the share of ranks below each k.
 
     Args:
         ranks: int [n], from 0, of each image's best true class; only of images that have one.
@@ -31,7 +31,7 @@ def hit_at_k(ranks: np.ndarray, ks: Sequence[int]) -> dict[int, float]:
 
 
 def chance_hit_at_k(num_classes: int, labels: np.ndarray, ks: Sequence[int]) -> dict[int, float]:
-    """Return expected flat hit@k of a random order of the classes.
+    """Return the expected flat hit@k of a random order of the classes.
 
     For an image with m true classes among C it is 1 - binomial(C - m, k) / binomial(C, k).
 

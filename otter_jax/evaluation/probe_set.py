@@ -14,7 +14,7 @@ from otter_jax.evaluation.answers import NAMES_SHOWN, Answers, choose
 from otter_jax.evaluation.benchmarks.labelled import ZeroShotSet
 from otter_jax.evaluation.benchmarks.own import load_folder
 from otter_jax.evaluation.specs import Spec
-from otter_jax.runs.reporting import say
+from otter_jax.terminal import say
 
 OPTIONS = {"metric": ("accuracy", "mean_per_class"), "features": ("tower", "embedding")}
 SPLITS = ("train", "val", "test")
@@ -68,7 +68,7 @@ class ProbeSet:
         return f"probe_{kind}", f"knn_{kind}"
 
     def evaluate(self, encoder: Encoder, store: FeatureStore) -> dict[str, float]:
-        """Return accuracy of the linear probe and of nearest neighbours on the test images."""
+        """Return the accuracy of the linear probe and of nearest neighbours on the test images."""
         test, labels, _ = self._features("test", encoder, store)
         probe = self._predict(encoder, store, test).argmax(axis=1)
         train, train_labels = self._known(encoder, store)
@@ -98,7 +98,7 @@ class ProbeSet:
         )
 
     def contents(self) -> dict[str, Any]:
-        """Return number of images of every split, of classes, and what was left out."""
+        """Return the number of images of every split, of classes, and what was left out."""
         return {
             **{f"{split} images": len(each.images) for split, each in self.splits.items()},
             "classes": len(self.splits["train"].class_names),
@@ -106,14 +106,14 @@ class ProbeSet:
         }
 
     def chance(self) -> dict[str, float]:
-        """Return accuracy of a guess."""
+        """Return the accuracy of a guess."""
         classes = len(self.splits["train"].class_names)
         return dict.fromkeys(self.metrics, linear_probe.chance_accuracy(classes))
 
     def _features(
         self, split: str, encoder: Encoder, store: FeatureStore
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return features [n, d], labels [n] and numbers [n] of a split's readable images."""
+        """Return the features [n, d], labels [n] and numbers [n] of a split's readable images."""
         labelled = self.splits[split]
         found = compute_features(labelled.images, encoder, store, f"{self.name} {split}")
         self.unreadable |= found.unreadable
@@ -123,12 +123,12 @@ class ProbeSet:
         return features, labelled.labels[found.numbers, 0], found.numbers
 
     def _known(self, encoder: Encoder, store: FeatureStore) -> tuple[np.ndarray, np.ndarray]:
-        """Return features and labels of all that is not tested on."""
+        """Return the features and labels of all images that are not tested on."""
         parts = [self._features(s, encoder, store) for s in self.splits if s != "test"]
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
     def _predict(self, encoder: Encoder, store: FeatureStore, test: np.ndarray) -> np.ndarray:
-        """Return class probabilities of the probe, which is fitted once for each state of the tower."""
+        """Return the probe's class probabilities; it is fitted once for each state of the tower."""
         known, labels = self._known(encoder, store)
         state = fingerprint(known)
         if self._fitted is None or self._fitted[0] != state:
@@ -156,7 +156,7 @@ class ProbeSet:
 
 
 def open_splits(text: str, folder: Path) -> dict[str, ZeroShotSet]:
-    """Return the splits in a folder, all with the classes of `train`."""
+    """Open the splits in a folder, all with the classes of `train`."""
     found = {split: folder / split for split in SPLITS if (folder / split).is_dir()}
     for split in ("train", "test"):
         if split not in found:

@@ -73,9 +73,10 @@ def best_true_ranks(
 def _sweep(
     queries: np.ndarray, keys: np.ndarray, truth: np.ndarray, limit: int, mesh: Mesh
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return for each query: keys certainly ahead, keys too close to call, and who is still of interest.
+    """Count, for each query, keys certainly ahead and keys too close to call.
 
-    A part of the keys is every p-th of them, since neighbours in a list of classes are alike.
+    Also names the queries that may still rank below the limit. A part of the keys is every p-th of
+    them, since neighbours in a list of classes are alike.
     """
     best = np.full(len(queries), np.nan, np.float32)
     ahead, close = (np.zeros(len(queries), np.int32) for _ in range(2))
@@ -101,7 +102,7 @@ def _sweep(
 
 @functools.cache
 def _count(mesh: Mesh) -> jax.stages.Wrapped:
-    """Jit, once a mesh: keys ahead of and level with a similarity, [B] each."""
+    """Compile, once for each mesh, the count of keys ahead of and level with a similarity."""
 
     def count(
         queries: jax.Array, best: jax.Array, keys: jax.Array, padding: jax.Array, margin: jax.Array
@@ -122,7 +123,7 @@ def _count(mesh: Mesh) -> jax.stages.Wrapped:
 
 
 def _exact_ranks(queries: np.ndarray, keys: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Return ranks in float64, ties by number."""
+    """Return the ranks in float64, ties by number."""
     margin = _rounding(queries.shape[1], np.float64)
     ranks = np.zeros(len(queries), np.int64)
     for rows in _blocks(np.arange(len(queries)), QUERY_BLOCK):
@@ -144,7 +145,7 @@ def _best_similarities(queries: np.ndarray, keys: np.ndarray, truth: np.ndarray)
 
 
 def _true_similarities(queries: np.ndarray, keys: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Return similarity of each query to each of its true keys, [n, L]; -inf for padding."""
+    """Return the similarity of each query to each of its true keys, [n, L]; -inf for padding."""
     similar = np.full(truth.shape, -np.inf, queries.dtype)
     for column in range(truth.shape[1]):
         rows = np.flatnonzero(truth[:, column] >= 0)
@@ -154,7 +155,7 @@ def _true_similarities(queries: np.ndarray, keys: np.ndarray, truth: np.ndarray)
 
 
 def _rounding(width: int, dtype: type) -> float:
-    """Return how far the difference of two computed inner products of unit rows can be off.
+    """Bound the rounding error of the difference of two inner products of unit rows.
 
     The bound for any order of summation is 2 d u. It is taken in float64; in float32, where it
     would send many queries the long way, 8 sqrt(d) u: the probabilistic bound, exceeded with
@@ -170,7 +171,7 @@ def _blocks(rows: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 def _place(mesh: Mesh, queries: np.ndarray, best: np.ndarray) -> list[jax.Array]:
-    """Return a block of queries split over the devices, padded to a few sizes, so few are compiled."""
+    """Split a block of queries over the devices, padded to few sizes, so that few are compiled."""
     devices = mesh.devices.size
     size = next(QUERY_BLOCK // part for part in (16, 4, 1) if len(queries) <= QUERY_BLOCK // part)
     size = -(-size // devices) * devices
@@ -179,7 +180,7 @@ def _place(mesh: Mesh, queries: np.ndarray, best: np.ndarray) -> list[jax.Array]
 
 
 def _padded(rows: np.ndarray, size: int) -> np.ndarray:
-    """Return rows of zeros at the end, up to `size` rows."""
+    """Return the array with rows of zeros at its end, `size` rows in all."""
     return np.pad(rows, [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1))
 
 

@@ -19,7 +19,7 @@ def recalls(
     *,
     mesh: Mesh | None = None,
 ) -> dict[str, float]:
-    """Return Recall@k in both directions, in blocks: never all similarities at once.
+    """Return recall@k in both directions, in blocks: never all similarities at once.
 
     Image to text counts an image as found if any of its captions is among the k best texts, as is
     customary for COCO and Flickr30k; text to image counts every caption. Of equally similar
@@ -59,10 +59,13 @@ def recalls(
 
 
 def texts_of_images(image_of_text: np.ndarray, num_images: int) -> np.ndarray:
-    """Return the texts of every image, int [num_images, most], padded with -1; ValueError if out of range.
+    """Return the texts of every image, int [num_images, most], padded with -1.
 
     >>> texts_of_images(np.array([0, 0, 1]), 2).tolist()
     [[0, 1], [2, -1]]
+
+    Raises:
+        ValueError: for an image outside of [0, num_images).
     """
     wrong = (image_of_text < 0) | (image_of_text >= num_images)
     if wrong.any():
@@ -79,7 +82,7 @@ def texts_of_images(image_of_text: np.ndarray, num_images: int) -> np.ndarray:
 
 
 def chance_recalls(image_of_text: np.ndarray, num_images: int) -> dict[str, float]:
-    """Return expected recalls of a random order."""
+    """Return the expected recalls of a random order."""
     texts = texts_of_images(image_of_text, num_images)
     i2t = metrics.chance_hit_at_k(len(image_of_text), texts, KS)
     t2i = {k: min(k / num_images, 1.0) for k in KS}

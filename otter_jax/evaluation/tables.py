@@ -11,7 +11,7 @@ OTHERS = ("before", "chance")  # Keys of results.json that are no sets.
 
 
 def write_csv(path: Path, results: Mapping[str, Any]) -> None:
-    """Write `set, metric, value, before, chance`; values are shares, blank where there is none.
+    """Write a CSV of `set, metric, value, before, chance`; values are shares, blank if unknown.
 
     Args:
         path: the file.

@@ -1,7 +1,7 @@
 """Objectives: embeddings in, one scalar and its parts out; no Flax, no config, no data.
 
-`make_options` says which; `total_loss` computes those of one view and `declip_loss` those of
-several (`Options.uses_views`).
+`make_method` says which; `total_loss` computes those of one view and `declip_loss` those of several
+(`Method.uses_views`).
 """
 
 from otter_jax.objectives.contrastive import (
@@ -12,27 +12,38 @@ from otter_jax.objectives.contrastive import (
     normalize,
     scale_from_log,
 )
-from otter_jax.objectives.declip import Views, check_queue, declip_loss
-from otter_jax.objectives.losses import LogScales, soft_targets, total_loss
+from otter_jax.objectives.declip import ViewOutputs, check_queue, declip_loss
+from otter_jax.objectives.losses import LogScales, contrast, soft_targets, total_loss
+from otter_jax.objectives.methods import (
+    METHODS,
+    PAIR_WEIGHTS,
+    Method,
+    SoftTargets,
+    make_method,
+    register,
+)
 from otter_jax.objectives.nearest_neighbor import Queue, make_queue
-from otter_jax.objectives.options import OBJECTIVES, Options, make_options
 from otter_jax.objectives.self_supervision import token_losses
 
 __all__ = [
     "MAX_SCALE",
-    "OBJECTIVES",
+    "METHODS",
+    "PAIR_WEIGHTS",
     "Directions",
     "Embeddings",
     "LogScales",
-    "Options",
+    "Method",
     "Queue",
-    "Views",
+    "SoftTargets",
+    "ViewOutputs",
     "check_queue",
     "clip_log_scale",
+    "contrast",
     "declip_loss",
-    "make_options",
+    "make_method",
     "make_queue",
     "normalize",
+    "register",
     "scale_from_log",
     "soft_targets",
     "token_losses",

@@ -63,7 +63,7 @@ def clip_log_scale(
 def scale_from_log(
     log_scale: jax.Array, lowest: float | None = 1.0, highest: float | None = MAX_SCALE
 ) -> jax.Array:
-    """Return exp(log_scale) within its bounds; beyond them no gradient, at their rims the full one."""
+    """Return exp(log_scale) within bounds: beyond them no gradient, at their rims the full one."""
     log_scale = jnp.asarray(log_scale)
     log_scale = log_scale.astype(jnp.promote_types(log_scale.dtype, jnp.float32))
     # Compared as logarithms: float32's exp(log 100) is a little more than 100.
@@ -83,7 +83,7 @@ def entropy(target: jax.Array) -> jax.Array:
 
 
 def sigmoid_losses(logits: jax.Array, given: jax.Array) -> jax.Array:
-    """Return -log sigmoid(logit) of the given pairs, -log sigmoid(-logit) of all others (SigLIP, eq. 1).
+    """Return -log sigmoid(logit) of given pairs, -log sigmoid(-logit) of others (SigLIP, eq. 1).
 
     Args:
         logits: [N, M] scale * similarity + bias.

@@ -27,20 +27,21 @@ from otter_jax.objectives.contrastive import (
 )
 from otter_jax.objectives.losses import (
     LogScales,
+    as_constant,
     check_embeddings,
-    checked_trust,
+    check_trust,
     cross_entropy_loss,
     tile_rows,
 )
+from otter_jax.objectives.methods import Method
 from otter_jax.objectives.nearest_neighbor import Queue, enqueue, nearest
-from otter_jax.objectives.options import Options, pair_weights
-from otter_jax.objectives.tiled import AXIS
+from otter_jax.objectives.tiles import AXIS
 
 Metrics = dict[str, jax.Array]
 
 
-class Views(NamedTuple):
-    """What the towers and heads make of one batch; None for what the options do not use.
+class ViewOutputs(NamedTuple):
+    """What the towers and heads make of one batch; None for what the method does not use.
 
     Embeddings are not normalised. Row i of all arrays belongs to one pair.
     """
@@ -59,24 +60,24 @@ class Views(NamedTuple):
     simclr2: jax.Array | None = None
 
 
-def check_queue(options: Options, batch_size: int, devices: int = 1) -> None:
+def check_queue(method: Method, batch_size: int, devices: int = 1) -> None:
     """Refuse a queue that does not hold a batch, or cannot be split over the devices.
 
     Raises:
         ValueError: naming `config.objective.queue_size`.
     """
-    if not options.uses_queue:
+    if not method.uses_queue:
         return
-    found = f"config.objective.queue_size={options.queue_size}"
-    if options.queue_size < batch_size:
+    found = f"config.objective.queue_size={method.queue_size}"
+    if method.queue_size < batch_size:
         raise ValueError(f"{found}: it must be at least config.batch_size={batch_size}")
-    if options.queue_size % devices:
+    if method.queue_size % devices:
         raise ValueError(f"{found} does not divide over {devices} devices")
 
 
 def declip_loss(
-    options: Options,
-    views: Views,
+    method: Method,
+    views: ViewOutputs,
     queue: Queue | None,
     log_scales: LogScales,
     mesh: Mesh | None = None,
@@ -86,9 +87,9 @@ def declip_loss(
     """Return the weighted sum of the parts that are on.
 
     Args:
-        options: of `declip` or `slip`.
+        method: of `declip` or `slip`.
         views: embeddings, projections and losses of one batch.
-        queue: texts of the batches before; None where the options use none.
+        queue: texts of the batches before; None where the method uses none.
         log_scales: learnable log-scales; the second one serves otter's targets alone.
         mesh: over whose axis `data` the rows of the batch and of the queue are split.
         teacher: [N, d] embeddings with `targets="otter"`, constants: of one view of each image and
@@ -104,61 +105,63 @@ def declip_loss(
         ValueError: views that are missing, shapes that do not agree or do not divide over the mesh,
             or values that are not finite where they are known before compilation.
     """
-    _check(options, views, queue, teacher, mesh)
-    images, texts, teacher = _unit_rows(options, views, teacher)
-    trust = checked_trust(options, trust, len(views.image), images[0].dtype, mesh)
+    _check(method, views, queue, teacher, mesh)
+    images, texts, teacher = _unit_rows(method, views, teacher)
+    check_trust(method, trust, len(views.image))
+    if trust is not None:
+        trust = as_constant(trust, images[0].dtype, mesh)
     log_scales = [jnp.asarray(x, images[0].dtype) for x in log_scales[:2]]
-    scales = [scale_from_log(x, *options.scale_bounds) for x in log_scales]
-    part, metrics = _contrast(options, images, texts, teacher, scales, mesh, trust)
+    scales = [scale_from_log(x, *method.scale_bounds) for x in log_scales]
+    part, metrics = _contrast(method, images, texts, teacher, scales, mesh, trust)
     parts = {"loss_clip": part}
-    if options.uses_queue:
-        part = _neighbor_contrast(options, images, texts, queue, scales[0], mesh, trust)
-        parts["loss_neighbor"] = options.neighbor_weight * part
+    if method.uses_queue:
+        part = _neighbor_contrast(method, images, texts, queue, scales[0], mesh, trust)
+        parts["loss_neighbor"] = method.neighbor_weight * part
         queue = functools.reduce(enqueue, reversed(texts), queue)
-    if options.uses_simsiam:
+    if method.uses_simsiam:
         part = self_supervision.simsiam_loss(views.p1, views.p2, views.z1, views.z2)
-        parts["loss_simsiam"] = options.simsiam_weight * part
-    if options.uses_masked_language:
+        parts["loss_simsiam"] = method.simsiam_weight * part
+    if method.uses_masked_language:
         part = self_supervision.masked_language_loss(views.mlm_losses, views.mlm_labels)
-        parts["loss_mlm"] = options.mlm_weight * part
-    if options.uses_simclr:
+        parts["loss_mlm"] = method.mlm_weight * part
+    if method.uses_simclr:
         part = self_supervision.ntxent_loss(views.simclr1, views.simclr2)
-        parts["loss_simclr"] = options.simclr_weight * part
+        parts["loss_simclr"] = method.simclr_weight * part
     return sum(parts.values()), jax.lax.stop_gradient(metrics | parts), queue
 
 
 def _check(
-    options: Options,
-    views: Views,
+    method: Method,
+    views: ViewOutputs,
     queue: Queue | None,
     teacher: Embeddings | None,
     mesh: Mesh | None,
 ) -> None:
     """Refuse what is missing, then what is there and wrong."""
-    if not options.uses_views:
-        raise ValueError(f"objective {options.name!r} is computed by total_loss, not declip_loss")
+    if not method.uses_views:
+        raise ValueError(f"objective {method.name!r} is computed by total_loss, not declip_loss")
     needed = {
-        ("image2", "text2"): options.uses_two_text_views,
-        ("p1", "p2", "z1", "z2"): options.uses_simsiam,
-        ("mlm_losses", "mlm_labels"): options.uses_masked_language,
-        ("simclr1", "simclr2"): options.uses_simclr,
+        ("image2", "text2"): method.uses_two_text_views,
+        ("p1", "p2", "z1", "z2"): method.uses_simsiam,
+        ("mlm_losses", "mlm_labels"): method.uses_masked_language,
+        ("simclr1", "simclr2"): method.uses_simclr,
     }
     for name in itertools.chain.from_iterable(names for names, used in needed.items() if used):
         if getattr(views, name) is None:
-            raise ValueError(f"objective {options.name!r} needs views.{name}")
-    if options.uses_queue and queue is None:
-        raise ValueError(f"objective {options.name!r} needs a queue")
-    check_embeddings(options, Embeddings(views.image, views.text), teacher, mesh)
-    if options.uses_two_text_views:
-        check_embeddings(options, Embeddings(views.image2, views.text2), teacher, mesh)
+            raise ValueError(f"objective {method.name!r} needs views.{name}")
+    if method.uses_queue and queue is None:
+        raise ValueError(f"objective {method.name!r} needs a queue")
+    check_embeddings(method, Embeddings(views.image, views.text), teacher, mesh)
+    if method.uses_two_text_views:
+        check_embeddings(method, Embeddings(views.image2, views.text2), teacher, mesh)
 
 
 def _unit_rows(
-    options: Options, views: Views, teacher: Embeddings | None
+    method: Method, views: ViewOutputs, teacher: Embeddings | None
 ) -> tuple[list[jax.Array], list[jax.Array], Embeddings | None]:
-    """Return the views of images and of texts that are contrasted, and the teacher; all of one type."""
+    """Return the contrasted views of images and texts, and the teacher, all of one type."""
     images, texts = [views.image], [views.text]
-    if options.uses_two_text_views:
+    if method.uses_two_text_views:
         images, texts = [*images, views.image2], [*texts, views.text2]
     dtype = jnp.result_type(*images, *texts, *(teacher or ()))
     images, texts = ([normalize(x.astype(dtype)) for x in rows] for rows in (images, texts))
@@ -169,7 +172,7 @@ def _unit_rows(
 
 
 def _contrast(
-    options: Options,
+    method: Method,
     images: list[jax.Array],
     texts: list[jax.Array],
     teacher: Embeddings | None,
@@ -181,19 +184,19 @@ def _contrast(
     scales = jnp.stack(scales)
     pairs = [Embeddings(*pair) for pair in itertools.product(images, texts)]
     sums, metrics = zip(
-        *(cross_entropy_loss(options, pair, teacher, scales, mesh, trust) for pair in pairs),
+        *(cross_entropy_loss(method, pair, teacher, scales, mesh, trust) for pair in pairs),
         strict=True,
     )
     first, *others = (each / 2 for each in sums)  # The mean of the two directions.
-    if options.multi_view_weight is None:
-        loss = options.clip_weight * (first + sum(others)) / len(pairs)
+    if method.multi_view_weight is None:
+        loss = method.clip_weight * (first + sum(others)) / len(pairs)
     else:
-        loss = options.clip_weight * first + options.multi_view_weight * sum(others)
+        loss = method.clip_weight * first + method.multi_view_weight * sum(others)
     return loss, {k: v for k, v in metrics[0].items() if not k.startswith("loss_")}
 
 
 def _neighbor_contrast(
-    options: Options,
+    method: Method,
     images: list[jax.Array],
     texts: list[jax.Array],
     queue: Queue,
@@ -205,14 +208,14 @@ def _neighbor_contrast(
 
     0 without gradient while the queue is empty.
     """
-    tile = tile_rows(options, len(texts[0]), mesh)
-    weights = pair_weights(options, trust)
+    tile = tile_rows(method, len(texts[0]), mesh)
+    weights = method.weights(trust)
     losses = []
     for text in texts:
         neighbors = nearest(queue, text, mesh)[0].astype(text.dtype)
         for image in images:
             losses.append(row_cross_entropy(tile, mesh, image, neighbors, scale, weights))
-            if options.symmetric_neighbors:
+            if method.symmetric_neighbors:
                 losses.append(row_cross_entropy(tile, mesh, neighbors, image, scale, weights))
     return jnp.where(queue.filled > 0, sum(losses) / len(losses), 0.0)
 
@@ -225,7 +228,7 @@ def row_cross_entropy(
     scale: jax.Array,
     weights: jax.Array | float = 1.0,
 ) -> jax.Array:
-    """Return InfoNCE in one direction: row i of `queries` should find row i of `keys`; mean over rows.
+    """Return InfoNCE in one direction: row i of `queries` should find row i of `keys`; the mean.
 
     A row needs no other row's normaliser, so differentiating one sweep over tiles is enough.
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from otter_jax.objectives import contrastive, targets, tiled
+from otter_jax.objectives import contrastive, targets, tiled_cross_entropy, tiled_sigmoid
 from otter_jax.objectives.contrastive import (
     Directions,
     Embeddings,
@@ -20,10 +20,12 @@ from otter_jax.objectives.contrastive import (
     sigmoid_losses,
     weighted_mean,
 )
-from otter_jax.objectives.options import OBJECTIVES, Options, make_terms, pair_weights
+from otter_jax.objectives.methods import Method, Sigmoid
+from otter_jax.objectives.tiles import AXIS
 
 DEFAULT_TILE = 1024
 LARGEST_DENSE = 1024**2  # Elements of a matrix that one device has.
+Metrics = dict[str, jax.Array]
 
 
 class LogScales(NamedTuple):
@@ -34,52 +36,28 @@ class LogScales(NamedTuple):
     bias: jax.Array | float = 0.0
 
 
-def soft_targets(options: Options, teacher: Embeddings | None, num_pairs: int) -> Directions:
-    """Return the targets of both directions, [N, N] each, without gradient.
-
-    Args:
-        options: which target, and its parameters.
-        teacher: embeddings with unit rows; None where the objective uses no teacher.
-        num_pairs: N.
-    """
-    target = OBJECTIVES[options.name].target(options)
-    if teacher is None:
-        dense = targets.dense(target, None, num_pairs)
-        return Directions(dense, dense)
-    similarity = targets.teacher_similarity(
-        *teacher,
-        image_weight=options.image_weight,
-        text_weight=options.text_weight,
-        remove_diagonal=options.remove_diagonal,
-    )
-    return Directions(
-        *(targets.dense(target, each, num_pairs) for each in (similarity, similarity.T))
-    )
-
-
 def total_loss(
-    options: Options,
+    method: Method,
     student: Embeddings,
     teacher: Embeddings | None,
     log_scales: LogScales,
     mesh: Mesh | None = None,
     trust: jax.Array | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[jax.Array, Metrics]:
     """Return the loss of one batch: alpha * InfoNCE + (1 - alpha) * KL(soft target || student).
 
-    Without a teacher it is the cross-entropy to the objective's own target. Both directions are
+    Without a teacher it is the cross-entropy to the method's own target. Both directions are
     summed. Pair i's own alpha or weight, where they are estimated, is that of image i over all
-    texts and of text i over all images. See otter_jax/config.py for where paper and released code
-    differ.
+    texts and of text i over all images. docs/targets.md says where paper and released code differ.
 
     Args:
-        options: the objective and its parameters.
+        method: what is computed, and its options.
         student: [N, d] embeddings, normalised here.
         teacher: the same from the teacher, constants; None where none is used.
         log_scales: learnable log-scales; the second one serves the distillation term alone.
         mesh: over whose axis `data` the rows are split; None for one device.
         trust: [N] in [0, 1], a constant: the probability that a pair's caption is right; with
-            `options.uses_trust`, else None.
+            `method.uses_trust`, else None.
 
     Returns:
         The loss, and metrics without gradient: `loss_contrastive` and `loss_distillation`
@@ -87,13 +65,26 @@ def total_loss(
         `target_diagonal`, the mass that the soft target leaves on the given pairs (OTTER, Fig. 2).
 
     Raises:
-        ValueError: an objective of several views, fewer than two pairs, shapes that do not agree or
-            do not divide over the mesh, a teacher or trust that is missing or not used; and values
+        ValueError: a method of several views, fewer than two pairs, shapes that do not agree or do
+            not divide over the mesh, a teacher or trust that is missing or not used; and values
             that are not finite, or trust outside [0, 1], where they are known before compilation.
     """
-    if options.uses_views:
-        raise ValueError(f"objective {options.name!r} is computed by declip_loss, not total_loss")
-    check_embeddings(options, student, teacher, mesh)
+    if method.uses_views:
+        raise ValueError(f"objective {method.name!r} is computed by declip_loss, not total_loss")
+    check_embeddings(method, student, teacher, mesh)
+    check_trust(method, trust, len(student.image))
+    return contrast(method, student, teacher, log_scales, mesh, trust)
+
+
+def contrast(
+    method: Method,
+    student: Embeddings,
+    teacher: Embeddings | None,
+    log_scales: LogScales,
+    mesh: Mesh | None = None,
+    trust: jax.Array | None = None,
+) -> tuple[jax.Array, Metrics]:
+    """Return what `total_loss` does, of arguments that are known to fit."""
     # One type, float32 or wider, for all that follows.
     everything = (*student, *(teacher or ()), *log_scales)
     dtype = jnp.promote_types(jnp.result_type(*everything), jnp.float32)
@@ -101,38 +92,39 @@ def total_loss(
     if teacher is not None:
         constants = map(jax.lax.stop_gradient, teacher)
         teacher = Embeddings(*(normalize(x.astype(dtype)) for x in constants))
+    if trust is not None:
+        trust = as_constant(trust, dtype, mesh)
     log_scales = LogScales(*(jnp.asarray(x, dtype) for x in log_scales))
-    trust = checked_trust(options, trust, len(student.image), dtype, mesh)
-    if options.name == "sigmoid":
-        loss, metrics = _sigmoid_loss(options, student, log_scales, mesh, trust)
+    if isinstance(method, Sigmoid):
+        loss, metrics = _sigmoid_loss(method, student, log_scales, mesh, trust)
     else:
-        scales = jnp.stack([scale_from_log(x, *options.scale_bounds) for x in log_scales[:2]])
-        loss, metrics = cross_entropy_loss(options, student, teacher, scales, mesh, trust)
+        scales = jnp.stack([scale_from_log(x, *method.scale_bounds) for x in log_scales[:2]])
+        loss, metrics = cross_entropy_loss(method, student, teacher, scales, mesh, trust)
     return loss, jax.lax.stop_gradient(metrics)
 
 
 def cross_entropy_loss(
-    options: Options,
+    method: Method,
     student: Embeddings,
     teacher: Embeddings | None,
     scales: jax.Array,
     mesh: Mesh | None,
     trust: jax.Array | None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Return the terms of `make_terms`, less the entropy of the soft target where it has its own.
+) -> tuple[jax.Array, Metrics]:
+    """Return the method's terms, less the entropy of the soft target where it has its own.
 
     Args:
-        options: as in `total_loss`.
+        method: as in `total_loss`.
         student: [N, d] unit rows.
         teacher: the same, constants; None where none is used.
         scales: [2] factor of the cosines in each term, of the embeddings' type; a single term has
             the first one.
         mesh: as in `total_loss`.
-        trust: of `checked_trust`.
+        trust: [N] of `as_constant`.
     """
-    terms = make_terms(options, trust)
-    compute = _tiled if tile_rows(options, len(student.image), mesh) else _dense
-    loss, means = compute(options, terms, student, teacher, scales[: len(terms)], mesh)
+    terms = method.terms(trust)
+    compute = _in_tiles if tile_rows(method, len(student.image), mesh) else _whole
+    loss, means = compute(method, terms, student, teacher, scales[: len(terms)], mesh)
     metrics = {
         "temperature": 1.0 / scales[0],
         "target_entropy": means.entropy / 2,
@@ -149,14 +141,14 @@ def cross_entropy_loss(
     return loss, metrics
 
 
-def tile_rows(options: Options, num_pairs: int, mesh: Mesh | None = None) -> int | None:
-    """Return rows of a tile, or None where the whole matrix is computed at once.
+def tile_rows(method: Method, num_pairs: int, mesh: Mesh | None = None) -> int | None:
+    """Return the rows of a tile, or None where the whole matrix is computed at once.
 
     Without a choice of the user it is tiled where a device's share of a matrix gets large.
     """
-    if options.tile is not None:
-        return options.tile if options.tile < num_pairs else None
-    devices = 1 if mesh is None else mesh.shape[tiled.AXIS]
+    if method.tile is not None:
+        return method.tile if method.tile < num_pairs else None
+    devices = 1 if mesh is None else mesh.shape[AXIS]
     return DEFAULT_TILE if num_pairs**2 / devices > LARGEST_DENSE else None
 
 
@@ -169,8 +161,8 @@ class _Means(NamedTuple):
     diagonal: jax.Array  # Mass that the soft target leaves on the given pairs.
 
 
-def _dense(
-    options: Options,
+def _whole(
+    method: Method,
     terms: tuple[Term, ...],
     student: Embeddings,
     teacher: Embeddings | None,
@@ -179,15 +171,13 @@ def _dense(
 ) -> tuple[jax.Array, _Means]:
     """Return the weighted sum of cross-entropies, and what it consists of, from whole matrices."""
     del mesh  # The compiler splits the rows of whatever has them.
-    soft = soft_targets(options, teacher, len(student.image))
-    cosines = both_directions(student, stop_gradient_keys=options.stop_gradient_keys)
-
-    def weighted(term: Term, scale: jax.Array) -> jax.Array:
+    soft = soft_targets(method, teacher, len(student.image))
+    cosines = both_directions(student, stop_gradient_keys=method.stop_gradient_keys)
+    cross_entropies = []
+    for term, scale in zip(terms, scales, strict=True):
         mixtures = [targets.mixed(each, term.given) for each in soft]
         rows = map(cross_entropy, [scale * each for each in cosines], mixtures)
-        return sum(weighted_mean(term.weight, each) for each in rows)
-
-    cross_entropies = [weighted(*each) for each in zip(terms, scales, strict=True)]
+        cross_entropies.append(sum(weighted_mean(term.weight, each) for each in rows))
     entropies = [entropy(each) for each in soft]
     means = _Means(
         cross_entropies,
@@ -198,8 +188,29 @@ def _dense(
     return sum(cross_entropies), means
 
 
-def _tiled(
-    options: Options,
+def soft_targets(method: Method, teacher: Embeddings | None, num_pairs: int) -> Directions:
+    """Return the targets of both directions, [N, N] each, without gradient.
+
+    Args:
+        method: which target, and its parameters.
+        teacher: embeddings with unit rows; None where the method uses no teacher.
+        num_pairs: N.
+    """
+    if teacher is None:
+        dense = method.target.dense(None, num_pairs)
+        return Directions(dense, dense)
+    similarity = targets.teacher_similarity(
+        *teacher,
+        image_weight=method.image_weight,
+        text_weight=method.text_weight,
+        remove_diagonal=method.remove_diagonal,
+    )
+    # The text direction's similarity is the transpose of the image direction's.
+    return Directions(*(method.target.dense(k, num_pairs) for k in (similarity, similarity.T)))
+
+
+def _in_tiles(
+    method: Method,
     terms: tuple[Term, ...],
     student: Embeddings,
     teacher: Embeddings | None,
@@ -209,17 +220,21 @@ def _tiled(
     """Return the same, a block of rows at a time."""
     features = None
     if teacher is not None:
-        weights = {"image_weight": options.image_weight, "text_weight": options.text_weight}
-        features = tiled.Teacher(*targets.teacher_features(*teacher, **weights))
-    loss = tiled.Loss(
-        target=OBJECTIVES[options.name].target(options),
-        remove_diagonal=options.remove_diagonal,
-        stop_gradient_keys=options.stop_gradient_keys,
-    )
+        weights = {"image_weight": method.image_weight, "text_weight": method.text_weight}
+        features = tiled_cross_entropy.TeacherFeatures(
+            *targets.teacher_features(*teacher, **weights)
+        )
     num_pairs = len(student.image)
+    problem = tiled_cross_entropy.Problem(
+        target=_tileable(method, num_pairs),
+        remove_diagonal=getattr(method, "remove_diagonal", True),
+        stop_gradient_keys=method.stop_gradient_keys,
+    )
     terms = jax.tree.map(lambda x: jnp.broadcast_to(x, num_pairs).astype(scales.dtype), terms)
-    rows = tile_rows(options, num_pairs, mesh)
-    value, found = tiled.cross_entropies(loss, rows, mesh, student, features, terms, scales)
+    rows = tile_rows(method, num_pairs, mesh)
+    value, found = tiled_cross_entropy.cross_entropies(
+        problem, rows, mesh, student, features, terms, scales
+    )
     means = _Means(
         [weighted_mean(t.weight, x) for t, x in zip(terms, found.cross_entropy, strict=True)],
         weighted_mean(terms[-1].weight, found.entropy),
@@ -229,22 +244,36 @@ def _tiled(
     return value, means
 
 
+def _tileable(method: Method, num_pairs: int) -> targets.Smoothed | targets.Transported:
+    """Return the method's target, unless it is of a kind that only whole matrices give."""
+    target = method.target
+    if not isinstance(target, targets.Smoothed | targets.Transported):
+        raise ValueError(
+            f"objective {method.name!r}: its target {type(target).__name__} is not computed in "
+            f"tiles; set config.objective.tile={num_pairs}, so that matrices are whole"
+        )
+    return target
+
+
 def _sigmoid_loss(
-    options: Options,
+    method: Sigmoid,
     student: Embeddings,
     log_scales: LogScales,
     mesh: Mesh | None,
     trust: jax.Array | None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Return the sum over all pairs divided by the number of images; one matrix is both directions.
+) -> tuple[jax.Array, Metrics]:
+    """Return the sum over all pairs divided by the number of images (SigLIP, eq. 1).
 
-    Where pairs have weights, image i with text j has the mean of w_i and w_j.
+    One matrix is both directions. Where pairs have weights, image i with text j has the mean of w_i
+    and w_j.
     """
     num_pairs = len(student.image)
-    scale = scale_from_log(log_scales.contrastive, *options.scale_bounds)
-    weights = jnp.broadcast_to(pair_weights(options, trust), num_pairs).astype(scale.dtype)
-    if rows := tile_rows(options, num_pairs, mesh):
-        loss = tiled.sigmoid_cross_entropy(rows, mesh, student, weights, scale, log_scales.bias)
+    scale = scale_from_log(log_scales.contrastive, *method.scale_bounds)
+    weights = jnp.broadcast_to(method.weights(trust), num_pairs).astype(scale.dtype)
+    if rows := tile_rows(method, num_pairs, mesh):
+        loss = tiled_sigmoid.sigmoid_cross_entropy(
+            rows, mesh, student, weights, scale, log_scales.bias
+        )
     else:
         logits = scale * contrastive.similarity(*student) + log_scales.bias
         losses = sigmoid_losses(logits, jnp.eye(num_pairs, dtype=bool))
@@ -252,58 +281,58 @@ def _sigmoid_loss(
     return loss, {"temperature": 1.0 / scale, "bias": log_scales.bias}
 
 
+def as_constant(trust: jax.Array, dtype: jnp.dtype, mesh: Mesh | None) -> jax.Array:
+    """Return trust [N] of a type, without gradient, whole on every device.
+
+    Every device needs all of it, for the rows of one direction and the columns of the other.
+    """
+    trust = jax.lax.stop_gradient(jnp.asarray(trust, dtype))
+    if mesh is None:
+        return trust
+    return jax.lax.with_sharding_constraint(trust, NamedSharding(mesh, PartitionSpec()))
+
+
 def check_embeddings(
-    options: Options, student: Embeddings, teacher: Embeddings | None, mesh: Mesh | None = None
+    method: Method, student: Embeddings, teacher: Embeddings | None, mesh: Mesh | None = None
 ) -> None:
     """Refuse what no loss can be made of; values are looked at where they are known.
 
     Raises:
         ValueError: see `total_loss`.
     """
-    if options.uses_teacher == (teacher is None):
+    if method.uses_teacher == (teacher is None):
         needs = "needs" if teacher is None else "does not use"
-        raise ValueError(f"objective {options.name!r} {needs} a teacher's embeddings")
+        raise ValueError(f"objective {method.name!r} {needs} a teacher's embeddings")
     num_pairs = len(student.image)
     if num_pairs < 2:
         raise ValueError(f"a contrastive loss needs at least 2 pairs, found {num_pairs}")
-    if mesh is not None and tiled.AXIS not in mesh.shape:
-        raise ValueError(f"the mesh has axes {mesh.axis_names}; one must be {tiled.AXIS!r}")
-    if mesh is not None and num_pairs % mesh.shape[tiled.AXIS]:
-        devices = mesh.shape[tiled.AXIS]
-        raise ValueError(f"{num_pairs} pairs do not divide over {devices} devices")
+    if mesh is not None and AXIS not in mesh.shape:
+        raise ValueError(f"the mesh has axes {mesh.axis_names}; one must be {AXIS!r}")
+    if mesh is not None and num_pairs % mesh.shape[AXIS]:
+        raise ValueError(f"{num_pairs} pairs do not divide over {mesh.shape[AXIS]} devices")
     for owner, embeddings in (("student", student), ("teacher", teacher)):
         for name, rows in embeddings._asdict().items() if embeddings else ():
             _check_rows(f"{owner}.{name}", rows, (num_pairs, embeddings.image.shape[-1]))
 
 
-def checked_trust(
-    options: Options,
-    trust: jax.Array | None,
-    num_pairs: int,
-    dtype: jnp.dtype,
-    mesh: Mesh | None,
-) -> jax.Array | None:
-    """Return trust as the losses take it, of their type and without gradient; None where none is used.
+def check_trust(method: Method, trust: jax.Array | None, num_pairs: int) -> None:
+    """Refuse trust that is missing, not used, of another shape or outside [0, 1].
 
     Raises:
         ValueError: see `total_loss`.
     """
-    if options.uses_trust == (trust is None):
+    if method.uses_trust == (trust is None):
         needs = "needs" if trust is None else "does not use"
-        choice = f"alpha={options.alpha!r} and pair_weight={options.pair_weight!r}"
-        raise ValueError(f"objective {options.name!r} with {choice} {needs} the pairs' trust")
+        alpha = f"alpha={method.alpha!r} and " if hasattr(method, "alpha") else ""
+        choice = f"{alpha}pair_weight={method.pair_weight!r}"
+        raise ValueError(f"objective {method.name!r} with {choice} {needs} the pairs' trust")
     if trust is None:
-        return None
+        return
     if trust.shape != (num_pairs,):
         raise ValueError(f"trust has shape {trust.shape}; it must be {(num_pairs,)}")
     values = _known_values(trust)
     if values is not None:
         _refuse_rows("trust", (values >= 0.0) & (values <= 1.0), "outside [0, 1]")
-    trust = jax.lax.stop_gradient(jnp.asarray(trust, dtype))
-    if mesh is None:
-        return trust
-    # Every device needs all of it, for the rows of one direction and the columns of the other.
-    return jax.lax.with_sharding_constraint(trust, NamedSharding(mesh, PartitionSpec()))
 
 
 def _check_rows(name: str, rows: jax.Array, shape: tuple[int, int]) -> None:

@@ -13,8 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from otter_jax.objectives import tiles
 from otter_jax.objectives.contrastive import normalize, similarity
-from otter_jax.objectives.tiled import AXIS
-from otter_jax.objectives.tiles import Rows, Tiling
+from otter_jax.objectives.tiles import AXIS, Rows, Tiling
 
 
 class Queue(NamedTuple):
@@ -32,7 +31,7 @@ def make_queue(size: int, dim: int, dtype: jnp.dtype = jnp.float32) -> Queue:
 
 
 def enqueue(queue: Queue, rows: jax.Array) -> Queue:
-    """Return the queue after `rows`, as if they came one by one; beyond its size the oldest are gone.
+    """Return the queue after `rows`, which came one by one; beyond its size the oldest are gone.
 
     Args:
         queue: [M, d]; split over devices, it stays so.
@@ -51,7 +50,7 @@ def enqueue(queue: Queue, rows: jax.Array) -> Queue:
 def nearest(
     queue: Queue, queries: jax.Array, mesh: Mesh | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the row of the queue with the largest cosine to each query; of equals the lowest index.
+    """Return the row of the queue nearest to each query by cosine; of equals the lowest index.
 
     Args:
         queue: [M, d]; rows that are not filled yet are never found.

@@ -13,7 +13,7 @@ IGNORED = -100  # The label of a token that is not to be predicted.
 
 
 def negative_cosine(predictions: jax.Array, projections: jax.Array) -> jax.Array:
-    """Return mean over rows of -cos(prediction, projection), a scalar in [-1, 1]: half of SimSiam's loss.
+    """Return the mean of -cos(prediction, projection), in [-1, 1]: half of SimSiam's loss.
 
     Args:
         predictions: [N, d].

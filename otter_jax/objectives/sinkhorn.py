@@ -32,7 +32,7 @@ def scaling_is_safe(epsilon: float, bound: float | None) -> bool:
 
 
 def column_potential(cost: jax.Array, epsilon: float, iterations: int) -> jax.Array:
-    """Return the columns' dual potential after exactly `iterations` Sinkhorn iterations, by ott-jax.
+    """Return the columns' dual potential after exactly `iterations` iterations of ott-jax.
 
     ott-jax updates columns first; it is given the transposed problem.
 

@@ -10,7 +10,7 @@ transpose, so each constructor here serves both directions. Two kinds are enough
 four: the identity is smoothed by 0, and the softened target is transported in 0 iterations.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,19 @@ from otter_jax.objectives import contrastive, sinkhorn
 # released code's 100 on each of the image-image and the text-text part. exp(-200 / epsilon) is 0
 # in float32 for every epsilon below 1.9, far above any that makes sense for cosines.
 DIAGONAL_PENALTY = 200.0
+
+
+class Target(Protocol):
+    """What one direction should match. The two kinds below are also computed in tiles."""
+
+    def dense(self, similarity: jax.Array | None, num_pairs: int) -> jax.Array:
+        """Return the target [N, N], rows that sum to 1, without gradient.
+
+        Args:
+            similarity: [N, N] of the teacher; None for a method that uses none.
+            num_pairs: N.
+        """
+        ...
 
 
 class Smoothed(NamedTuple):
@@ -34,8 +47,14 @@ class Smoothed(NamedTuple):
         return 1.0 - self.smoothing
 
     def off_diagonal(self, num_pairs: int) -> float:
-        """Return mass on each other pair of the row."""
+        """Return the mass on each other pair of the row."""
         return self.smoothing / (num_pairs - 1)
+
+    def dense(self, similarity: jax.Array | None, num_pairs: int) -> jax.Array:
+        """Return the target [N, N]; the similarity is not looked at."""
+        del similarity
+        diagonal = jnp.eye(num_pairs, dtype=bool)
+        return jnp.where(diagonal, self.on_diagonal, self.off_diagonal(num_pairs))
 
 
 class Transported(NamedTuple):
@@ -45,43 +64,32 @@ class Transported(NamedTuple):
     iterations: int
     bound: float  # No similarity is larger in magnitude, but for removed given pairs.
 
+    def dense(self, similarity: jax.Array | None, num_pairs: int) -> jax.Array:
+        """Return the target [N, N]."""
+        del num_pairs
+        if self.iterations == 0:
+            return softened(similarity, 1.0 / self.epsilon)
+        return transported(similarity, *self)
+
 
 def identity(num_pairs: int) -> jax.Array:
     """Return [N, N] identity: every image belongs to its own caption alone."""
     return jnp.eye(num_pairs)
 
 
-def smoothed(num_pairs: int, smoothing: float) -> jax.Array:
-    """Return [N, N] with 1 - `smoothing` on the diagonal and the rest spread evenly off it."""
-    target = Smoothed(smoothing)
-    diagonal = jnp.eye(num_pairs, dtype=bool)
-    return jnp.where(diagonal, target.on_diagonal, target.off_diagonal(num_pairs))
-
-
 def softened(similarity: jax.Array, scale: float) -> jax.Array:
-    """Return [N, N] row softmax of the teacher's similarity times `scale` (self-distillation, sec. 3)."""
+    """Return softmax_j(scale K_ij), [N, N] (contrastive self-distillation, sec. 3)."""
     return jax.nn.softmax(scale * jax.lax.stop_gradient(similarity), axis=1)
 
 
 def transported(
     similarity: jax.Array, epsilon: float, iterations: int, bound: float | None = None
 ) -> jax.Array:
-    """Return [N, N] row-normalised entropic transport plan of the teacher's similarity (OTTER, eq. 5).
+    """Return the row-normalised transport plan of the teacher's similarity, [N, N] (OTTER, eq. 5).
 
     Arguments as in `sinkhorn.row_plan`.
     """
     return sinkhorn.row_plan(similarity, epsilon, iterations, bound)
-
-
-def dense(
-    target: Smoothed | Transported, similarity: jax.Array | None, num_pairs: int
-) -> jax.Array:
-    """Return the target of one direction as an [N, N] array; `similarity` is None where none is used."""
-    if isinstance(target, Smoothed):
-        return smoothed(num_pairs, target.smoothing)
-    if target.iterations == 0:
-        return softened(similarity, 1.0 / target.epsilon)
-    return transported(similarity, *target)
 
 
 def mixed(target: jax.Array, given: jax.Array | float) -> jax.Array:
@@ -98,7 +106,7 @@ def mixed(target: jax.Array, given: jax.Array | float) -> jax.Array:
 def teacher_features(
     image: jax.Array, text: jax.Array, *, image_weight: float, text_weight: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Return features whose inner products are the teacher's similarities; see `teacher_similarity`.
+    """Return features whose inner products are `teacher_similarity`.
 
     image_weight VV + text_weight TT + VT is one inner product of concatenated features.
 

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+AXIS = "data"  # Of the mesh: the one that splits the batch.
 # 16 MiB of float32: a handful of such arrays is all that a loss holds beside its N x d features.
 LARGEST_TILE = 2**22
 
@@ -36,6 +38,11 @@ class Tiling:
         return -(-self.rows // self.tile)
 
 
+def is_split(mesh: Mesh | None) -> bool:
+    """Return whether a batch over this mesh lies on more than one device."""
+    return mesh is not None and mesh.shape[AXIS] > 1
+
+
 class Rows(NamedTuple):
     """Which rows of the matrix a tile holds, [tile] each."""
 
@@ -43,8 +50,13 @@ class Rows(NamedTuple):
     valid: jax.Array  # bool: False for padding.
 
 
+def is_given(rows: Rows, tile: jax.Array) -> jax.Array:
+    """Return where a tile holds a given pair, bool [tile, N]."""
+    return rows.index[:, None] == jnp.arange(tile.shape[1])[None, :]
+
+
 def make_tiling(num_pairs: int, tile: int, axis: str | None = None, devices: int = 1) -> Tiling:
-    """Return tiles of at most `tile` rows, fewer where N is so large that a tile would not be small."""
+    """Return tiles of at most `tile` rows, fewer where one would exceed `LARGEST_TILE`."""
     rows = num_pairs // devices
     return Tiling(rows, max(1, min(tile, rows, LARGEST_TILE // num_pairs)), axis)
 

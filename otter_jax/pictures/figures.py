@@ -23,7 +23,7 @@ LABELLED_FROM = 0.05
 def draw_targets(
     path: Path, images: np.ndarray, captions: Sequence[str], target: np.ndarray, title: str
 ) -> None:
-    """The soft targets of some pairs as a matrix: images down the side, captions along the top.
+    """Draw the soft targets of some pairs as a matrix: images down the side, captions on top.
 
     Args:
         path: a .png file; its folder is made.
@@ -88,7 +88,7 @@ def draw_predictions(
     predictions: Sequence[Sequence[tuple[str, float]]],
     title: str,
 ) -> None:
-    """A sheet of images, each with its true name and the names ranked best for it.
+    """Draw a sheet of images, each with its true name and the names ranked best for it.
 
     Right names are green, bold and ticked, so that they also stand out in grey.
 
@@ -143,7 +143,7 @@ def plain(text: str, length: int) -> str:
 
 
 def _mark_cells(matrix: Axes, target: np.ndarray) -> None:
-    """A light grid, an outline around every given pair, and numbers where there is mass."""
+    """Draw a light grid, an outline around every given pair, and numbers where there is mass."""
     count = len(target)
     for line in np.arange(-0.5, count):
         matrix.axhline(line, color="#e4e4e4", linewidth=0.5)

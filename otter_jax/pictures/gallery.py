@@ -17,7 +17,7 @@ THUMBNAIL = 96
 
 
 def linked_groups(target: np.ndarray, count: int, group_size: int = 4) -> np.ndarray:
-    """Group of pairs that a soft target links, one group after the other.
+    """Group the pairs that a soft target links, one group after the other.
 
     A group is a pair and those to which its image's target gives most. Groups are ordered by their
     weakest link, and what is shown is spread evenly over the stronger half: from near copies to
@@ -51,7 +51,7 @@ def linked_groups(target: np.ndarray, count: int, group_size: int = 4) -> np.nda
 def draw_batch_targets(
     folder: Path, source: Source, records: np.ndarray, target: np.ndarray, encoder: Encoder
 ) -> None:
-    """soft_targets.png: the most linked pairs of one batch, and how their target is spread.
+    """Draw soft_targets.png: the most linked pairs of one batch, and how their target is spread.
 
     Args:
         folder: where to draw.
@@ -77,7 +77,7 @@ def draw_batch_targets(
 
 
 def draw_set(folder: Path, each: Any, encoder: Encoder, store: FeatureStore) -> None:
-    """predictions_SET.png: hits and misses of an evaluation set, with the names ranked best."""
+    """Draw predictions_SET.png: hits and misses of an evaluation set, with the best names."""
     shown, names, truth, ranked, scores = each.answers(encoder, store, IMAGES_SHOWN)
     figures.draw_predictions(
         folder / f"predictions_{file_name(each.name)}.png",

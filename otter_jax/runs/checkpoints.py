@@ -23,11 +23,12 @@ from orbax.checkpoint import checkpoint_managers
 
 from otter_jax import sharding
 from otter_jax.models.dual_encoder import Variables
-from otter_jax.runs.reporting import say
-from otter_jax.training.step import TrainState
+from otter_jax.terminal import say
 
 ITEMS = ("variables", "training")
 CHECKSUMS = "sha256.json"
+# A NamedTuple of pytrees with `step` and `variables`: nothing else is asked of what is saved.
+State = Any
 NEWER = ("mean_loss",)  # What checkpoints of earlier versions lack: it begins anew.
 
 
@@ -35,7 +36,7 @@ class Checkpoints(AbstractContextManager):
     """The checkpoints/ folder of a workdir. Use as a context manager: leaving waits for saves."""
 
     def __init__(self, folder: Path, keep: int = 2, *, create: bool = False):
-        """Open the folder, or makes it if `create`; the latest `keep` checkpoints are kept.
+        """Open the folder, or make it if `create`; the latest `keep` checkpoints are kept.
 
         Raises:
             FileNotFoundError: if there is no folder and it should not be made.
@@ -68,7 +69,7 @@ class Checkpoints(AbstractContextManager):
         """The step of the latest finished checkpoint, or None."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: State) -> None:
         """Save in the background; a step that is already saved is left as it is.
 
         Raises:
@@ -92,7 +93,7 @@ class Checkpoints(AbstractContextManager):
         self._last_save = time.monotonic()
 
     def finished_step(self) -> int | None:
-        """Return `latest_step` when what is being saved is on disk; raises as `save`."""
+        """Wait until what is being saved is on disk, and return `latest_step`; raises as `save`."""
         with self._writing():
             self._manager.wait_until_finished()
         return self.latest_step
@@ -103,7 +104,7 @@ class Checkpoints(AbstractContextManager):
             self._manager.check_for_errors()
 
     def overdue(self, minutes: float) -> bool:
-        """Return whether the last save, or the start, is that long ago; never for 0.
+        """Return whether the last save, or else the start, is that long ago; never for 0.
 
         All processes must ask at the same time, and get the answer of the first one's clock.
         """
@@ -111,8 +112,8 @@ class Checkpoints(AbstractContextManager):
             return False
         return sharding.first_process_says(time.monotonic() - self._last_save >= 60 * minutes)
 
-    def restore(self, template: TrainState) -> TrainState:
-        """Return the latest state that is whole, placed like `template`, whose arrays are left alone.
+    def restore(self, template: State) -> State:
+        """Return the latest whole state, placed like `template`, whose arrays are left alone.
 
         Later checkpoints that are damaged are named and set aside as `<step>.damaged`. What one of
         an earlier version lacks is as in the template.
@@ -125,10 +126,10 @@ class Checkpoints(AbstractContextManager):
         step, damaged = self._find_whole(*templates)
         restored = self._restore(step, **templates)
         self._set_aside(damaged)
-        return TrainState(**restored["training"], variables=restored["variables"])
+        return template._replace(**restored["training"], variables=restored["variables"])
 
     def restore_variables(self, template: Variables) -> tuple[int, Variables]:
-        """Return the latest variables that are whole, placed like `template`, and their step.
+        """Return the latest whole variables, placed like `template`, and their step.
 
         Later checkpoints that are damaged are named; nothing is changed.
 
@@ -142,7 +143,7 @@ class Checkpoints(AbstractContextManager):
         return step, self._restore(step, variables=template)["variables"]
 
     def _find_whole(self, *items: str) -> tuple[int, dict[int, str]]:
-        """Return the latest step of which these items are whole, and what is wrong with later ones."""
+        """Return the latest step whose items are whole, and what is wrong with later ones."""
         damaged: dict[int, str] = {}
         self.finished_step()
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -199,7 +200,7 @@ class Checkpoints(AbstractContextManager):
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Whatever keeps a checkpoint from being written becomes one line."""
+        """Raise OSError with one line for whatever keeps a checkpoint from being written."""
         try:
             yield
         except Exception as error:  # Of any type: the obstacle is the disk's, far below Orbax.
@@ -260,7 +261,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _without_variables(state: TrainState) -> dict[str, Any]:
+def _without_variables(state: State) -> dict[str, Any]:
     return {name: value for name, value in state._asdict().items() if name != "variables"}
 
 
@@ -278,6 +279,6 @@ def _flatten(tree: Any) -> dict[str, jax.Array]:
 
 
 def _unflatten(arrays: dict[str, jax.Array], template: Any) -> Any:
-    """Return the inverse of `_flatten`, given a pytree of the same structure."""
+    """Invert `_flatten`, given a pytree of the same structure."""
     leaves = [arrays[name] for name in _flatten(template)]
     return jax.tree.unflatten(jax.tree.structure(template), leaves)

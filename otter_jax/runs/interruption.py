@@ -31,7 +31,7 @@ class Interrupted(KeyboardInterrupt):
     """
 
     def __init__(self, number: int, step: int | None = None):
-        """From the number of a signal."""
+        """Take the number of the signal."""
         super().__init__(number, step)
         self.signal, self.step = signal.Signals(number), step
         self.status = 128 + number
@@ -54,7 +54,7 @@ class Interruption(AbstractContextManager):
     """
 
     def __init__(self) -> None:
-        """Do nothing yet."""
+        """Prepare to listen; `with` begins."""
         self._before: dict[int, Any] = {}
         self._received: int | None = None
         self._held = False
@@ -90,7 +90,7 @@ class Interruption(AbstractContextManager):
 
     @contextmanager
     def held(self, step: int) -> Iterator[None]:
-        """A step, which a signal does not break: `Interrupted` comes when the block is over.
+        """Protect a step from signals: `Interrupted` is raised when the block is over.
 
         Where there are several processes, each must come by here at every step.
         """

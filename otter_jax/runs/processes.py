@@ -91,7 +91,7 @@ def join(
 
 
 def exchange(text: str) -> list[str]:
-    """Return what each process has said, in the order of their numbers; all must ask at the same time."""
+    """Return each process's text, in the order of their numbers; all must ask at the same time."""
     if jax.process_count() == 1:
         return [text]
     said = np.frombuffer(text.encode(), np.uint8)
@@ -119,7 +119,7 @@ def merge(found: Mapping[str, str]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def refusing_together() -> Iterator[None]:
-    """What one process refuses in this block, all refuse: none waits for one that has left.
+    """Refuse in all processes what one refuses in this block: none waits for one that has left.
 
     Nothing in the block may wait for other processes.
 

@@ -6,90 +6,36 @@ byte for byte; whatever depends on the machine goes to timings.jsonl.
 
 import json
 import math
-import os
 import re
 import secrets
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-if TYPE_CHECKING:
-    from otter_jax.training.costs import StepCosts
-
-Item = TypeVar("Item")
+from otter_jax.json_files import JsonLines, complete_lines, read_json
+from otter_jax.terminal import duration, say
 
 
-def say(line: str = "") -> None:
-    """Print a line, from the first process only."""
-    if jax.process_index() == 0:
-        print(line, flush=True)
+class Costs(Protocol):
+    """What each step of a run takes."""
 
+    flops: float
+    peak: float | None  # FLOP/s that all devices have together, where that is known.
 
-def duration(seconds: float) -> str:
-    """Return 12 s, 3 min 05 s, 2 h 07 min."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
-
-
-def progress(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
-    """Pass items on and shows how many are done, how fast, and the time left.
-
-    On a terminal one line is rewritten; elsewhere a line appears about every ten seconds.
-    """
-    start = shown = time.perf_counter()
-    live = sys.stdout.isatty() and jax.process_index() == 0
-    done = 0
-    for done, item in enumerate(items, start=1):
-        yield item
-        now = time.perf_counter()
-        if now - shown > (0.2 if live else 10.0) and done < total:
-            shown, rate = now, done / (now - start)
-            left = duration((total - done) / rate)
-            line = f"{label}: {done} of {total}, {rate:.0f} a second, {left} left"
-            print(f"\r\033[K{line}", end="", flush=True) if live else say(line)
-    elapsed = time.perf_counter() - start
-    if live:
-        print("\r\033[K", end="")
-    say(f"{label}: {done} in {duration(elapsed)} ({done / max(elapsed, 1e-9):.0f} a second)")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write readable JSON; a reader finds the old file or the new one, never half of one."""
-    if jax.process_index() != 0:
-        return
-    # Of this process alone: a run may be evaluated by several at once.
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=2) + "\n")
-        _flush_to_disk(file)
-    partial.replace(path)
-
-
-def _flush_to_disk(file: TextIO) -> None:
-    """Have a file survive a loss of power, not only the end of the process."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    def metrics(self) -> dict[str, float]:
+        """Return what timings.jsonl keeps of it."""
+        ...
 
 
 def read_evaluation(path: Path, step: int) -> dict[str, dict[str, float]]:
-    """Return `{set: {metric: value}}` as metrics.jsonl has it for one step; empty where it has none."""
+    """Return `{set: {metric: value}}` of one step in metrics.jsonl; empty where it has none."""
     results: dict[str, dict[str, float]] = {}
-    for line in _complete_lines(path):
+    for line in complete_lines(path):
         values = json.loads(line)
         if values["step"] != step:
             continue
@@ -98,42 +44,6 @@ def read_evaluation(path: Path, step: int) -> dict[str, dict[str, float]]:
                 name, _, metric = name.removeprefix("eval/").rpartition("/")
                 results.setdefault(name, {})[metric] = value
     return results
-
-
-class JsonLines:
-    """A file of one JSON object a line, each with its `step`; goes on where a run resumes."""
-
-    def __init__(self, path: Path, resume_step: int):
-        """Open `path` and drops the lines of steps after `resume_step`, which will come again."""
-        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= resume_step]
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        partial.replace(path)
-        self._file = path.open("a", encoding="utf-8")
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Append one line and hands it to the operating system (OSError naming the file)."""
-        try:
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise OSError(f"{self._file.name} cannot be written: {error.strerror}") from error
-
-    def sync(self) -> None:
-        """Wait until the lines are on disk."""
-        _flush_to_disk(self._file)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def _complete_lines(path: Path) -> list[str]:
-    """Return the lines of a file that may be missing or end in the middle of one."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [line for line in lines if line.endswith("\n")]
 
 
 class Reporter(AbstractContextManager):
@@ -148,7 +58,7 @@ class Reporter(AbstractContextManager):
         batch_size: int,
         wandb_project: str | None = None,
     ):
-        """Open the files of `workdir`, and drops what they say of steps after `resume_step`."""
+        """Open the files of `workdir`, and drop what they say of steps after `resume_step`."""
         self._files: list[Any] = []
         self._total_steps = total_steps
         self._batch_size = batch_size
@@ -186,7 +96,7 @@ class Reporter(AbstractContextManager):
             self._metrics.sync()
 
     def waiting(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """Pass batches on and adds up the time that was spent waiting for them."""
+        """Pass batches on and add up the time that was spent waiting for them."""
         batches = iter(batches)
         while True:
             start = time.perf_counter()
@@ -195,10 +105,10 @@ class Reporter(AbstractContextManager):
             yield batch
 
     def start_clock(self, step: int) -> None:
-        """Rate, waits and time left count from after `step`; so compilation is left out."""
+        """Count rate, waits and time left from after `step`; so compilation is left out."""
         self._last, self._waited = (step, time.perf_counter()), 0.0
 
-    def costs(self, step: int, costs: "StepCosts") -> None:
+    def costs(self, step: int, costs: Costs) -> None:
         """Report what each step from this one on takes."""
         self._flops, self._peak_flops = costs.flops, costs.peak
         self._write(step, {}, costs.metrics())
@@ -270,7 +180,7 @@ class Reporter(AbstractContextManager):
 
 
 def start_wandb(project: str, workdir: Path) -> Any:
-    """Return a run at Weights & Biases; where the workdir has one already, that one goes on."""
+    """Start a run at Weights & Biases; if the workdir has one already, that one goes on."""
     import wandb
 
     known = workdir / "wandb_id"

@@ -18,13 +18,13 @@ from ml_collections import ConfigDict
 from otter_jax import config as config_lib
 from otter_jax import sharding
 from otter_jax.data.sources import Source
-from otter_jax.runs import reporting
-from otter_jax.runs.reporting import say
+from otter_jax.json_files import read_json, write_json
+from otter_jax.terminal import say
 
 
 @contextlib.contextmanager
-def claimed(config: ConfigDict, workdir: Path) -> Iterator["Lock"]:
-    """Make the workdir, holds its lock while the context lasts, and writes config.json.
+def claimed(config: ConfigDict, workdir: Path) -> Iterator["WorkdirLock"]:
+    """Make the workdir, write config.json, and hold the lock while the context lasts.
 
     Raises:
         ValueError: if the workdir cannot be made or written, belongs to another config, or another
@@ -35,15 +35,15 @@ def claimed(config: ConfigDict, workdir: Path) -> Iterator["Lock"]:
     with contextlib.ExitStack() as stack:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(Lock(workdir / "run.lock"))
+            lock = stack.enter_context(WorkdirLock(workdir / "run.lock"))
             refuse_other_config(config, workdir)  # Again: another run may just have made it.
-            reporting.write_json(workdir / "config.json", config_lib.as_dict(config))
+            write_json(workdir / "config.json", config_lib.as_dict(config))
         except OSError as error:
             raise ValueError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
         yield lock
 
 
-class Lock(AbstractContextManager):
+class WorkdirLock(AbstractContextManager):
     """A folder in the hands of this run, until the context is left or the process ends.
 
     The lock is the kernel's (`flock`), which frees it however the process ends; the file only says
@@ -65,7 +65,7 @@ class Lock(AbstractContextManager):
             raise refusal or ValueError(f"{path.parent} is in use")
 
     def __exit__(self, *exception: object) -> None:
-        """Lets go of the folder."""
+        """Let go of the folder."""
         if self._file is None:
             return
         if self._is_ours():
@@ -98,7 +98,7 @@ class Lock(AbstractContextManager):
 
 
 def _open_locked(path: Path) -> TextIO:
-    """Return the lock's file, open and locked; ValueError naming its owner where it is not free."""
+    """Open and lock the lock's file (ValueError naming its owner where it is not free)."""
     file = path.open("a+", encoding="utf-8")
     file.seek(0)
     try:
@@ -115,7 +115,7 @@ def _open_locked(path: Path) -> TextIO:
 
 
 def _owner() -> dict[str, Any]:
-    """Return who this process is, for people to read."""
+    """Describe this process, for people to read."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # In a container a user may have no name.
@@ -125,7 +125,7 @@ def _owner() -> dict[str, Any]:
 
 
 def _describe(owner: str) -> str:
-    """Return the contents of the lock's file in words."""
+    """Return the contents of the lock's file, in words."""
     try:
         return "process {process} of {user} on {host}, started {started}".format(
             **json.loads(owner)
@@ -169,7 +169,7 @@ def refuse_other_data(source: Source, workdir: Path) -> None:
     path = workdir / "data.json"
     if not path.is_file():
         return
-    before = reporting.read_json(path)["train"]
+    before = read_json(path)["train"]
     if before["fingerprint"] != source.fingerprint:
         raise ValueError(
             f"the pairs of {source.name} have changed since {workdir} was started (now "
@@ -183,4 +183,4 @@ def read_finished(workdir: Path, total_steps: int) -> dict[str, Any] | None:
     path = workdir / "results.json"
     if not path.is_file() or not (workdir / "checkpoints" / str(total_steps)).is_dir():
         return None
-    return reporting.read_json(path)
+    return read_json(path)

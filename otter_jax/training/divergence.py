@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from otter_jax.runs import reporting
-from otter_jax.runs.reporting import say
+from otter_jax.json_files import read_json, write_json
+from otter_jax.terminal import say
 from otter_jax.training.step import VERDICT
 
 Event = dict[str, Any]
@@ -58,7 +58,7 @@ class DivergenceWatch:
         self._records_of = records_of
         self._checkpoint, self._last_checkpoint = checkpoint, last_checkpoint
         self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
-        events = reporting.read_json(self._path) if self._path.is_file() else []
+        events = read_json(self._path) if self._path.is_file() else []
         # Others come again, as the same steps do.
         self._events: list[Event] = [e for e in events if _known_at(e, checkpoint)]
 
@@ -119,7 +119,7 @@ class DivergenceWatch:
             event["from"] = self._last_checkpoint()
         event["records"] = self._records_of(step)
         self._events.append(event)
-        reporting.write_json(self._path, self._events)
+        write_json(self._path, self._events)
         losses = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k.startswith("loss"))
         what = f"training has diverged at step {step} ({losses}: {reason})"
         if action == "skip":

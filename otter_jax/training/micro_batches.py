@@ -19,11 +19,11 @@ Arrays = Any  # A pytree of arrays.
 # (params, batch_stats, rows of the batch) -> (outputs of these rows, batch_stats afterwards)
 Forward = Callable[[Arrays, Arrays, Arrays], tuple[Arrays, Arrays]]
 # (outputs of the whole batch, params) -> (loss, whatever else)
-Loss = Callable[[Arrays, Arrays], tuple[jax.Array, Any]]
+LossOfOutputs = Callable[[Arrays, Arrays], tuple[jax.Array, Any]]
 
 
 def split_parts(rows: Arrays, num_parts: int, mesh: Mesh) -> Arrays:
-    """Return [N, ...] -> [parts, N / parts, ...]; every device has some of its own rows in each part."""
+    """Cut [N, ...] into [parts, N / parts, ...]; each device has rows of its own in every part."""
     place = NamedSharding(mesh, PartitionSpec(None, "data"))
 
     def split(x: jax.Array) -> jax.Array:
@@ -38,9 +38,9 @@ def join_parts(parts: Arrays) -> Arrays:
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), parts)
 
 
-def value_and_gradients(
+def gradients_in_parts(
     forward: Forward,
-    loss: Loss,
+    loss: LossOfOutputs,
     params: Arrays,
     batch_stats: Arrays,
     batch: Arrays,
@@ -48,7 +48,7 @@ def value_and_gradients(
     num_parts: int,
     mesh: Mesh,
 ) -> tuple[jax.Array, Any, Arrays, Arrays]:
-    """Return the loss of a batch, what else it gives, batch statistics afterwards, gradients by `params`.
+    """Return the loss of a batch, what else it gives, batch statistics afterwards, gradients.
 
     Args:
         forward: what is run on a part; it must be the same function of its arguments each time,
@@ -60,16 +60,6 @@ def value_and_gradients(
         num_parts: in how many parts the rows go forward; must divide N.
         mesh: over whose axis `data` the rows are split.
     """
-    if num_parts == 1:
-
-        def whole(params: Arrays) -> tuple[jax.Array, tuple[Any, Arrays]]:
-            outputs, after = forward(params, batch_stats, batch)
-            value, others = loss(outputs, params)
-            return value, (others, after)
-
-        (value, (others, after)), gradients = jax.value_and_grad(whole, has_aux=True)(params)
-        return value, others, after, gradients
-
     parts = split_parts(batch, num_parts, mesh)
 
     def run(stats: Arrays, part: Arrays) -> tuple[Arrays, Arrays]:

@@ -14,13 +14,14 @@ from PIL import Image
 import otter_jax
 from otter_jax import config as config_lib
 from otter_jax import sharding, train
-from otter_jax.commands import export
+from otter_jax.commands import main as commands
 from otter_jax.data import images as image_functions
 from otter_jax.embedding import encoder
+from otter_jax.json_files import write_json
 from otter_jax.models import dual_encoder
 from otter_jax.models.export import export_dual_encoder
-from otter_jax.runs import checkpoints, reporting
-from otter_jax.training import step
+from otter_jax.runs import checkpoints
+from otter_jax.training.state import initial_state
 
 SMALL_BERT = Path(__file__).parents[1] / "golden" / "towers" / "small_bert"
 
@@ -172,9 +173,9 @@ def make_workdir(config: ConfigDict, workdir: Path) -> encoder.Encoder:
         config, *dual_encoder.split(encoder.build_module(config)), sharding.make_mesh()
     )
     workdir.mkdir(exist_ok=True)
-    reporting.write_json(workdir / "config.json", config_lib.as_dict(config))
+    write_json(workdir / "config.json", config_lib.as_dict(config))
     encoder.keep_description(made, workdir)
-    state = step.initial_state(made.variables, optax.identity(), uses_teacher=False)
+    state = initial_state(made.variables, optax.identity(), uses_teacher=False)
     with checkpoints.Checkpoints(workdir / "checkpoints", create=True) as saved:
         saved.save(state)
     return made
@@ -207,7 +208,7 @@ def test_an_exported_folder_is_the_model(
     pretrained_config: ConfigDict, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     wanted = make_workdir(pretrained_config, tmp_path / "run")
-    export.main([str(tmp_path / "run"), str(tmp_path / "out")])
+    commands.main(["export", str(tmp_path / "run"), str(tmp_path / "out")])
     assert "exported" in capsys.readouterr().out
     for gone in ("run", "bert"):
         shutil.rmtree(tmp_path / gone)
@@ -221,7 +222,7 @@ def test_an_exported_folder_is_the_model(
     found.save(tmp_path / "again")
     same_model(otter_jax.load(tmp_path / "again"), wanted)
     with pytest.raises(SystemExit, match=r"^otter_jax: .*again should be a new or an empty folder"):
-        export.main([str(tmp_path / "out"), str(tmp_path / "again")])
+        commands.main(["export", str(tmp_path / "out"), str(tmp_path / "again")])
 
 
 def test_a_workdir_of_an_earlier_version_builds_from_its_config(

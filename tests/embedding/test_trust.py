@@ -34,7 +34,7 @@ def clip_art() -> Iterator[Features]:
 
 
 def clusters(count: int = 400, number: int = 8, noise: float = 0.3, seed: int = 0) -> Features:
-    """Pairs of `number` kinds; two images of a kind are alike, and so are their captions."""
+    """Return pairs of `number` kinds; two images of a kind are alike, and so are their captions."""
     generator = np.random.default_rng(seed)
     kind = np.arange(count) % number
     return Features(*(
@@ -44,7 +44,7 @@ def clusters(count: int = 400, number: int = 8, noise: float = 0.3, seed: int = 
 
 
 def shuffled(count: int, share: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Which caption each image gets, and whether that is a wrong one."""
+    """Return which caption each image gets, and whether that is a wrong one."""
     order = np.arange(count)
     chosen = np.random.default_rng(seed).choice(count, int(share * count), replace=False)
     order[chosen] = np.roll(chosen, 1)
@@ -83,7 +83,7 @@ def test_clear_kinds_are_told_apart_almost_without_error(share: float) -> None:
 
 
 def slow_agreement(pairs: Features) -> np.ndarray:
-    """[2, n, n] in float64: how well image i fits text t by the voters on i, and by those on t."""
+    """Return how well image i fits text t, by the voters on i and by those on t: [2, n, n]."""
     image, text = (rows / np.linalg.norm(rows, axis=1, keepdims=True)
                    for rows in (each.astype(np.float64) for each in pairs))  # fmt: skip
     found = np.empty((2, len(image), len(image)))

@@ -11,11 +11,12 @@ import pytest
 from conftest import draw_shape
 from ml_collections import ConfigDict
 
-from otter_jax import sharding, train
+from otter_jax import evaluate, sharding, train
 from otter_jax.embedding import encoder
 from otter_jax.models import dual_encoder
 from otter_jax.runs import checkpoints
-from otter_jax.training import step
+from otter_jax.training.optimizers import make_optimizer, make_schedule
+from otter_jax.training.state import initial_state
 
 
 @pytest.fixture
@@ -31,8 +32,8 @@ def folder(tmp_path: Path) -> Path:
 
 def final_state(config: ConfigDict, workdir: Path) -> object:
     _, variables = dual_encoder.split(encoder.build_module(config))
-    optimizer = step.make_optimizer(config, step.make_schedule(config, 3))
-    template = step.initial_state(variables, optimizer, uses_teacher=True)
+    optimizer = make_optimizer(config, make_schedule(config, 3))
+    template = initial_state(variables, optimizer, uses_teacher=True)
     with checkpoints.Checkpoints(workdir / "checkpoints") as saved:
         return saved.restore(sharding.put_state(sharding.make_mesh(), template))
 
@@ -72,7 +73,7 @@ def test_a_workdir_is_evaluated_on_other_sets(
     (tmp_path / "prompts.txt").write_text("{}\na photo of a {}\n")
     changes = {"evaluate.sets": specs, "evaluate.template": str(tmp_path / "prompts.txt")}
     other = tiny_config(**changes, total_steps=2)
-    results = train.evaluate(other, tmp_path / "run")
+    results = evaluate.evaluate(other, tmp_path / "run")
     assert set(results) == {*specs, "before", "chance", "step"} and results["step"] == 2
     assert set(results[specs[0]]) == {"hit@1", "hit@2", "hit@5", "hit@10"}
     assert set(results[specs[1]]) == {"probe_accuracy", "knn_accuracy"}
@@ -86,7 +87,7 @@ def test_a_workdir_is_evaluated_on_other_sets(
         raise AssertionError("computed again")
 
     monkeypatch.setattr(encoder.Encoder, "image_features", refuse)
-    assert train.evaluate(other, tmp_path / "run") == results
+    assert evaluate.evaluate(other, tmp_path / "run") == results
 
 
 @pytest.mark.parametrize(

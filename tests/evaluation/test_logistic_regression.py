@@ -16,7 +16,7 @@ def problem(count: int = 203, width: int = 12, classes: int = 4) -> tuple[np.nda
 
 
 def objective(weights: dict, features: np.ndarray, labels: np.ndarray, l2: float) -> float:
-    """Sum of cross-entropies and penalty, in float64."""
+    """Return the sum of cross-entropies and penalty, in float64."""
     kernel, bias = (np.asarray(weights[name], np.float64) for name in ("kernel", "bias"))
     logits = features @ kernel + bias
     logits -= logits.max(axis=1, keepdims=True)

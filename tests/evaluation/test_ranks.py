@@ -16,12 +16,12 @@ def unit(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def signs(*shape: int, seed: int = 0) -> np.ndarray:
-    """Unit rows of plus and minus a half: products are exact and mostly tied."""
+    """Return unit rows of plus and minus a half: products are exact and mostly tied."""
     return np.random.default_rng(seed).choice([-0.5, 0.5], size=(shape[0], 4)).astype(np.float32)
 
 
 def full_sort(queries: np.ndarray, keys: np.ndarray, truth: np.ndarray, limit: int) -> list[int]:
-    """Every query's keys sorted, ties by number; the place of the first true one."""
+    """Sort every query's keys, ties by number; return the place of the first true one."""
     order = np.argsort(-(queries.astype(np.float64) @ keys.T), axis=1, kind="stable")
     places = []
     for row, labels in zip(order.tolist(), truth.tolist(), strict=True):

@@ -14,7 +14,7 @@ def unit(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def by_loops(image: np.ndarray, text: np.ndarray, owner: np.ndarray, k: int) -> tuple:
-    """Recall of images and of texts, from all similarities, sorted."""
+    """Return the recall of images and of texts, from all similarities, sorted."""
     similarity = image.astype(np.float64) @ text.T
     best_texts = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
     best_images = np.argsort(-similarity.T, axis=1, kind="stable")[:, :k]

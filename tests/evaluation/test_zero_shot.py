@@ -1,4 +1,4 @@
-"""Ranking against a full sort and scikit-learn, the class bank by hand, and what is refused."""
+"""Ranking against a full sort and scikit-learn, and what is refused."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def unit(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def released_hits(ranked: np.ndarray, labels: np.ndarray) -> float:
-    """The published count: images for which the k nearest and the true classes intersect."""
+    """Return the published count: images for which the k nearest and the true classes intersect."""
     truths = [set(row) - {-1} for row in labels.tolist()]
     hits = [bool(truth & set(row)) for truth, row in zip(truths, ranked.tolist(), strict=True)]
     return float(np.mean([hit for hit, truth in zip(hits, truths, strict=True) if truth]))
@@ -79,47 +79,3 @@ def test_images_without_a_label_are_not_counted() -> None:
     assert zero_shot.evaluate(bank[[0, 1, 2]], bank, labels, (1,)) == {"hit@1": 0.5}
     with pytest.raises(ValueError, match="not one image has a label"):
         zero_shot.evaluate(bank[:1], bank, np.array([[-1]]))
-
-
-def test_class_bank_averages_unit_prompts() -> None:
-    prompts = {"a cat": unit(1, 3)[0], "the cat": unit(1, 3, seed=1)[0]}
-    bank = zero_shot.class_bank(
-        lambda texts: np.stack([prompts[text] for text in texts]), ["cat"], ["a {}", "the {}"]
-    )
-    mean = sum(prompts.values()) / 2
-    np.testing.assert_allclose(bank[0], mean / np.linalg.norm(mean), rtol=1e-6)
-
-
-def test_class_bank_averages_several_names() -> None:
-    rows = dict(zip(("cat", "puss", "dog"), unit(3, 5), strict=True))
-    bank = zero_shot.class_bank(
-        lambda texts: np.stack([rows[text] for text in texts]), [["cat", "puss"], "dog"], ["{}"]
-    )
-    mean = rows["cat"] + rows["puss"]
-    np.testing.assert_allclose(bank[0], mean / np.linalg.norm(mean), rtol=1e-6)
-    np.testing.assert_allclose(bank[1], rows["dog"], rtol=1e-6)
-
-
-def test_names_with_braces_are_put_in_as_they_are() -> None:
-    seen: list[str] = []
-    zero_shot.class_bank(lambda texts: seen.extend(texts) or unit(len(texts), 3), ["{0}"], ["a {}"])
-    assert seen == ["a {0}"]
-
-
-@pytest.mark.parametrize(
-    ("names", "template", "message"),
-    [
-        ([], "a {}", "no class names"), (["a", " "], "a {}", "class 1 has a blank name"),
-        (["a", []], "a {}", "class 1 has a blank name"), (["a"], "photo", r"needs a \{\}"),
-        (["a", ["b", ""]], "a {}", "class 1 has a blank name"),
-    ],
-)  # fmt: skip
-def test_bad_banks_are_refused(names: list, template: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        zero_shot.class_bank(lambda texts: unit(len(texts), 3), names, [template])
-
-
-def test_prompts_that_cancel_out_are_refused() -> None:
-    opposite = {"x": np.array([1.0, 0.0]), "y": np.array([-1.0, 0.0])}
-    with pytest.raises(ValueError, match=r"class 0 \('x'\) have no mean direction"):
-        zero_shot.class_bank(lambda t: np.stack([opposite[x] for x in t]), [["x", "y"]], ["{}"])

@@ -10,7 +10,7 @@ from flax import nnx
 
 from otter_jax.embedding import encoder
 from otter_jax.models import dual_encoder
-from otter_jax.training import step
+from otter_jax.training.optimizers import make_optimizer, make_schedule
 
 
 def batch_of(rows: int = 4) -> dict[str, jax.Array]:
@@ -95,9 +95,9 @@ def test_a_pattern_without_a_parameter_is_refused_with_some_names(tiny_config: C
 
 def test_locks_that_contradict_themselves_are_refused() -> None:
     with pytest.raises(ValueError, match="frozen, or trainable in part"):
-        dual_encoder.Lock(frozen=True, trainable="head")
+        dual_encoder.TrainableParts(frozen=True, trainable="head")
     with pytest.raises(ValueError, match=r"trainable='\(' is no regular expression"):
-        dual_encoder.Lock(trainable="(")
+        dual_encoder.TrainableParts(trainable="(")
 
 
 def test_sides_of_other_sizes_do_not_meet(tiny_config: Callable) -> None:
@@ -146,7 +146,7 @@ def test_kept_statistics_do_not_stop_stochastic_depth(tiny_config: Callable) -> 
 def test_locked_parameters_have_neither_gradient_nor_optimizer_state(tiny_config: Callable) -> None:
     config = tiny_config(**{"model.image.trainable": "projection", "optimizer.name": "adamw"})
     model, variables = dual_encoder.split(encoder.build_module(config))
-    optimizer = step.make_optimizer(config, step.make_schedule(config, 6))
+    optimizer = make_optimizer(config, make_schedule(config, 6))
     moments = optimizer.init(variables.params)
     sizes = sum(leaf.size for leaf in jax.tree.leaves(moments) if leaf.ndim)
     assert sizes == 2 * dual_encoder.count(jax.tree.map(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from otter_jax import objectives
-from otter_jax.objectives import nearest_neighbor
+from otter_jax.objectives import methods, nearest_neighbor
 
 STORED = Path(__file__).parents[1] / "golden" / "objectives"
 # Names in the files, and ours; the files' parts are not weighted as ours are.
@@ -41,27 +41,30 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("path", files, ids=[file.stem for file in files])
 
 
-def options_of(config: dict, tile: int | None) -> objectives.Options:
+def options_of(config: dict, tile: int | None) -> objectives.Method:
     weights = {"image_weight": config["vv_coef"], "text_weight": config["tt_coef"]}
     # The released code scales the penalty with these weights: without them nothing is removed.
     removes = bool(config["remove_diag"]) and sum(weights.values()) > 0
-    return objectives.make_options(
-        config["method"].lower(),
-        alpha=config["alpha"],
-        epsilon=config["sinkhorn_lambda"],
-        iterations=config["sinkhorn_iter"],
-        smoothing=config["label_smoothing"],
-        teacher_scale=config["teacher_temperature"],
-        remove_diagonal=removes,
-        tile=tile,
+    options = {
+        "alpha": config["alpha"],
+        "epsilon": config["sinkhorn_lambda"],
+        "iterations": config["sinkhorn_iter"],
+        "smoothing": config["label_smoothing"],
+        "teacher_scale": config["teacher_temperature"],
+        "remove_diagonal": removes,
+        "tile": tile,
         **weights,
-    )
+    }
+    # The files say of every method what only some have.
+    name = config["method"].lower()
+    own = methods.fields_of(objectives.METHODS[name])
+    return objectives.make_method(name, **{k: v for k, v in options.items() if k in own})
 
 
 def compute_declip(
     data: dict[str, np.ndarray], config: dict, tile: int | None
 ) -> dict[str, jax.Array]:
-    options = objectives.make_options(
+    options = objectives.make_method(
         "declip",
         clip_weight=config["weight_clip"],
         neighbor_weight=config["weight_nearest_neighbour"],
@@ -79,7 +82,7 @@ def compute_declip(
     def loss(arrays: dict[str, jax.Array], log_scale: jax.Array) -> tuple[jax.Array, dict]:
         renamed = {DECLIP_VIEWS[name]: array for name, array in arrays.items()}
         losses = objectives.token_losses(renamed.pop("mlm_logits"), labels)
-        views = objectives.Views(**renamed, mlm_losses=losses, mlm_labels=labels)
+        views = objectives.ViewOutputs(**renamed, mlm_losses=losses, mlm_labels=labels)
         scales = objectives.LogScales(log_scale, log_scale)
         return objectives.declip_loss(options, views, queue, scales)[:2]
 
@@ -145,8 +148,8 @@ def test_golden(
     data = dict(np.load(path))
     config = json.loads(str(data.pop("config")))
     method = config["method"].lower()
-    if method not in objectives.OBJECTIVES:
-        pytest.skip(f"{method} is not one of {', '.join(objectives.OBJECTIVES)}")
+    if method not in objectives.METHODS:
+        pytest.skip(f"{method} is not one of {', '.join(objectives.METHODS)}")
     if method == "declip":
         for name, (_, weight) in DECLIP_PARTS.items():
             data[name] = data[name] * config[weight]

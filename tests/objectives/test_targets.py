@@ -18,7 +18,7 @@ def teacher(num_pairs: int, seed: int) -> objectives.Embeddings:
 
 
 def soft_targets(name: str, rows: objectives.Embeddings) -> objectives.Directions:
-    options = objectives.make_options(name)
+    options = objectives.make_method(name)
     given_rows = rows if options.uses_teacher else None
     return objectives.soft_targets(options, given_rows, rows.image.shape[0])
 
@@ -43,8 +43,10 @@ def test_permuting_the_batch_permutes_the_targets(name, seed) -> None:
 
 
 def test_smoothed_without_smoothing_is_the_identity() -> None:
-    np.testing.assert_array_equal(targets.smoothed(5, 0.0), np.eye(5))
-    np.testing.assert_allclose(targets.smoothed(5, 0.2)[0], [0.8, 0.05, 0.05, 0.05, 0.05])
+    np.testing.assert_array_equal(targets.Smoothed(0.0).dense(None, 5), np.eye(5))
+    np.testing.assert_allclose(
+        targets.Smoothed(0.2).dense(None, 5)[0], [0.8, 0.05, 0.05, 0.05, 0.05]
+    )
 
 
 def test_softened_tends_to_the_best_match() -> None:

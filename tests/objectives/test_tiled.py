@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh
 
 from otter_jax import objectives, sharding
-from otter_jax.objectives import losses, targets, tiled, tiles
+from otter_jax.objectives import losses, targets, tiled_sinkhorn, tiles
 
 NUM_PAIRS, WIDTH = 48, 10
 METHODS = {
@@ -50,12 +50,12 @@ def some_trust(num_pairs: int) -> jax.Array:
     return jnp.asarray(np.round(trust, 1))
 
 
-def options_of(method: str, tile: int) -> objectives.Options:
-    return objectives.make_options(method.split()[0], tile=tile, **METHODS[method])
+def options_of(method: str, tile: int) -> objectives.Method:
+    return objectives.make_method(method.split()[0], tile=tile, **METHODS[method])
 
 
 def compute(
-    options: objectives.Options,
+    options: objectives.Method,
     num_pairs: int = NUM_PAIRS,
     mesh: Mesh | None = None,
     dtype: jnp.dtype = jnp.float32,
@@ -118,8 +118,8 @@ def test_devices_change_nothing(tile: int, devices: int) -> None:
 def test_any_size_any_tile(data, num_pairs: int, iterations: int, epsilon: float) -> None:
     tile = data.draw(st.integers(1, num_pairs - 1))
     options = {"iterations": iterations, "epsilon": epsilon}
-    dense = objectives.make_options("otter", tile=num_pairs, **options)
-    in_tiles = objectives.make_options("otter", tile=tile, **options)
+    dense = objectives.make_method("otter", tile=num_pairs, **options)
+    in_tiles = objectives.make_method("otter", tile=tile, **options)
     assert_same(compute(in_tiles, num_pairs), compute(dense, num_pairs))
 
 
@@ -161,7 +161,7 @@ def test_any_trust(trust: list[float], method: str) -> None:
 def test_tiles_in_float64(options: dict) -> None:
     with jax.enable_x64(True):
         found, wanted = (
-            compute(objectives.make_options("otter", tile=tile, **options), dtype=jnp.float64)
+            compute(objectives.make_method("otter", tile=tile, **options), dtype=jnp.float64)
             for tile in (7, NUM_PAIRS)
         )
     np.testing.assert_allclose(found[0], wanted[0], rtol=1e-12)
@@ -172,12 +172,12 @@ def test_tiles_in_float64(options: dict) -> None:
 @pytest.mark.parametrize("epsilon", [0.15, 0.02])
 def test_potentials_are_those_of_the_dense_targets(epsilon: float) -> None:
     unit = objectives.Embeddings(*map(objectives.normalize, embeddings(3)))
-    options = objectives.make_options("otter", epsilon=epsilon)
+    options = objectives.make_method("otter", epsilon=epsilon)
     wanted = objectives.soft_targets(options, unit, NUM_PAIRS)
     features = targets.teacher_features(*unit, image_weight=1.0, text_weight=1.0)
-    potentials = tiled.plan_potentials(
+    potentials = tiled_sinkhorn.plan_potentials(
         tiles.make_tiling(NUM_PAIRS, 10),
-        tiled.Teacher(*features),
+        tiled_sinkhorn.TeacherFeatures(*features),
         targets.Transported(epsilon, options.iterations, options.bound),
         True,
     )
@@ -188,7 +188,7 @@ def test_potentials_are_those_of_the_dense_targets(epsilon: float) -> None:
 
 
 def test_whole_matrices_or_tiles_by_size(mesh: Mesh) -> None:
-    automatic = objectives.make_options("otter")
+    automatic = objectives.make_method("otter")
     assert losses.tile_rows(automatic, 1024) is None
     assert losses.tile_rows(automatic, 1025) == losses.DEFAULT_TILE
     assert losses.tile_rows(automatic, 2048, mesh) is None
@@ -206,7 +206,7 @@ def test_tiles_stay_small_in_large_batches() -> None:
 
 def compiled(num_pairs: int, width: int, tile: int, mesh: Mesh | None = None):
     """The compiled OTTER loss, value and gradient."""
-    options = objectives.make_options("otter", tile=tile)
+    options = objectives.make_method("otter", tile=tile)
     split = None if mesh is None else sharding.split_rows(mesh)
     rows = jax.ShapeDtypeStruct((num_pairs, width), jnp.float32, sharding=split)
     pairs, scalar = objectives.Embeddings(rows, rows), jax.ShapeDtypeStruct((), jnp.float32)

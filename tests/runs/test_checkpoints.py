@@ -15,22 +15,22 @@ from otter_jax import sharding
 from otter_jax.models.dual_encoder import Variables
 from otter_jax.runs import checkpoints
 from otter_jax.runs.checkpoints import Checkpoints, find_damage
-from otter_jax.training import step
+from otter_jax.training.state import TrainState, initial_state
 
 
-def make_state(width: int = 3, updates: int = 0) -> step.TrainState:
+def make_state(width: int = 3, updates: int = 0) -> TrainState:
     params = {"image": {"blocks": {0: {"kernel": jnp.arange(2.0 * width).reshape(2, width)}}}}
     variables = Variables(params, {"text": jnp.ones(2)}, {"image": {"mean": jnp.zeros(2)}})
-    state = step.initial_state(variables, optax.adamw(1e-3), uses_teacher=True)
+    state = initial_state(variables, optax.adamw(1e-3), uses_teacher=True)
     return state._replace(step=jnp.int32(updates))
 
 
-def assert_equal(found: step.TrainState, wanted: step.TrainState) -> None:
+def assert_equal(found: TrainState, wanted: TrainState) -> None:
     assert jax.tree.structure(found) == jax.tree.structure(wanted)
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
-def zeros_like(state: step.TrainState) -> step.TrainState:
+def zeros_like(state: TrainState) -> TrainState:
     return jax.tree.map(jnp.zeros_like, state)
 
 
@@ -107,7 +107,7 @@ def test_damage_is_named_and_set_aside(
 
 
 def damage(checkpoint: Path, harm: str) -> None:
-    """Does to the largest file of the variables what disks and people do."""
+    """Do to the largest file of the variables what disks and people do."""
     if harm == "empty":
         shutil.rmtree(checkpoint)
         checkpoint.mkdir()
@@ -151,7 +151,7 @@ def test_what_an_earlier_version_did_not_save_begins_anew(
     state = make_state(updates=7)._replace(mean_loss=jnp.float32(3.5))
     keep = checkpoints._without_variables
 
-    def forget(state: step.TrainState) -> dict:
+    def forget(state: TrainState) -> dict:
         return {name: value for name, value in keep(state).items() if name != "mean_loss"}
 
     with monkeypatch.context() as patch, Checkpoints(tmp_path) as saved:

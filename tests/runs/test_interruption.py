@@ -125,7 +125,7 @@ def test_outside_the_main_thread_nothing_is_touched() -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the first test of this file puts an uninterrupted run, for all of them."""
+    """Return where the first test of this file puts an uninterrupted run, for all of them."""
     return tmp_path_factory.mktemp("whole") / "run"
 
 
@@ -155,7 +155,7 @@ def test_stopped_run_loses_no_step_and_goes_on_exactly(
 
 
 def tell_at(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
-    """Has SIGTERM arrive while step 2 is reported, in an evaluation, or among the pictures."""
+    """Have SIGTERM arrive while step 2 is reported, in an evaluation, or among the pictures."""
     if moment == "step":
         report = train.Reporter.step
 
@@ -220,7 +220,7 @@ def test_a_wall_clock_that_jumps_changes_nothing(
 
 
 def set_clocks(monkeypatch: pytest.MonkeyPatch, change: datetime.timedelta) -> None:
-    """Sets the wall clock, as far as Python's own code asks for it; the others go on."""
+    """Set the wall clock, as far as Python's own code asks for it; the others go on."""
     seconds, nanoseconds = time.time, time.time_ns
 
     class Clock(datetime.datetime):
@@ -236,12 +236,12 @@ def set_clocks(monkeypatch: pytest.MonkeyPatch, change: datetime.timedelta) -> N
 
 
 def main_command(config: ConfigDict, tmp_path: Path) -> list[str]:
-    """main.py on a config; the workdir is to be added."""
+    """Return the command of main.py on a config; the workdir is to be added."""
     return [sys.executable, "main.py", f"--config={write_config(config, tmp_path)}"]
 
 
 def write_config(config: ConfigDict, folder: Path) -> Path:
-    """A config file that gives these values."""
+    """Write a config file that gives these values."""
     values, path = folder / "values.json", folder / "config_of_values.py"
     values.write_text(json.dumps(config_lib.as_dict(config)))
     path.write_text(
@@ -263,7 +263,7 @@ def start(command: list[str], workdir: Path) -> subprocess.Popen:
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen) -> None:
-    """Waits until something is so of a running process."""
+    """Wait until something is so of a running process."""
     deadline = time.monotonic() + 300
     while not condition():
         assert process.poll() is None, process.communicate()[0][-3000:]
@@ -408,20 +408,20 @@ def test_one_of_two_processes_killed_at_random_moments(
 
 
 def start_two(command: list[str], workdir: Path) -> list[subprocess.Popen]:
-    """Starts a run of two processes on this machine."""
+    """Start a run of two processes on this machine."""
     together = [f"--coordinator_address=127.0.0.1:{free_port()}", "--num_processes=2"]
     return [start([*command, *together, f"--process_id={n}"], workdir) for n in range(2)]
 
 
 def finish(*processes: subprocess.Popen) -> None:
-    """Waits until these processes have come to the end of their run."""
+    """Wait until these processes have come to the end of their run."""
     for process in processes:
         output = process.communicate(timeout=1800)[0]
         assert process.returncode == 0, output[-3000:]
 
 
 def what_goes_on(workdir: Path) -> str:
-    """What a run seems to be at, as far as its files tell."""
+    """Return what a run seems to be at, as far as its files tell."""
     if is_saving(workdir):
         return "save"
     return "evaluation" if last_step(workdir) % STUDIED["evaluate.every_steps"] == 0 else "step"
@@ -430,7 +430,7 @@ def what_goes_on(workdir: Path) -> str:
 def wait_for_moment(
     moment: str, workdir: Path, process: subprocess.Popen, rng: random.Random
 ) -> None:
-    """Waits for a moment of this kind in a process that has just been started."""
+    """Wait for a moment of this kind in a process that has just been started."""
     wait_for_lines(rng.randrange(1, 12), workdir, process)
     if moment == "save":
         wait_for(lambda: is_saving(workdir), process)
@@ -440,7 +440,7 @@ def wait_for_moment(
 
 
 def wait_for_lines(number: int, workdir: Path, process: subprocess.Popen) -> None:
-    """Waits until a process that has just been started has added more lines to metrics.jsonl."""
+    """Wait until a process that has just been started has added more lines to metrics.jsonl."""
     wait_for(lambda: (workdir / "run.lock").exists() and holds(workdir, process), process)
     opened = lines_of(workdir)
     wait_for(lambda: lines_of(workdir) > opened + number, process)

@@ -63,7 +63,7 @@ except ValueError as error:
 
 
 def start_two(*arguments: Path | Sequence[Path], program: str = PROGRAM) -> list[subprocess.Popen]:
-    """Starts both with these arguments; a list has one for each of them."""
+    """Start both with these arguments; a list has one for each of them."""
     address = f"127.0.0.1:{free_port()}"
     flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
     variables = {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
@@ -78,7 +78,7 @@ def start_two(*arguments: Path | Sequence[Path], program: str = PROGRAM) -> list
 
 
 def outputs(processes: list[subprocess.Popen], status: int = 0) -> list[str]:
-    """What the processes have said at their end, which must be with this exit status."""
+    """Return what the processes have said at their end, which must be with this exit status."""
     said = []
     for process in processes:
         said.append(process.communicate(timeout=300)[0])

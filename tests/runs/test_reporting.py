@@ -1,57 +1,24 @@
 """Files of one JSON object a line, tables and durations."""
 
 import json
-import os
 import sys
 import types
 from pathlib import Path
 
 import pytest
 
+from otter_jax.json_files import JsonLines, write_json
 from otter_jax.runs import reporting
 from otter_jax.training.costs import StepCosts
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.4, "0 s"), (59, "59 s"), (59.7, "1 min 00 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")],
-)
-def test_duration(seconds: float, text: str) -> None:
-    assert reporting.duration(seconds) == text
-
-
-def test_resumed_lines_have_no_twin_and_no_half(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    lines = reporting.JsonLines(path, resume_step=-1)
-    for step in (0, 2, 4, 6):
-        lines.write(step, {"train/loss": step / 2})
-    lines.close()
-    with path.open("a") as file:
-        file.write('{"step": 8, "train/')  # A run that was killed while it wrote.
-    lines = reporting.JsonLines(path, resume_step=4)
-    lines.write(6, {"train/loss": 3.0})
-    lines.close()
-    steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
-    assert steps == [0, 2, 4, 6]
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, as on Linux")
-def test_full_disk_names_the_file(tmp_path: Path) -> None:
-    lines = reporting.JsonLines(tmp_path / "metrics.jsonl", resume_step=-1)
-    full = os.open("/dev/full", os.O_WRONLY)
-    os.dup2(full, lines._file.fileno())
-    os.close(full)
-    with pytest.raises(OSError, match=r"metrics\.jsonl cannot be written: No space left on device"):
-        lines.write(1, {"train/loss": 1.0})
 
 
 def test_closing_does_not_hide_what_went_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: reporting.JsonLines) -> None:
+    def fail(self: JsonLines) -> None:
         raise OSError("closing")
 
-    monkeypatch.setattr(reporting.JsonLines, "close", fail)
+    monkeypatch.setattr(JsonLines, "close", fail)
     arguments = {"total_steps": 4, "resume_step": -1, "batch_size": 8}
     with pytest.raises(ValueError, match="first"), reporting.Reporter(tmp_path, **arguments):
         raise ValueError("first")
@@ -83,11 +50,6 @@ def test_reporter_writes_every_place(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert read == {"webdataset:/a/b": {"hit@1": 0.25}}
 
 
-def test_progress_passes_items_on(capsys: pytest.CaptureFixture) -> None:
-    assert list(reporting.progress("abc", 3, "letters")) == ["a", "b", "c"]
-    assert "letters: 3 in" in capsys.readouterr().out
-
-
 def test_results_table_has_a_row_a_metric() -> None:
     results = {
         "set": {"hit@1": 0.5, "hit@5": 0.75},
@@ -97,14 +59,6 @@ def test_results_table_has_a_row_a_metric() -> None:
     lines = reporting.results_table(results).splitlines()
     assert len(lines) == 3
     assert lines[1].split() == ["set", "hit@1", "50.0", "%", "10.0", "%", "1.0", "%"]
-
-
-def test_json_is_replaced_whole(tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
-    reporting.write_json(path, {"a": 1})
-    reporting.write_json(path, {"a": 2})
-    assert reporting.read_json(path) == {"a": 2}
-    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
 
 
 def test_utilization_is_the_share_of_the_peak(tmp_path: Path) -> None:
@@ -130,7 +84,7 @@ def test_wandb_gets_the_same_metrics_in_one_run(
     )
     wandb = types.SimpleNamespace(init=lambda **settings: started.append(settings) or run)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    reporting.write_json(tmp_path / "config.json", {"seed": 3})
+    write_json(tmp_path / "config.json", {"seed": 3})
     arguments = {"total_steps": 4, "resume_step": -1, "batch_size": 8, "wandb_project": "owls"}
     for _ in range(2):
         with reporting.Reporter(tmp_path, **arguments) as report:

@@ -10,29 +10,29 @@ from pathlib import Path
 import pytest
 
 from otter_jax.runs import workdir as workdirs
-from otter_jax.runs.workdir import Lock, claimed, refuse_in_use
+from otter_jax.runs.workdir import WorkdirLock, claimed, refuse_in_use
 
 
 def hold(folder: str, ready: "multiprocessing.synchronize.Event") -> None:
-    """Another process, which holds a folder until it is killed."""
-    with Lock(Path(folder) / "run.lock"):
+    """Start another process, which holds a folder until it is killed."""
+    with WorkdirLock(Path(folder) / "run.lock"):
         ready.set()
         signal.pause()
 
 
 def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
     path = tmp_path / "run.lock"
-    with Lock(path):
+    with WorkdirLock(path):
         owner = json.loads(path.read_text())
         assert owner["process"] == os.getpid() and {"host", "user", "started"} < set(owner)
         with pytest.raises(ValueError, match=f"in use by process {os.getpid()} of .* on .*, start"):
-            Lock(path)
+            WorkdirLock(path)
         with pytest.raises(ValueError, match="in use by"):
             refuse_in_use(tmp_path)
         assert json.loads(path.read_text()) == owner
     assert not path.exists()
     refuse_in_use(tmp_path)
-    with Lock(path):
+    with WorkdirLock(path):
         assert path.exists()
 
 
@@ -49,7 +49,7 @@ def test_a_killed_owner_is_named_and_succeeded(
     process.kill()
     process.join()
     refuse_in_use(tmp_path)
-    with Lock(tmp_path / "run.lock"):
+    with WorkdirLock(tmp_path / "run.lock"):
         pass
     assert f"was left by process {process.pid} of" in capsys.readouterr().out
 
@@ -59,7 +59,7 @@ def test_unreadable_owners_are_another_run(
     tmp_path: Path, capsys: pytest.CaptureFixture, contents: str
 ) -> None:
     (tmp_path / "run.lock").write_text(contents)
-    with Lock(tmp_path / "run.lock"):
+    with WorkdirLock(tmp_path / "run.lock"):
         assert ("left by another run" in capsys.readouterr().out) == bool(contents)
 
 
@@ -70,7 +70,7 @@ def test_without_locks_it_says_so_and_goes_on(
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr(workdirs.fcntl, "flock", refuse)
-    with Lock(tmp_path / "run.lock"):
+    with WorkdirLock(tmp_path / "run.lock"):
         assert "cannot be locked (Function not implemented)" in capsys.readouterr().out
 
 
@@ -87,19 +87,19 @@ def test_an_owner_that_leaves_between_opening_and_locking(
         lock(*arguments)
 
     monkeypatch.setattr(workdirs.fcntl, "flock", lock_after_removal)
-    with Lock(path) as held:
+    with WorkdirLock(path) as held:
         held.check()
         assert json.loads(path.read_text())["process"] == os.getpid()
 
 
 def test_a_folder_that_was_removed_or_replaced_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "run.lock"
-    with Lock(path) as lock:
+    with WorkdirLock(path) as lock:
         lock.check()
         path.unlink()
         with pytest.raises(FileNotFoundError, match="was removed, or replaced, while in use"):
             lock.check()
-        with Lock(path) as other:
+        with WorkdirLock(path) as other:
             other.check()
             with pytest.raises(FileNotFoundError, match="replaced"):
                 lock.check()

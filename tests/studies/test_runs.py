@@ -10,7 +10,7 @@ from studies.methods import METHODS, SETTINGS
 
 @pytest.fixture
 def pairs(monkeypatch: pytest.MonkeyPatch) -> runs.Pairs:
-    """Images that are a linear function of their captions, and noise."""
+    """Return images that are a linear function of their captions, and noise."""
     monkeypatch.setattr(runs, "NUM_PAIRS", 220)
     monkeypatch.setattr(runs, "COMPONENTS", 32)
     monkeypatch.setitem(SETTINGS, "as given", methods.Setting(batch_size=24))

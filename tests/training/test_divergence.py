@@ -13,10 +13,12 @@ from test_interruption import tell
 from test_step import batch_of, build, mesh_of
 
 from otter_jax import sharding, train
+from otter_jax.data import batches
 from otter_jax.runs import checkpoints
 from otter_jax.runs.interruption import Interrupted
 from otter_jax.training import step
 from otter_jax.training.divergence import DivergedError
+from otter_jax.training.state import TrainState
 
 FROZEN = {
     "model.image.frozen": True,
@@ -25,7 +27,7 @@ FROZEN = {
 }
 
 
-def batch_of_features(state: step.TrainState) -> dict[str, np.ndarray]:
+def batch_of_features(state: TrainState) -> dict[str, np.ndarray]:
     width = state.variables.params["image_projection"]["kernel"].shape[0]
     batch = {name: rows for name, rows in batch_of().items() if name != "image"}
     features = np.random.default_rng(0).normal(size=(16, width)).astype(np.float32)
@@ -95,18 +97,24 @@ def test_what_has_exploded(loss: float, mean: float, ratio: float, explodes: boo
 
 def explode_steps(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     """Multiplies the losses of these steps (from 1) by 1000."""
-    loss = step._TrainStep.loss
+    descend = step.descend
 
-    def grown(self: step._TrainStep, state: step.TrainState, *arguments: object) -> tuple:
-        value, others = loss(self, state, *arguments)
-        return value * jnp.where(jnp.isin(state.step + 1, jnp.array(steps)), 1000.0, 1.0), others
+    def grown(learner: step.Learner, state: TrainState, *arguments: object) -> step.Proposal:
+        *others, loss = arguments
+        factor = jnp.where(jnp.isin(state.step + 1, jnp.array(steps)), 1000.0, 1.0)
 
-    monkeypatch.setattr(step._TrainStep, "loss", grown)
+        def larger(*outputs: object) -> tuple:
+            value, metrics = loss(*outputs)
+            return value * factor, metrics
+
+        return descend(learner, state, *others, larger)
+
+    monkeypatch.setattr(step, "descend", grown)
 
 
 def poison_steps(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     """Gives the batches of these steps (from 1) features that are no numbers."""
-    make = train.batches.batches
+    make = batches.batches
 
     def make_poisoned(*arguments: object, start_step: int, **options: object) -> object:
         for number, batch in enumerate(
@@ -116,7 +124,7 @@ def poison_steps(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
                 batch["image_features"] = np.full_like(batch["image_features"], np.nan)
             yield batch
 
-    monkeypatch.setattr(train.batches, "batches", make_poisoned)
+    monkeypatch.setattr(batches, "batches", make_poisoned)
 
 
 def events(workdir: Path) -> list[dict]:
@@ -132,7 +140,7 @@ def test_stop_names_step_and_batch_and_can_go_on_by_skipping(
         train.train(tiny_config(**changes), tmp_path / "run")
     (event,) = events(tmp_path / "run")
     assert event["step"] == 4 and event["action"] == "stop" and event["metrics"]["loss"] == "nan"
-    order = train.batches.record_order(48, 16, seed=0)
+    order = batches.record_order(48, 16, seed=0)
     assert [record["index"] for record in event["records"]] == order[3].tolist()
     numbers = [record["index"] for record in event["records"]]
     # The 48 pairs are 30 in the first shard and 18 in the second, numbered anew.

@@ -9,11 +9,15 @@ import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
-from otter_jax import objectives, sharding, train
+from otter_jax import objectives, sharding
 from otter_jax.data import pair_loader
 from otter_jax.embedding import encoder
 from otter_jax.models import dual_encoder, layers
+from otter_jax.random_keys import named_key
 from otter_jax.training import step
+from otter_jax.training.data import views_of
+from otter_jax.training.optimizers import make_optimizer, make_schedule
+from otter_jax.training.state import initial_state, make_memory, state_places
 
 
 def mesh_of(devices: int) -> Mesh:
@@ -21,16 +25,16 @@ def mesh_of(devices: int) -> Mesh:
 
 
 def build(config, mesh: Mesh):
-    options = objectives.make_options(**config.objective)
+    method = objectives.make_method(**config.objective)
     model, variables = dual_encoder.split(encoder.build_module(config))
-    schedule = step.make_schedule(config, 20)
-    optimizer = step.make_optimizer(config, schedule)
-    memory = train.make_memory(options, config.model.embed_dim)
-    state = step.initial_state(
-        variables, optimizer, uses_teacher=options.uses_teacher, memory=memory
-    )
-    train_step = step.make_train_step(model, options, optimizer, schedule, config, mesh)
-    return train_step, step.place_state(mesh, state, fsdp=config.fsdp)
+    schedule = make_schedule(config, 20)
+    optimizer = make_optimizer(config, schedule)
+    memory = make_memory(method, config.model.embed_dim)
+    state = initial_state(variables, optimizer, uses_teacher=method.uses_teacher, memory=memory)
+    settings = step.StepSettings.of(config)
+    learner = step.Learner(model, method, optimizer, schedule, settings, mesh)
+    places = state_places(mesh, state, fsdp=config.fsdp)
+    return step.make_train_step(learner, places), jax.device_put(state, places)
 
 
 def batch_of(rows: int = 16, config=None) -> dict[str, np.ndarray]:
@@ -38,8 +42,8 @@ def batch_of(rows: int = 16, config=None) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     views, batch = pair_loader.Views(), {}
     if config is not None:
-        options = objectives.make_options(**config.objective)
-        views = train.views_of(config, options)
+        options = objectives.make_method(**config.objective)
+        views = views_of(config, options)
         if options.uses_trust:
             batch["trust"] = np.full(rows, 0.25, np.float32)
     for key in pair_loader.IMAGE_KEYS[: views.images]:
@@ -174,23 +178,23 @@ def test_teacher_decay_reaches_its_limit() -> None:
 
 
 def test_schedule_warms_up_and_ends_at_zero(tiny_config: Callable) -> None:
-    schedule = step.make_schedule(tiny_config(**{"optimizer.warmup_steps": 5}), 20)
+    schedule = make_schedule(tiny_config(**{"optimizer.warmup_steps": 5}), 20)
     assert float(schedule(0)) == 0.0
     assert float(schedule(5)) == pytest.approx(3e-3)
     assert float(schedule(20)) == pytest.approx(0.0, abs=1e-9)
-    plain = step.make_schedule(tiny_config(), 20)
+    plain = make_schedule(tiny_config(), 20)
     assert float(plain(10)) == pytest.approx(1.5e-3)
 
 
 def test_warmup_longer_than_the_run_is_refused(tiny_config: Callable) -> None:
     with pytest.raises(ValueError, match="warmup_steps=20"):
-        step.make_schedule(tiny_config(**{"optimizer.warmup_steps": 20}), 20)
+        make_schedule(tiny_config(**{"optimizer.warmup_steps": 20}), 20)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_weight_decay_spares_vectors_and_scales(tiny_config: Callable, name: str) -> None:
     changes = {"optimizer.name": name, "optimizer.weight_decay": 0.5}
-    optimizer = step.make_optimizer(tiny_config(**changes), lambda count: 0.1)
+    optimizer = make_optimizer(tiny_config(**changes), lambda count: 0.1)
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "log_scale": jnp.ones(())}
     gradients = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(gradients, optimizer.init(params), params)
@@ -200,7 +204,7 @@ def test_weight_decay_spares_vectors_and_scales(tiny_config: Callable, name: str
 
 
 def test_sgd_momentum_equals_the_recurrence(tiny_config: Callable) -> None:
-    optimizer = step.make_optimizer(tiny_config(), lambda count: 0.1)
+    optimizer = make_optimizer(tiny_config(), lambda count: 0.1)
     params, velocity, wanted = jnp.float32(1.0), 0.0, 1.0
     opt_state = optimizer.init(params)
     for gradient in (1.0, -2.0, 0.5):
@@ -213,7 +217,7 @@ def test_sgd_momentum_equals_the_recurrence(tiny_config: Callable) -> None:
 
 def test_keys_differ_by_name_and_step() -> None:
     keys = [
-        tuple(np.asarray(jax.random.key_data(step.named_key(*arguments))))
+        tuple(np.asarray(jax.random.key_data(named_key(*arguments))))
         for arguments in [(0, "a", 0), (0, "a", 1), (0, "b", 0), (1, "a", 0)]
     ]
     assert len(set(keys)) == 4

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from otter_jax import train
 from otter_jax.embedding import trust
+from otter_jax.training import loop, parts
 
 CACHED = {"data.augmentation": "none", "model.image.frozen": True}
 
@@ -29,14 +30,14 @@ def stop_at_step(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
 
 def change_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has the next run find other towers than its config names."""
-    build_module = train.build_module
+    build_module = parts.build_module
 
     def build_other(config: ConfigDict) -> object:
         other = config.copy_and_resolve_references()
         other.seed += 1
         return build_module(other)
 
-    monkeypatch.setattr(train, "build_module", build_other)
+    monkeypatch.setattr(parts, "build_module", build_other)
 
 
 def read(workdir: Path) -> dict[str, np.ndarray]:
@@ -88,14 +89,14 @@ def test_batches_carry_the_trust_of_their_records(
         **{"objective.name": "infonce", "objective.pair_weight": "estimated"},
     )
     seen = []
-    take_step = train.take_step
+    take_step = loop.take_step
 
-    def note(run: train.Run, number: int, state: object, batch: dict) -> object:
-        records = [each["index"] for each in train.batch_records(run, number)]
+    def note(run: loop.Training, number: int, state: object, batch: dict) -> object:
+        records = [each["index"] for each in loop.batch_records(run, number)]
         seen.append((np.asarray(batch["trust"]), records))
         return take_step(run, number, state, batch)
 
-    monkeypatch.setattr(train, "take_step", note)
+    monkeypatch.setattr(loop, "take_step", note)
     train.train(config, tmp_path / "run")
     found = read(tmp_path / "run")
     assert found["records"].tolist() == [number for number in range(48) if number != 40]

@@ -9,7 +9,6 @@ import pytest
 from otter_jax import config as configuration
 from otter_jax import objectives
 from otter_jax.objectives.contrastive import Term
-from otter_jax.objectives.options import make_terms
 
 
 @pytest.mark.parametrize(
@@ -26,14 +25,16 @@ from otter_jax.objectives.options import make_terms
         ("otter", {"epsilon": 2.0}, r"epsilon=2\.0: it must be at most 1\.9 with remove_diagonal"),
         ("otter", {"image_weight": math.nan}, r"objective\.image_weight=nan"),
         ("otter", {"iterations": 2.5}, r"iterations=2\.5: .* a whole number"),
+        ("otter", {"initial_bias": -10.0}, r"initial_bias=-10\.0: otter has no .*; sigmoid has"),
         (
-            "otter",
-            {"initial_bias": -10.0},
-            r"initial_bias=-10\.0: it must be unset but for sigmoid",
+            "infonce",
+            {"epsilon": 0.1},
+            r"epsilon=0\.1: infonce has no epsilon; otter, declip and slip",
         ),
+        ("otter", {"epsilonn": 0.1}, "no objective has epsilonn"),
         ("kd", {"teacher_scale": -1.0}, r"objective\.teacher_scale=-1\.0"),
         ("infonce", {"initial_scale": 200.0}, r"objective\.initial_scale=200\.0"),
-        ("sigmoid", {"stop_gradient_keys": True}, "the sigmoid loss has no keys"),
+        ("sigmoid", {"stop_gradient_keys": True}, "sigmoid has no stop_gradient_keys"),
         (
             "otter",
             {"alpha": "guessed"},
@@ -41,51 +42,53 @@ from otter_jax.objectives.options import make_terms
         ),
         ("otter", {"alpha": (0.5,)}, r"it must lie in \[0, 1\], or be 'estimated'"),
         ("otter", {"pair_weight": "trust"}, "pair_weight=trust: it must be unset, or 'estimated'"),
-        ("infonce", {"alpha": "estimated"}, "for infonce there is pair_weight='estimated'"),
+        (
+            "infonce",
+            {"alpha": "estimated"},
+            "infonce has no alpha; .* there is pair_weight='estimated'",
+        ),
         (
             "declip",
             {"alpha": "estimated"},
-            r"only kd, otter, and declip and slip with targets=.otter",
+            r"declip has a soft target only with targets=.otter",
         ),
         ("declip", {"alpha": "estimated", "targets": "kd"}, "targets=kd"),
     ],
 )
 def test_bad_options_are_named(name: str, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        objectives.make_options(name, **options)
+        objectives.make_method(name, **options)
 
 
 def test_unset_options_follow_the_method() -> None:
-    kd = objectives.make_options("kd", image_weight=None, remove_diagonal=None)
-    otter = objectives.make_options("otter", image_weight=None, remove_diagonal=None)
+    kd = objectives.make_method("kd", image_weight=None, remove_diagonal=None)
+    otter = objectives.make_method("otter", image_weight=None, remove_diagonal=None)
     assert (kd.image_weight, kd.remove_diagonal) == (0.0, False)
     assert (otter.image_weight, otter.remove_diagonal) == (1.0, True)
 
 
 def test_sigmoid_starts_as_its_paper_does() -> None:
-    sigmoid, otter = (objectives.make_options(name) for name in ("sigmoid", "otter"))
+    sigmoid, otter = (objectives.make_method(name) for name in ("sigmoid", "otter"))
     assert (sigmoid.initial_scale, sigmoid.initial_bias) == (10.0, -10.0)
     assert math.log(otter.initial_scale) == pytest.approx(3.9) and otter.initial_bias is None
 
 
 def test_terms_of_each_objective() -> None:
-    otter = objectives.make_options("otter", alpha=0.25)
-    assert make_terms(otter) == (Term(0.25, given=1.0), Term(0.75, given=0.0))
-    mixed = objectives.make_options("otter", alpha=0.25, mixed_target=True)
-    assert make_terms(mixed) == (Term(1.0, given=0.25),)
-    assert make_terms(objectives.make_options("infonce")) == (Term(1.0, given=0.0),)
+    otter = objectives.make_method("otter", alpha=0.25)
+    assert otter.terms() == (Term(0.25, given=1.0), Term(0.75, given=0.0))
+    mixed = objectives.make_method("otter", alpha=0.25, mixed_target=True)
+    assert mixed.terms() == (Term(1.0, given=0.25),)
+    assert objectives.make_method("infonce").terms() == (Term(1.0, given=0.0),)
 
 
 def test_terms_with_trust() -> None:
     trust = np.float32([0.0, 0.5, 1.0])
-    options = objectives.make_options("otter", alpha="estimated", pair_weight="estimated")
-    hard, soft = make_terms(options, trust)
+    options = objectives.make_method("otter", alpha="estimated", pair_weight="estimated")
+    hard, soft = options.terms(trust)
     np.testing.assert_allclose(hard.weight, [0.0, 0.5, 2.0])
     np.testing.assert_allclose(soft.weight, [0.0, 0.5, 0.0])
     assert (hard.given, soft.given) == (1.0, 0.0)
-    (mixed,) = make_terms(
-        objectives.make_options("kd", alpha="estimated", mixed_target=True), trust
-    )
+    (mixed,) = objectives.make_method("kd", alpha="estimated", mixed_target=True).terms(trust)
     assert mixed.weight == 1.0 and mixed.given is trust
 
 
@@ -94,8 +97,8 @@ def test_terms_with_trust() -> None:
     [({}, False), ({"alpha": "estimated"}, True), ({"pair_weight": "estimated"}, True)],
 )
 def test_what_needs_trust(options: dict, needed: bool) -> None:
-    assert objectives.make_options("otter", **options).uses_trust == needed
-    assert objectives.make_options("slip", targets="otter", **options).uses_trust == needed
+    assert objectives.make_method("otter", **options).uses_trust == needed
+    assert objectives.make_method("slip", targets="otter", **options).uses_trust == needed
 
 
 def test_estimated_alpha_can_be_configured_and_read_again(tmp_path: Path) -> None:
@@ -104,5 +107,5 @@ def test_estimated_alpha_can_be_configured_and_read_again(tmp_path: Path) -> Non
     configuration.check(config)
     path = tmp_path / "config.json"
     path.write_text(config.to_json(), encoding="utf-8")
-    again = objectives.make_options(**configuration.load(path).objective)
+    again = objectives.make_method(**configuration.load(path).objective)
     assert (again.alpha, again.pair_weight) == ("estimated", "estimated")

@@ -1,0 +1,68 @@
+"""JSON on disk: whole files that are never half written, and files of one object a line."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write readable JSON; a reader finds the old file or the new one, never half of one."""
+    if jax.process_index() != 0:
+        return
+    # Of this process alone: a run may be evaluated by several at once.
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=2) + "\n")
+        _flush_to_disk(file)
+    partial.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+class JsonLines:
+    """A file of one JSON object a line, each with its `step`; goes on where a run resumes."""
+
+    def __init__(self, path: Path, resume_step: int):
+        """Open `path` and drops the lines of steps after `resume_step`, which will come again."""
+        kept = [line for line in complete_lines(path) if json.loads(line)["step"] <= resume_step]
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        partial.replace(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one line and hands it to the operating system (OSError naming the file)."""
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(f"{self._file.name} cannot be written: {error.strerror}") from error
+
+    def sync(self) -> None:
+        """Wait until the lines are on disk."""
+        _flush_to_disk(self._file)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def complete_lines(path: Path) -> list[str]:
+    """Return the lines of a file that may be missing or end in the middle of one."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n")]
+
+
+def _flush_to_disk(file: TextIO) -> None:
+    """Have a file survive a loss of power, not only the end of the process."""
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,218 @@
+"""The pairs a run trains on: opening them, what cannot be used, and how far each is trusted."""
+
+import dataclasses
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import grain
+import numpy as np
+from ml_collections import ConfigDict
+
+from otter_jax import objectives, sharding
+from otter_jax.data import batches, text_augmentations
+from otter_jax.data.pair_loader import PairLoader, Views
+from otter_jax.data.records import count_reasons, refuse_too_many_bad
+from otter_jax.data.sources import Source, count_by_source, skipped_files
+from otter_jax.embedding import trust
+from otter_jax.embedding.features import fingerprint
+from otter_jax.embedding.image_collections import compute_features, from_source, named_records
+from otter_jax.embedding.pair_features import PairFeatures, embed_pairs
+from otter_jax.json_files import read_json, write_json
+from otter_jax.runs import processes
+from otter_jax.terminal import progress, say
+from otter_jax.training.parts import Parts
+
+
+@dataclasses.dataclass
+class TrainingData:
+    """The pairs to train on: how to load some of them, and how many there are."""
+
+    source: Source
+    load: batches.Loader
+    records: np.ndarray  # Numbers in `source` of the records that can be used, ascending.
+    found: dict[str, str]  # Name of a record -> why this process could not use it; may grow.
+    unreadable: dict[str, str] = dataclasses.field(default_factory=dict)  # As all processes know.
+    said: int = 0  # How many of these the user has been told of.
+    # What `load` gives of all `records`, where that is the same at every step and held in memory.
+    fixed: batches.Batch = dataclasses.field(default_factory=dict)
+
+    def share_unreadable(self) -> bool:
+        """Make what one process could not use known to all, which must ask at the same time.
+
+        Returns whether there was anything new.
+        """
+        found = dict(self.found)  # A copy, since the loader's threads may find more meanwhile.
+        news = {name: why for name, why in found.items() if name not in self.unreadable}
+        merged = processes.merge(news)
+        self.unreadable |= merged
+        return bool(merged)
+
+
+def open_training_data(parts: Parts, source: Source) -> TrainingData:
+    """Choose how batches are made: from features computed once, or from images every time."""
+    config = parts.config
+    views = views_of(config, parts.method)
+    fixed = config.data.augmentation == "none" and not config.data.flip and views == Views()
+    if config.data.cache_features and config.model.image.frozen and fixed:
+        return open_cached_data(parts, source)
+    loader = PairLoader(
+        source,
+        parts.encoder.tokenizer,
+        image_size=config.data.image_size,
+        fit=config.data.fit,
+        augmentation=config.data.augmentation,
+        flip=config.data.flip,
+        seed=config.seed,
+        views=views,
+    )
+    return TrainingData(source, loader, np.arange(len(source)), loader.unreadable)
+
+
+def views_of(config: ConfigDict, method: objectives.Method) -> Views:
+    """Return the views of a pair that an objective asks for.
+
+    Raises:
+        ValueError: if they would be no views, or nothing would learn from them.
+    """
+    number = 3 if method.uses_simclr else 2 if method.uses_two_image_views else 1
+    if number > 1 and config.data.view_augmentation == "none":
+        raise ValueError(
+            f"config.data.view_augmentation='none': objective {method.name!r} needs {number} "
+            "different views of an image; moco is the customary augmentation"
+        )
+    if method.uses_masked_language and config.model.text.frozen:
+        raise ValueError(
+            "config.model.text.frozen=True: masked language modelling would teach the text tower "
+            "nothing; set config.objective.mlm_weight=0, or train part of it (model.text.trainable)"
+        )
+    if method.uses_two_text_views:
+        text_augmentations.wordnet()  # Refuses at the start if it is not installed.
+    if number == 1 and not method.uses_masked_language:
+        return Views()
+    return Views(
+        images=number,
+        augmentations=(config.data.augmentation, *(config.data.view_augmentation,) * (number - 1)),
+        second_text=method.uses_two_text_views,
+        masked_text=method.uses_masked_language,
+    )
+
+
+def open_cached_data(parts: Parts, source: Source) -> TrainingData:
+    """Compute the frozen image tower's features of all pairs, or reads them if they are known."""
+    store, encoder = parts.store, parts.place_encoder()
+    named = [(name, record and record.caption) for name, record in named_records(source)]
+    collection = from_source(source, [name for name, _ in named])
+    found = compute_features(collection, encoder, store, "training")
+    captions = [named[number][1] for number in found.numbers]
+    arrays = {"image_features": found.features, "index": found.numbers}
+    if parts.config.model.text.frozen:
+        arrays["text_features"] = store.text_features(encoder, captions)
+    else:
+        arrays["tokens"], arrays["token_mask"] = encoder.tokenizer(captions)
+    load = batches.array_loader(arrays)
+    return TrainingData(source, load, found.numbers, found.unreadable, fixed=arrays)
+
+
+def check_data(parts: Parts, data: TrainingData) -> None:
+    """Write down and says what cannot be used, and refuses too much of it (ValueError)."""
+    data.share_unreadable()
+    write_data_note(parts, data)
+    if len(data.unreadable) > data.said:
+        data.said = len(data.unreadable)
+        say(f"images that cannot be read, and are not used: {len(data.unreadable)}; see data.json")
+    refuse_bad_data(parts.config, data.source, data.unreadable)
+
+
+def write_data_note(parts: Parts, data: TrainingData) -> None:
+    """Write data.json: what is really trained on, and what any process left out and why."""
+    unreadable = data.unreadable
+    write_json(
+        parts.workdir / "data.json",
+        {
+            "train": {
+                "source": parts.config.data.train,
+                "pairs": len(data.source) - len(unreadable),
+                "fingerprint": data.source.fingerprint,
+                "skipped": data.source.skipped,
+                "skipped_files": skipped_files(data.source),
+                "unreadable_by_reason": count_reasons(unreadable.values()),
+                "unreadable": dict(sorted(unreadable.items())),
+            },
+            "evaluate": {each.name: each.contents() for each in parts.sets},
+        },
+    )
+
+
+def read_unreadable(workdir: Path) -> dict[str, str]:
+    """Return what an earlier start of this run could not read, which stays noted."""
+    path = workdir / "data.json"
+    return read_json(path)["train"]["unreadable"] if path.is_file() else {}
+
+
+def refuse_bad_data(config: ConfigDict, source: Source, unreadable: dict[str, str]) -> None:
+    """Refuse data of which too much is bad, as far as is known by now (ValueError)."""
+    total = len(source) + sum(source.skipped.values())
+    bad = Counter(source.skipped) + Counter(count_reasons(unreadable.values()))
+    refuse_too_many_bad(bad, total, config.data.max_bad_share)
+
+
+def add_trust(parts: Parts, data: TrainingData) -> None:
+    """Have batches carry each pair's trust: estimated before the first step, then kept.
+
+    Raises:
+        ValueError: if what the workdir keeps is another's, or there are too few different pairs.
+    """
+    path, key = parts.workdir / trust.FILE, trust_key(parts, data.source)
+    if sharding.first_process_says(path.is_file()):
+        found, records = trust.read(path, key)
+    else:
+        with tempfile.TemporaryDirectory(dir=parts.workdir, prefix="pair_features_") as folder:
+            found, records = estimate_trust(parts, data, Path(folder))
+        trust.write(path, key, found, records)
+    say(trust.describe(found))
+    # Of a record that could not be read then, no more is known than of all together.
+    values = np.full(len(data.source), 1.0 - found.share_wrong, np.float32)
+    values[records] = found.alpha
+    data.load = batches.with_values(data.load, "trust", values)
+
+
+def estimate_trust(
+    parts: Parts, data: TrainingData, folder: Path
+) -> tuple[trust.Trust, np.ndarray]:
+    """Return the trust of pairs by the towers before training, and their records' numbers."""
+    config, fixed = parts.config, data.fixed
+    for tower in ("image", "text"):
+        if config.model[tower].pretrained is None:
+            say(
+                f"trust is estimated with the {tower} tower's random weights, which say nothing of "
+                f"what is right; set config.model.{tower}.pretrained"
+            )
+    if not fixed:
+        pairs = embed_pairs(data.source, parts.place_encoder(), folder)
+    elif "text_features" in fixed:
+        pairs = PairFeatures(fixed["image_features"], fixed["text_features"], data.records)
+    else:
+        rows = zip(fixed["tokens"], fixed["token_mask"], strict=True)
+        rows = progress(rows, len(data.records), "captions of pairs")
+        text = parts.place_encoder().token_features(rows)
+        pairs = PairFeatures(fixed["image_features"], text, data.records)
+    found = trust.estimate(
+        pairs.image, pairs.text, **config.trust, seed=config.seed, mesh=parts.mesh
+    )
+    return found, pairs.numbers
+
+
+def trust_key(parts: Parts, source: Source) -> str:
+    """Return a hash of all that pair trust depends on."""
+    config, variables = parts.config, parts.encoder.variables
+    towers = [group.get(kind) for group in variables for kind in ("image", "text")]
+    transform = [config.data[name] for name in ("image_size", "fit", "max_tokens")]
+    numbers = [trust.FORMAT, *config.trust.values(), config.seed]
+    return fingerprint(source.fingerprint, towers, transform, config.model.dtype, numbers)
+
+
+def record_order(config: ConfigDict, source: Source, records: np.ndarray) -> grain.MapDataset:
+    """Return rows of `records` by step, see batches.record_order."""
+    lengths = count_by_source(source, records)
+    return batches.record_order(lengths, config.batch_size, config.seed, config.data.weights)

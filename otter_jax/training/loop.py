@@ -1,0 +1,175 @@
+"""The training loop: from a state's own step to the last one, with what happens in between."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from otter_jax import sharding
+from otter_jax.data import batches
+from otter_jax.data.sources import count_by_source
+from otter_jax.runs import processes, reporting
+from otter_jax.runs.checkpoints import Checkpoints
+from otter_jax.runs.interruption import Interrupted
+from otter_jax.runs.reporting import Reporter
+from otter_jax.runs.workdir import WorkdirLock
+from otter_jax.training import costs
+from otter_jax.training.data import TrainingData, record_order, refuse_bad_data, write_data_note
+from otter_jax.training.divergence import DivergedError, DivergenceWatch
+from otter_jax.training.parts import Parts
+from otter_jax.training.state import TrainState
+from otter_jax.training.step import VERDICT, Batch, Metrics, Step
+
+
+@dataclasses.dataclass(kw_only=True)
+class Training(Parts):
+    """One training, as it goes on in a workdir that is its own."""
+
+    data: TrainingData
+    step: Step
+    unsplit_step: Step  # The same without micro-batches; it is only looked at.
+    total_steps: int
+    saved: Checkpoints
+    profiler: costs.Profiler
+    lock: WorkdirLock
+
+
+def run_steps(
+    training: Training, state: TrainState, report: Reporter, watch: DivergenceWatch
+) -> TrainState:
+    """Return the training loop: from the state's own step to the last one, which is saved."""
+    config, start = training.config, int(state.step)
+    try:
+        evaluate_what_is_missing(training, state, report)
+        steps = range(start + 1, training.total_steps + 1)
+        for number, batch in zip(steps, report.waiting(open_stream(training, start)), strict=False):
+            batch.pop("index")
+            placed = sharding.put_batch(training.mesh, batch)
+            if number == start + 1:
+                report.costs(number, step_costs(training, state, placed))
+            with training.interruption.held(number):
+                state, metrics = take_step(training, number, state, placed)
+                watch.look(number, metrics)
+                if number == start + 1:
+                    jax.block_until_ready(metrics)
+                    report.start_clock(number)
+                if number == training.total_steps or every(config.log_every_steps, number):
+                    report_step(training, number, metrics, report, watch)
+                saves = number == training.total_steps or must_save(training, number)
+                if saves:
+                    save(training, state, report, watch)
+            evaluates = every(config.evaluate.every_steps, number) and number < training.total_steps
+            if evaluates:
+                report.evaluation(number, training.evaluate(state.variables))
+            if evaluates or saves:
+                report.start_clock(number)
+    except Interrupted as interrupted:
+        interrupted.step = int(state.step)
+        if interrupted.step > start:
+            # A state that has diverged is not saved. It is on record already (divergence.json), and
+            # the run ends all the same.
+            with contextlib.suppress(DivergedError):
+                save(training, state, report, watch)
+        raise
+    return state
+
+
+def open_stream(training: Training, start: int) -> Iterator[batches.Batch]:
+    """Yield this process's rows of the batches after step `start`."""
+    config, data = training.config, training.data
+    return batches.batches(
+        data.load,
+        count_by_source(data.source, data.records),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=start,
+        process=(jax.process_index(), jax.process_count()),
+        threads=config.data.threads,
+        weights=config.data.weights,
+    )
+
+
+def step_costs(training: Training, state: TrainState, batch: Batch) -> costs.StepCosts:
+    """Return what a step takes; it is compiled here, and not again when it is called."""
+    config = training.config
+    step = training.step.lower(state, batch)
+    unsplit = step if config.micro_batch is None else training.unsplit_step.lower(state, batch)
+    return costs.measure(step, unsplit, state, config.model.dtype)
+
+
+def take_step(
+    training: Training, number: int, state: TrainState, batch: Batch
+) -> tuple[TrainState, Metrics]:
+    """Take one step; what would be copied between host and devices unasked is an error."""
+    training.profiler.before(number)
+    with jax.transfer_guard("disallow"):
+        state, metrics = training.step(state, batch)
+    training.profiler.after(number, metrics)
+    return state, metrics
+
+
+def report_step(
+    training: Training, number: int, metrics: Metrics, report: Reporter, watch: DivergenceWatch
+) -> None:
+    """Report a step, and looks for what would make it the last one."""
+    watch.settle()
+    with processes.refusing_together():
+        training.lock.check()
+        training.saved.check()
+    if training.data.share_unreadable():
+        write_data_note(training, training.data)
+    refuse_bad_data(training.config, training.data.source, training.data.unreadable)
+    shown = {name: value for name, value in metrics.items() if name not in VERDICT}
+    if training.config.on_nan == "skip":
+        shown["skipped_steps"] = watch.skipped
+    report.step(number, shown)
+
+
+def must_save(training: Training, number: int) -> bool:
+    """Return whether the steps or the minutes say so after this step."""
+    config = training.config
+    if every(config.checkpoint.every_steps, number):
+        return True
+    if jax.process_count() > 1:
+        # They leave an evaluation between two sets only, and may be killed before they get there.
+        if every(config.evaluate.every_steps, number):
+            return True
+        # They must agree on the time: they do where they wait for each other anyway.
+        if not every(config.log_every_steps, number):
+            return False
+    return training.saved.overdue(config.checkpoint.every_minutes)
+
+
+def save(training: Training, state: TrainState, report: Reporter, watch: DivergenceWatch) -> None:
+    """Save a state when metrics and bad records are on disk: what led to it is never missing."""
+    watch.settle()
+    with processes.refusing_together():
+        training.lock.check()
+    report.sync()
+    if training.data.share_unreadable():
+        write_data_note(training, training.data)
+    training.saved.save(state)
+
+
+def evaluate_what_is_missing(parts: Parts, state: TrainState, report: Reporter) -> None:
+    """Evaluate where a run begins, or where it ended between a checkpoint and its evaluation."""
+    number = int(state.step)
+    due = number == 0 or every(parts.config.evaluate.every_steps, number)
+    known = bool(reporting.read_evaluation(parts.workdir / "metrics.jsonl", number))
+    if due and not sharding.first_process_says(known):
+        report.evaluation(number, parts.evaluate(state.variables))
+
+
+def batch_records(training: Training, number: int) -> list[dict[str, Any]]:
+    """Return which records the batch at a step is made of: numbers and keys in the collection."""
+    config, data = training.config, training.data
+    rows = record_order(config, data.source, data.records)[number - 1]
+    used = ({"index": rows} | data.load(number - 1, rows))["index"].tolist()
+    return [{"index": each, "key": data.source[each].key} for each in used]
+
+
+def every(period: int, step: int) -> bool:
+    """Return whether something that happens every `period` steps (0: never) happens at this one."""
+    return period > 0 and step % period == 0

@@ -1,0 +1,109 @@
+"""What training and evaluation are made of, built once from a config."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from otter_jax import objectives, sharding
+from otter_jax.data.sources import Source
+from otter_jax.embedding.encoder import Encoder, build_module, make_encoder
+from otter_jax.embedding.features import FeatureStore
+from otter_jax.evaluation.sets import EvaluationSet, open_sets
+from otter_jax.models import dual_encoder
+from otter_jax.models.dual_encoder import FunctionalModel
+from otter_jax.runs import processes
+from otter_jax.runs.interruption import Interruption
+from otter_jax.terminal import say
+
+Results = dict[str, Any]
+
+
+@dataclasses.dataclass
+class Parts:
+    """What training and evaluation are made of, built once from a config."""
+
+    config: ConfigDict
+    workdir: Path
+    mesh: Mesh
+    method: objectives.Method
+    model: FunctionalModel
+    encoder: Encoder  # With the untrained variables, which lie in the host's memory.
+    store: FeatureStore
+    sets: list[EvaluationSet]
+    interruption: Interruption = dataclasses.field(default_factory=Interruption)
+
+    def place_encoder(self) -> Encoder:
+        """Return the untrained encoder at work: on the devices for as long as it is held."""
+        variables = self.encoder.variables
+        return self.encoder.replace(sharding.put_state(self.mesh, variables, fsdp=self.config.fsdp))
+
+    def evaluate(self, variables: dual_encoder.Variables) -> dict[str, dict[str, float]]:
+        """Return `{set: {metric: value}}` of these variables; may raise Interrupted."""
+        encoder, results = self.encoder.replace(variables), {}
+        for each in self.sets:
+            self.interruption.look()
+            results[each.name] = each.evaluate(encoder, self.store)
+        return results
+
+
+def build_parts_together(
+    config: ConfigDict, workdir: Path, mesh: Mesh, method: objectives.Method
+) -> Parts:
+    """Build the parts; all processes refuse where one does, or where their sets differ."""
+    with processes.refusing_together():
+        parts = build_parts(config, workdir, mesh, method)
+    processes.refuse_differences({each.name: counts_of(each) for each in parts.sets})
+    return parts
+
+
+def build_parts(config: ConfigDict, workdir: Path, mesh: Mesh, method: objectives.Method) -> Parts:
+    """Build the model and opens the evaluation sets."""
+    with sharding.on_host():
+        model, variables = dual_encoder.split(build_module(config))
+    variables = jax.tree.map(np.array, variables)  # Copies: no device holds what restarts need.
+    encoder = make_encoder(config, model, variables, mesh)
+    store = FeatureStore(
+        workdir / "features",
+        encoder,
+        freeze_image=config.model.image.frozen,
+        freeze_text=config.model.text.frozen,
+        dtype=config.model.dtype,
+    )
+    sets = open_sets(
+        list(config.evaluate.sets),
+        image_size=config.data.image_size,
+        template=config.evaluate.template,
+        names=config.evaluate.names,
+    )
+    return Parts(config, workdir, mesh, method, model, encoder, store, list(sets))
+
+
+def describe(parts: Parts, source: Source, total_steps: int) -> None:
+    """Say what is trained on what."""
+    config, variables = parts.config, parts.encoder.variables
+    trained, frozen = dual_encoder.count(variables.params), dual_encoder.count(variables.frozen)
+    towers = [
+        f"{kind} tower {tower.name} ({tower.pretrained or 'random weights'}"
+        f"{', frozen' if tower.frozen else ''})"
+        for kind, tower in (("image", config.model.image), ("text", config.model.text))
+    ]
+    say(f"objective {config.objective.name} on {len(source):,} pairs of {source.name}")
+    say(", ".join(towers))
+    say(f"{trained:,} trained parameters, {frozen:,} frozen")
+    for each in parts.sets:
+        say(f"evaluated on {each.name}: {counts_of(each)}")
+    say(
+        f"{total_steps} steps of {config.batch_size} pairs on {parts.mesh.devices.size} "
+        f"{jax.devices()[0].platform} device(s), workdir {parts.workdir}"
+    )
+
+
+def counts_of(evaluated: EvaluationSet) -> str:
+    """Return how much there is in a set: 48 pairs, or 10,000 images, 100 classes."""
+    contents = evaluated.contents().items()
+    return ", ".join(f"{count:,} {name}" for name, count in contents if isinstance(count, int))
