@@ -129,6 +129,10 @@ class TextTable:
         row = self.row(i)
         return Record(row.key, read_image(row.image), row.captions[0], row.columns, row.captions)
 
+    def first_caption(self, i: int) -> str:
+        """Return the first caption of row `i`."""
+        return self.row(i).captions[0]
+
     @property
     def folder(self) -> Path:
         """The folder that paths of images count from."""

@@ -104,6 +104,16 @@ def _read_one(source: Source, number: int) -> Record | RecordError:
         return error
 
 
+def first_caption(source: Source, number: int) -> str:
+    """Return a record's first caption; RecordError if it cannot be used.
+
+    A source that has its captions without reading images, of which a group may be hundreds of
+    megabytes in Parquet, has a method `first_caption` that does the same.
+    """
+    own = getattr(source, "first_caption", None)
+    return source[number].caption if own is None else own(number)
+
+
 def read_in_order(
     source: Source, numbers: Iterable[int]
 ) -> Iterator[tuple[int, Record | RecordError]]:

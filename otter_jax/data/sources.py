@@ -27,6 +27,7 @@ from otter_jax.data.records import (
     Source,
     caption_lines,
     choose_captions,
+    first_caption,
     no_progress,
     read_records,
     refuse_too_many_bad,
@@ -43,8 +44,8 @@ __all__ = [
     "RecordError",
     "Source",
     "count_by_source",
-    "is_known",
     "describe_skipped_files",
+    "is_known",
     "open_source",
     "refuse_too_many_bad",
     "register",
@@ -262,6 +263,11 @@ class Mixture:
         number = range(len(self))[i]
         part = bisect.bisect_right(self._starts, number) - 1
         return _of_part(part, self.sources[part][number - self._starts[part]])
+
+    def first_caption(self, i: int) -> str:
+        """Return the first caption of record `i`; see `records.first_caption`."""
+        part = bisect.bisect_right(self._starts, i) - 1
+        return first_caption(self.sources[part], i - self._starts[part])
 
     def read_many(self, numbers: Sequence[int]) -> list[Record | RecordError]:
         """Read some records, those of each source together; see `records.read_records`."""

@@ -74,7 +74,7 @@ def _trainable_parts(config: ConfigDict) -> dict[str, dual_encoder.TrainablePart
 
 
 def _build_side(config: ConfigDict, kind: Kind, projections: nnx.Rngs) -> pretrained.ProjectedTower:
-    """Return one tower with the layer after it, which is drawn at random unless it is pretrained."""
+    """Return one tower with the layer after it, drawn at random unless it is pretrained."""
     settings, embed_dim = config.model[kind], config.model.embed_dim
     with _naming(f"config.model.{kind}.pretrained"):
         tower, projection = pretrained.create_tower(
@@ -112,7 +112,7 @@ def _naming(key: str) -> Iterator[None]:
 
 
 def find_tokenizer(config: ConfigDict) -> Path:
-    """Return where the text tower's tokenizer lies: `model.text.tokenizer`, else beside its weights."""
+    """Return where the text tower's tokenizer lies: as configured, else beside its weights."""
     settings = config.model.text
     if not settings.tokenizer and settings.pretrained is None:
         raise ValueError("config.model.text.tokenizer: a text tower without weights needs one")
@@ -230,10 +230,10 @@ class Encoder:
         labels: Sequence[str],
         template: str = "a photo of {}.",
     ) -> np.ndarray:
-        """Return probability of every label for every image, float32 [N, len(labels)]; rows sum to 1.
+        """Return every label's probability for every image, float32 [N, len(labels)].
 
-        A softmax over the labels with the learned scale, also where training compared pairs with a
-        sigmoid: its bias is the same for all labels.
+        Rows sum to 1: a softmax over the labels with the learned scale, also where training
+        compared pairs with a sigmoid, whose bias is the same for all labels.
         """
         from otter_jax.embedding.class_bank import class_bank
 
@@ -255,7 +255,7 @@ class Encoder:
         return image_functions.evaluation_transform(array, self.image_size, fit=self.fit)
 
     def image_features(self, images: Iterable[np.ndarray]) -> np.ndarray:
-        """Return tower features [N, width] of transformed images, taken one by one as they are needed."""
+        """Return tower features [N, width] of transformed images, taken as they are needed."""
         return self._in_batches(
             self._compiled.image_features, ((image,) for image in images), self.image_width
         )
@@ -265,7 +265,7 @@ class Encoder:
         return self.token_features(zip(*self.tokenizer(texts), strict=True))
 
     def token_features(self, rows: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-        """Return tower features [N, width] of tokens and masks, [max_tokens] each, one text at a time."""
+        """Return tower features [N, width] of texts' tokens and masks, [max_tokens] each."""
         return self._in_batches(self._compiled.text_features, rows, self.text_width)
 
     def project_image(self, features: np.ndarray) -> np.ndarray:
@@ -303,7 +303,7 @@ def make_encoder(
     mesh: Mesh,
     tokenizer_folder: Path | None = None,
 ) -> Encoder:
-    """Return the encoder of a config with given arrays; its tokenizer is `find_tokenizer`'s if None."""
+    """Return the encoder of a config with given arrays; without a folder, with its tokenizer."""
     folder = tokenizer_folder or find_tokenizer(config)
     tokenizer = Tokenizer(folder, config.data.max_tokens, config.model.text.mask_token)
     module = model.bind(variables)
@@ -349,7 +349,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def load(path: str | Path) -> Encoder:
-    """Return a trained model, from the latest checkpoint of a workdir or from a folder of `Encoder.save`.
+    """Return a trained model, from a workdir's latest checkpoint or a folder of `Encoder.save`.
 
     Neither needs the pretrained weights that training began with. Where the latest checkpoint is
     damaged, that is said, and the one before is used.
