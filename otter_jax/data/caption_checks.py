@@ -26,7 +26,7 @@ _FILE_NAME = re.compile(
     re.IGNORECASE,
 )
 _IDENTIFIER = re.compile(r"\S*[\d_/\\]\S*")  # One "word" with a digit, an underscore or a slash.
-_LIST = re.compile(r"\[.*\]|\{.*\}", re.DOTALL)
+_LIST = re.compile(r"\[.*\]|array\(\[.*\)|\{.*\}|\(['\"].*\)", re.DOTALL)
 _HTML = re.compile(r"</?[a-zA-Z][^<>]*>|&(#\d+|[a-zA-Z]{2,8});")
 
 

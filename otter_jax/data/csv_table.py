@@ -175,6 +175,8 @@ class TextTable:
     def _column_names(self, file: BinaryIO) -> list[str]:
         try:
             names = self._next_row(file)
+            while not names and file.peek(1):  # Blank lines before the names.
+                names = self._next_row(file)
         except csv.Error as error:
             raise ValueError(f"{self._path}: its first line names no columns ({error})") from None
         return [name.strip() for name in names]

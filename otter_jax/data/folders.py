@@ -210,7 +210,8 @@ def refuse_names_of_no_class(root: Path, name: str) -> None:
         shown = ", ".join(names[:_NAMED])
         raise ValueError(
             f"{name}: there are no captions beside the images, and the names of folders ({shown}) "
-            "are none; if they are meant to be, add ?captions=folders"
+            f"are none; if they are meant to be, add ?captions=folders, or write "
+            f"folder:{root / names[0]} if its folders are the classes"
         )
 
 
