@@ -210,7 +210,8 @@ def refuse_names_of_no_class(root: Path, name: str) -> None:
         shown = ", ".join(names[:_NAMED])
         raise ValueError(
             f"{name}: there are no captions beside the images, and the names of folders ({shown}) "
-            "are none; if they are meant to be, add ?captions=folders"
+            f"are none; if they are meant to be, add ?captions=folders, or write "
+            f"folder:{root / names[0]} if its folders are the classes"
         )
 
 
@@ -301,9 +302,9 @@ def image_paths(root: Path, found: Found | None = None) -> Iterator[str]:
         here = os.path.relpath(folder, root)
         found.hidden += [
             os.path.normpath(os.path.join(here, each)) for each in sorted(subfolders)
-            if _is_hidden(each)
+            if is_hidden(each)
         ]  # fmt: skip
-        subfolders[:] = sorted(each for each in subfolders if not _is_hidden(each))
+        subfolders[:] = sorted(each for each in subfolders if not is_hidden(each))
         stems = {os.path.splitext(file)[0] for file in files if is_image_name(file)}
         for file in sorted(files):
             if is_image_name(file):
@@ -314,6 +315,6 @@ def image_paths(root: Path, found: Found | None = None) -> Iterator[str]:
                 found.other_files.append(file)
 
 
-def _is_hidden(folder: str) -> bool:
+def is_hidden(folder: str) -> bool:
     """Return whether a folder is hidden, or one that a file system or program keeps for itself."""
     return folder.startswith(".") or folder in ("@eaDir", "__MACOSX", "lost+found")

@@ -27,6 +27,7 @@ from otter_jax.data.records import (
     Source,
     caption_lines,
     choose_captions,
+    first_caption,
     no_progress,
     read_records,
     refuse_too_many_bad,
@@ -262,6 +263,11 @@ class Mixture:
         number = range(len(self))[i]
         part = bisect.bisect_right(self._starts, number) - 1
         return _of_part(part, self.sources[part][number - self._starts[part]])
+
+    def first_caption(self, i: int) -> str:
+        """Return the first caption of record `i`; see `records.first_caption`."""
+        part = bisect.bisect_right(self._starts, i) - 1
+        return first_caption(self.sources[part], i - self._starts[part])
 
     def read_many(self, numbers: Sequence[int]) -> list[Record | RecordError]:
         """Read some records, those of each source together; see `records.read_records`."""

@@ -248,10 +248,10 @@ class Encoder:
         labels: Sequence[str],
         template: str = "a photo of {}.",
     ) -> np.ndarray:
-        """Return each label's probability for each image, float32 [N, labels]; rows sum to 1.
+        """Return every label's probability for every image, float32 [N, len(labels)].
 
-        A softmax over the labels with the learned scale, also where training compared pairs with a
-        sigmoid: its bias is the same for all labels.
+        Rows sum to 1: a softmax over the labels with the learned scale, also where training
+        compared pairs with a sigmoid, whose bias is the same for all labels.
         """
         from otter_jax.embedding.class_bank import class_bank
 

@@ -54,6 +54,19 @@ def test_transparent_and_grey_pil_images(model: encoder.Encoder) -> None:
     np.testing.assert_array_equal(found[1], found[2])  # Transparent is white, as in training.
 
 
+def test_files_are_seen_as_in_training(model: encoder.Encoder, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6  # A telephone's portrait.
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(photos(1)[0][:30]).save(path, exif=exif)
+    expected = model.encode_image([image_functions.decode(path.read_bytes())])
+    for image in (path, str(path), Image.open(path)):
+        np.testing.assert_array_equal(model.encode_image([image]), expected)
+        assert model.classify([image], ["a", "b"]).shape == (1, 2)
+    with pytest.raises(ValueError, match="unknown range of values"):
+        model.encode_image([Image.new("F", (8, 8), 0.5)])
+
+
 def test_images_are_always_transformed(model: encoder.Encoder) -> None:
     # Of the model's own size too: the centre crop is part of the protocol.
     image = photos(1, size=model.image_size)[0]
