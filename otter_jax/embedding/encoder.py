@@ -23,7 +23,9 @@ from PIL import Image
 from otter_jax import objectives, sharding
 from otter_jax.data import images as image_functions
 from otter_jax.data.resizing import resize_as, resized_side
+from otter_jax.data.templates import DEFAULT_TEMPLATE, read_templates
 from otter_jax.data.texts import Tokenizer
+from otter_jax.embedding.class_bank import class_bank
 from otter_jax.json_files import read_json, write_json
 from otter_jax.models import blueprint, dual_encoder, export, pretrained
 from otter_jax.models.dual_encoder import FunctionalModel, Variables
@@ -34,6 +36,7 @@ from otter_jax.random_keys import named_key
 
 AnyImage = Image.Image | np.ndarray | bytes | str | os.PathLike
 
+MOST_TOKENS = 128  # Of a checkpoint's text tower that could take more.
 MODEL_FILE = "model.json"
 TOKENIZER_FOLDER = "tokenizer"
 
@@ -225,39 +228,45 @@ class Encoder:
         """Return unit image embeddings.
 
         Args:
-            images: PIL images, paths of files, or uint8 [H, W, 3] arrays, of any size, or one
+            images: one or several, also as they come from a generator: PIL images, paths of files,
+                or uint8 [H, W, 3] arrays, of any size, or one
                 uint8 [N, H, W, 3]. Images and files are seen as training sees them: upright, and
                 with transparency laid on white.
 
         Returns:
             float32 [N, embed_dim].
         """
-        if not isinstance(images, (list, tuple, np.ndarray)):
-            raise ValueError(f"images should be a list of images, found {type(images).__name__}")
-        return self.project_image(self.image_features(self.transform(image) for image in images))
+        transformed = (self.transform(image) for image in one_by_one(images))
+        return self.project_image(self.image_features(transformed))
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Return unit text embeddings, float32 [N, embed_dim]."""
         if isinstance(texts, str):
             raise ValueError(f"texts should be a list of strings, found the string {texts!r}")
+        texts = list(texts)
         return self.project_text(self.text_features(texts))
 
     def classify(
         self,
         images: Sequence[AnyImage] | np.ndarray,
         labels: Sequence[str],
-        template: str = "a photo of {}.",
+        template: str | Sequence[str] = DEFAULT_TEMPLATE,
     ) -> np.ndarray:
         """Return every label's probability for every image, float32 [N, len(labels)].
 
         Rows sum to 1: a softmax over the labels with the learned scale, also where training
         compared pairs with a sigmoid, whose bias is the same for all labels.
-        """
-        from otter_jax.embedding.class_bank import class_bank
 
+        Args:
+            images: as in `encode_image`.
+            labels: the names of the classes.
+            template: the prompt around a name, such as "a drawing of {}."; several, a text file of
+                one a line, or "clip80", and the names' embeddings are means over the prompts.
+        """
         if isinstance(labels, str):
             raise ValueError(f"labels should be a list of strings, found the string {labels!r}")
-        bank = class_bank(self.encode_text, labels, [template])
+        labels = list(labels)
+        bank = class_bank(self.encode_text, labels, read_templates(template))
         log_scale = np.asarray(self.variables.params["log_scale"])
         scale = objectives.scale_from_log(log_scale, *self.scale_bounds)
         logits = np.asarray(scale) * self.encode_image(images) @ bank.T
@@ -314,6 +323,23 @@ class Encoder:
             placed = [sharding.put_rows(self.mesh, column) for column in padded]
             results.append(np.asarray(run(self.variables, *placed))[: len(batch)])
         return np.concatenate(results)
+
+
+def one_by_one(images: AnyImage | Iterable[AnyImage]) -> Iterable[AnyImage]:
+    """Return the images that were given: one, several, or an array of them, JAX's too.
+
+    Raises:
+        ValueError: for what can be neither.
+    """
+    if isinstance(images, jax.Array):
+        images = np.asarray(images)
+    if isinstance(images, Image.Image | bytes | str | os.PathLike):
+        return [images]
+    if isinstance(images, np.ndarray) and images.ndim == 3:
+        return [images]
+    if not isinstance(images, Iterable):
+        raise ValueError(f"images should be an image or several, found {type(images).__name__}")
+    return images
 
 
 def make_encoder(
@@ -386,7 +412,9 @@ def load(path: str | Path) -> Encoder:
     """Return a trained model, from a workdir's latest checkpoint or a folder of `Encoder.save`.
 
     Neither needs the pretrained weights that training began with. Where the latest checkpoint is
-    damaged, that is said, and the one before is used.
+    damaged, that is said, and the one before is used. A checkpoint with two towers and its
+    tokenizer beside it, by its path or its name in the Hugging Face Hub, is a model too: CLIP,
+    SigLIP and whatever else `otter_jax.models.from_pretrained` reads.
 
     Raises:
         FileNotFoundError: if it is neither, or has no finished checkpoint.
@@ -395,13 +423,11 @@ def load(path: str | Path) -> Encoder:
     folder = Path(path)
     if export.is_exported(folder):
         return _load_exported(folder)
+    if not _is_workdir(folder):
+        return _load_two_towers(path)
     from otter_jax import config
     from otter_jax.runs import checkpoints
 
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{folder} is neither a workdir nor a folder of Encoder.save: it has no config.json"
-        )
     settings = config.load(folder / "config.json")
     mesh = sharding.make_mesh()
     described = (folder / MODEL_FILE).is_file()
@@ -418,6 +444,44 @@ def load(path: str | Path) -> Encoder:
         _, variables = saved.restore_variables(_placed(template, mesh, fsdp=settings.fsdp))
     tokenizer_folder = folder / TOKENIZER_FOLDER if described else None
     return make_encoder(settings, model, variables, mesh, tokenizer_folder)
+
+
+def _is_workdir(folder: Path) -> bool:
+    """Return whether a run has written the folder: its config.json is not a model's."""
+    path = folder / "config.json"
+    return path.is_file() and "objective" in read_json(path)
+
+
+def _load_two_towers(path: str | Path) -> Encoder:
+    """Return the model of a checkpoint with two towers, by its path or its name in the Hub."""
+    try:
+        location = find_pretrained(path)
+        module = pretrained.from_pretrained(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path} is neither a workdir nor a folder of Encoder.save, nor a checkpoint of two "
+            f"towers: {error}"
+        ) from None
+    if not isinstance(module, dual_encoder.DualEncoder):
+        raise ValueError(
+            f"{path} holds one tower ({type(module).__name__}), and no pair of an image and a text "
+            "tower; otter_jax.models.from_pretrained reads it"
+        )
+    folder = location if location.is_dir() else location.parent
+    longest = getattr(
+        module.text.config, "longest_text", module.text.config.max_position_embeddings
+    )
+    mesh = sharding.make_mesh()
+    model, variables = dual_encoder.split(module)
+    return Encoder(
+        model=model,
+        variables=sharding.put_state(mesh, variables),
+        tokenizer=Tokenizer(folder, min(longest, MOST_TOKENS), **_text_transform(module.text)),
+        tokenizer_folder=folder,
+        mesh=mesh,
+        image_size=getattr(module.image.config, "image_size", 224),
+        scale_bounds=(None, None),  # The scale is taken as it is.
+    )
 
 
 def _placed(template: Variables, mesh: Mesh, *, fsdp: bool) -> Variables:

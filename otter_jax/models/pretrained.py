@@ -72,6 +72,11 @@ class ProjectedTower(NamedTuple):
     projection: nnx.Module | None
 
 
+def list_towers() -> dict[str, list[str]]:
+    """Return the names of all towers by their kind, as `model.image.name` takes them."""
+    return {kind: sorted(_registry(kind)) for kind in KINDS}
+
+
 def create_image_tower(
     name: str,
     pretrained: str | None = None,
