@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference, placeholder
 
 from otter_jax.data.augmentations import AUGMENTATIONS
+from otter_jax.data.batches import ORDERS
 from otter_jax.data.templates import read_templates
 from otter_jax.objectives import METHODS, make_method
 from otter_jax.objectives.methods import fields_of
@@ -105,6 +106,8 @@ class Data:
             see data/sources.py; or several, ("webdataset:a.tar", "csv:b.csv"): one set of pairs.
         weights: with several sources, (1.0, 3.0) mixes them in these shares, each in epochs of its
             own. An epoch of the run is always as many pairs as there are in all sources together.
+        order: which permutations pairs go through: 1 | 2, which below 65,536 pairs takes a tenth of
+            the time (data/batches.py).
         captions: one | all: of several captions of an image one is drawn at every step, or each is
             a pair of its own, so that an epoch has all of them.
         max_bad_share: where more of the records cannot be used, the run stops.
@@ -121,6 +124,7 @@ class Data:
 
     train: str | tuple = "open_clipart"
     weights: tuple = ()
+    order: int = 1
     captions: str = "one"
     max_bad_share: float = 0.05
     image_size: int = 224
@@ -385,6 +389,7 @@ def check(config: ConfigDict) -> None:
         )
     _check_sources(config)
     _check_captions(config)
+    _choice(config, "data.order", ORDERS)
     _choice(config, "data.fit", ("crop", "pad"))
     _choice(config, "data.augmentation", AUGMENTATIONS)
     _choice(config, "data.view_augmentation", AUGMENTATIONS)
@@ -603,9 +608,10 @@ def _refuse_contradictions(config: ConfigDict, tower: str) -> None:
         ) from None
 
 
-def _choice(config: ConfigDict, key: str, choices: tuple[str, ...]) -> None:
+def _choice(config: ConfigDict, key: str, choices: Iterable[str | int]) -> None:
     if _get(config, key) not in choices:
-        raise ValueError(f"config.{key}={_get(config, key)!r}: choose from {', '.join(choices)}")
+        listed = ", ".join(map(str, choices))
+        raise ValueError(f"config.{key}={_get(config, key)!r}: choose from {listed}")
 
 
 def _get(config: ConfigDict, key: str) -> object:

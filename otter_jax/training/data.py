@@ -215,4 +215,7 @@ def trust_key(parts: Parts, source: Source) -> str:
 def record_order(config: ConfigDict, source: Source, records: np.ndarray) -> grain.MapDataset:
     """Return rows of `records` by step, see batches.record_order."""
     lengths = count_by_source(source, records)
-    return batches.record_order(lengths, config.batch_size, config.seed, config.data.weights)
+    settings = config.data
+    return batches.record_order(
+        lengths, config.batch_size, config.seed, settings.weights, settings.order
+    )

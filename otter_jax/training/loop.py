@@ -88,6 +88,7 @@ def open_stream(training: Training, start: int) -> Iterator[batches.Batch]:
         process=(jax.process_index(), jax.process_count()),
         threads=config.data.threads,
         weights=config.data.weights,
+        order=config.data.order,
     )
 
 
