@@ -39,20 +39,22 @@ class Training(Parts):
 def run_steps(
     training: Training, state: TrainState, report: Reporter, watch: DivergenceWatch
 ) -> TrainState:
-    """Return the training loop: from the state's own step to the last one, which is saved."""
+    """Train from the state's own step to the last one, which is saved; return the state."""
     config, start = training.config, int(state.step)
     try:
         evaluate_what_is_missing(training, state, report)
         steps = range(start + 1, training.total_steps + 1)
+        # `steps` first: at the end, zip then asks for no batch that nobody trains on.
         for number, batch in zip(steps, report.waiting(open_stream(training, start)), strict=False):
             batch.pop("index")
             placed = sharding.put_batch(training.mesh, batch)
-            if number == start + 1:
+            if number == start + 1:  # Compiled here, so that what it needs is known before it runs.
                 report.costs(number, step_costs(training, state, placed))
+            # A signal waits until the step and what belongs to it are done: half a step is no state.
             with training.interruption.held(number):
                 state, metrics = take_step(training, number, state, placed)
                 watch.look(number, metrics)
-                if number == start + 1:
+                if number == start + 1:  # The rate leaves out what only the first step does.
                     jax.block_until_ready(metrics)
                     report.start_clock(number)
                 if number == training.total_steps or every(config.log_every_steps, number):
@@ -60,6 +62,7 @@ def run_steps(
                 saves = number == training.total_steps or must_save(training, number)
                 if saves:
                     save(training, state, report, watch)
+            # After the save: an evaluation may take longer than a machine is left to us.
             evaluates = every(config.evaluate.every_steps, number) and number < training.total_steps
             if evaluates:
                 report.evaluation(number, training.evaluate(state.variables))
@@ -115,7 +118,9 @@ def report_step(
     training: Training, number: int, metrics: Metrics, report: Reporter, watch: DivergenceWatch
 ) -> None:
     """Report a step, and look for what would make it the last one."""
+    # Judged before it is shown: what has diverged ends or rolls back here.
     watch.settle()
+    # One process may find the disk full or the folder gone; all must stop after the same step.
     with processes.refusing_together():
         training.lock.check()
         training.saved.check()
