@@ -50,7 +50,7 @@ def run_steps(
             placed = sharding.put_batch(training.mesh, batch)
             if number == start + 1:  # Compiled here, so that what it needs is known before it runs.
                 report.costs(number, step_costs(training, state, placed))
-            # A signal waits until the step and what belongs to it are done: half a step is no state.
+            # A signal waits until the step and what belongs to it are done.
             with training.interruption.held(number):
                 state, metrics = take_step(training, number, state, placed)
                 watch.look(number, metrics)
