@@ -111,7 +111,8 @@ def export_dual_encoder(
 ) -> None:
     """Write a dual encoder as config.json, model.safetensors and preprocessor_config.json.
 
-    A model that open_clip has, too, is also written for it.
+    A model that open_clip has, too, is also written for it, unless its images are cut out of larger
+    ones, which open_clip cannot say.
 
     Args:
         module: the model.
@@ -129,10 +130,10 @@ def export_dual_encoder(
     own["distillation_log_scale"] = float(module.distillation_log_scale[...])
     _write(folder, fields | {OWN_KEY: own}, arrays)
     _write_json(folder / "preprocessor_config.json", _pixels(module.image, sizes))
-    preprocess = None
+    # open_clip has no margin around the crop; a folder that it reads would give other numbers.
     if sizes is not None and sizes.resized_side == sizes.image_size:
         preprocess = {"resize_mode": sizes.mode, "interpolation": sizes.interpolation}
-    export_open_clip(module, folder, preprocess)
+        export_open_clip(module, folder, preprocess)
 
 
 def is_exported(folder: Path) -> bool:
