@@ -161,8 +161,11 @@ class ClipText(nnx.Module):
         x = dropout(x, self.config.hidden_dropout_prob, first_key)
         bias = None
         if self.config.causal:
-            before = jnp.tril(jnp.ones((length, length), bool))
-            bias = mask_bias(before & jnp.asarray(token_mask, bool)[:, None, None, :])
+            seen = jnp.tril(jnp.ones((length, length), bool))
+            # The last position is padding in most texts, and looks at all of it.
+            if self.config.pooling != "last":
+                seen = seen & jnp.asarray(token_mask, bool)[:, None, None, :]
+            bias = mask_bias(seen)
         states = run_blocks(self.blocks, x, bias, blocks_key, remat=self.config.remat)
         states = self.final_norm(states)
         pooled = states[jnp.arange(len(states)), self._pooled_position(tokens)]

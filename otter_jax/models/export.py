@@ -111,7 +111,8 @@ def export_dual_encoder(
 ) -> None:
     """Write a dual encoder as config.json, model.safetensors and preprocessor_config.json.
 
-    A model that open_clip has, too, is also written for it.
+    A model that open_clip has, too, is also written for it, unless its images are cut out of larger
+    ones, which open_clip cannot say.
 
     Args:
         module: the model.
@@ -129,10 +130,10 @@ def export_dual_encoder(
     own["distillation_log_scale"] = float(module.distillation_log_scale[...])
     _write(folder, fields | {OWN_KEY: own}, arrays)
     _write_json(folder / "preprocessor_config.json", _pixels(module.image, sizes))
-    preprocess = None
+    # open_clip has no margin around the crop; a folder that it reads would give other numbers.
     if sizes is not None and sizes.resized_side == sizes.image_size:
         preprocess = {"resize_mode": sizes.mode, "interpolation": sizes.interpolation}
-    export_open_clip(module, folder, preprocess)
+        export_open_clip(module, folder, preprocess)
 
 
 def is_exported(folder: Path) -> bool:
@@ -276,7 +277,23 @@ def _bert_like(name: str, fields: Fields, config: bert.BertConfig, prefix: str) 
     return HuggingFaceForm(f"{name}Model", fields, layout)
 
 
+# What transformers' ViT, and its CLIP, take for granted.
+_VIT_CONSTANTS = {
+    "class_token": True,
+    "register_tokens": 0,
+    "prefix_positions": 1,
+    "pooling": "cls",
+    "norm_after_pooling": False,
+    "layer_scale": False,
+    "gated": False,
+}
+_CLIP_TEXT_CONSTANTS = {"causal": True, "pooling": "eos", "layer_scale": False, "gated": False}
+_RESNET_CONSTANTS = {"batch_norm_epsilon": 1e-5, "deep_stem": (), "average_downsample": False}
+
+
 def _vit(config: vit.ViTConfig) -> HuggingFaceForm | None:
+    if _differs(config, _VIT_CONSTANTS):
+        return None
     fields = _pick(config, (*_TRANSFORMER_FIELDS, "image_size", "patch_size"))
     dropout = {"attention_dropout": config.attention_probs_dropout_prob}
     form = (config.pre_norm, config.patch_bias)
@@ -295,7 +312,9 @@ def _vit(config: vit.ViTConfig) -> HuggingFaceForm | None:
     return None
 
 
-def _clip_text(config: clip_text.ClipTextConfig) -> HuggingFaceForm:
+def _clip_text(config: clip_text.ClipTextConfig) -> HuggingFaceForm | None:
+    if _differs(config, _CLIP_TEXT_CONSTANTS):
+        return None
     fields = _pick(config, (*_TRANSFORMER_FIELDS, "vocab_size", "max_position_embeddings"))
     eos = config.eos_token_id
     fields |= {
@@ -309,7 +328,7 @@ def _clip_text(config: clip_text.ClipTextConfig) -> HuggingFaceForm:
 
 
 def _resnet(config: resnet.ResNetConfig) -> HuggingFaceForm | None:
-    if config.batch_norm_epsilon != 1e-5:  # It has no other.
+    if _differs(config, _RESNET_CONSTANTS):
         return None
     fields = {
         "model_type": "resnet",

@@ -30,16 +30,13 @@ TEXT_POOLS = {"last": "last", "first": "first"}
 CLEANINGS = {"canonical": "canonicalize", "lower": "lower"}
 
 
-def export_open_clip(
-    module: DualEncoder, folder: Path, preprocess: Mapping[str, Any] | None
-) -> bool:
+def export_open_clip(module: DualEncoder, folder: Path, preprocess: Mapping[str, Any]) -> bool:
     """Write open_clip_config.json and open_clip_model.safetensors beside what a folder has.
 
     Args:
         module: a dual encoder.
         folder: where the tokenizer lies.
-        preprocess: what open_clip is to do to images besides mean and deviation; None to leave it
-            to its user.
+        preprocess: what open_clip is to do to images besides mean and deviation.
 
     Returns:
         Whether open_clip has such a network at all; nothing is written if not.
@@ -73,7 +70,7 @@ def export_open_clip(
             **({"act_kwargs": act} if act else {}),
         },
     }
-    statistics = {"mean": list(image.mean), "std": list(image.std), **(preprocess or {})}
+    statistics = {"mean": list(image.mean), "std": list(image.std), **preprocess}
     described = {"model_cfg": config, "preprocess_cfg": statistics}
     (folder / "open_clip_config.json").write_text(json.dumps(described, indent=2) + "\n")
     weights = folder / "open_clip_model.safetensors"

@@ -233,7 +233,8 @@ class _Reader(NamedTuple):
         if saved and OWN_KEY in saved:
             tower_class, fields = read_description(saved[OWN_KEY])
         else:
-            classes = self._classes_described(saved) if saved else _classes(*KINDS)
+            described = saved is not None
+            classes = self._classes_described(saved) if described else _classes(*KINDS)
             tower_class = self._recognise(classes, arrays)
             fields = self._layout_fields(tower_class, saved or {}, arrays)
         if kind is not None and tower_class not in _classes(kind):
