@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from otter_jax.objectives import contrastive, targets, tiled_cross_entropy, tiled_sigmoid
+from otter_jax.objectives import contrastive, targets, tiled_cross_entropy, tiled_sigmoid, tiles
 from otter_jax.objectives.contrastive import (
     Directions,
     Embeddings,
@@ -148,7 +148,7 @@ def tile_rows(method: Method, num_pairs: int, mesh: Mesh | None = None) -> int |
     """
     if method.tile is not None:
         return method.tile if method.tile < num_pairs else None
-    devices = 1 if mesh is None else mesh.shape[AXIS]
+    devices = tiles.count_devices(mesh)
     return DEFAULT_TILE if num_pairs**2 / devices > LARGEST_DENSE else None
 
 
@@ -308,8 +308,8 @@ def check_embeddings(
         raise ValueError(f"a contrastive loss needs at least 2 pairs, found {num_pairs}")
     if mesh is not None and AXIS not in mesh.shape:
         raise ValueError(f"the mesh has axes {mesh.axis_names}; one must be {AXIS!r}")
-    if mesh is not None and num_pairs % mesh.shape[AXIS]:
-        raise ValueError(f"{num_pairs} pairs do not divide over {mesh.shape[AXIS]} devices")
+    if mesh is not None and num_pairs % (devices := tiles.count_devices(mesh)):
+        raise ValueError(f"{num_pairs} pairs do not divide over {devices} devices")
     for owner, embeddings in (("student", student), ("teacher", teacher)):
         for name, rows in embeddings._asdict().items() if embeddings else ():
             _check_rows(f"{owner}.{name}", rows, (num_pairs, embeddings.image.shape[-1]))
