@@ -5,6 +5,7 @@ split the work, so batch norm and the contrastive loss see the whole batch on an
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -114,8 +115,48 @@ def put_rows(mesh: Mesh, rows: np.ndarray) -> jax.Array:
 
 
 def state_places(mesh: Mesh, tree: Any, *, fsdp: bool) -> Any:
-    """Return where each array of a pytree lives: whole on every device, or as `parameter_place` says."""
+    """Return where each array of a pytree lives: whole everywhere, or as `parameter_place` says."""
     return jax.tree.map(lambda x: parameter_place(mesh, x) if fsdp else replicated(mesh), tree)
+
+
+def whole_in_use(mesh: Mesh, tree: Any) -> Any:
+    """Return split arrays as a computation should take them: whole on every device.
+
+    This is what makes splitting the state FSDP: each array is gathered where it is used, and its
+    gradient is summed into the places that `state_places` gives it. Unless told so, the compiler
+    goes on from how a parameter is split to split the activations, and exchanges these.
+    """
+
+    def gather(array: jax.Array) -> jax.Array:
+        place = parameter_place(mesh, array)
+        if place.is_fully_replicated:
+            return array
+        return _gather(replicated(mesh), place, array)
+
+    return jax.tree.map(gather, tree)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gather(whole: NamedSharding, place: NamedSharding, array: jax.Array) -> jax.Array:
+    """Return an array of one place in another; its gradient goes back."""
+    del place
+    return jax.lax.with_sharding_constraint(array, whole)
+
+
+def _gather_forward(
+    whole: NamedSharding, place: NamedSharding, array: jax.Array
+) -> tuple[jax.Array, None]:
+    return _gather(whole, place, array), None
+
+
+def _gather_backward(
+    whole: NamedSharding, place: NamedSharding, saved: None, gradient: jax.Array
+) -> tuple[jax.Array]:
+    del whole, saved
+    return (jax.lax.with_sharding_constraint(gradient, place),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
 
 
 def put_state(mesh: Mesh, tree: Any, *, fsdp: bool = False) -> Any:
@@ -156,7 +197,7 @@ def bytes_on_a_device(tree: Any) -> int:
 
 
 def whole(array: jax.Array) -> np.ndarray:
-    """Return an array with what other processes have of it; all of them must ask at the same time."""
+    """Return an array with what other processes have of it; all must ask at the same time."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)

@@ -23,7 +23,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from otter_jax.models import bert_layouts, transformer
-from otter_jax.models.layers import Linear, Preset, TowerOutput, dropout, split_key
+from otter_jax.models.layers import Embed, Linear, Preset, TowerOutput, dropout, split_key
 
 ACTIVATIONS = transformer.ACTIVATIONS | {"relu": jax.nn.relu}
 POOLINGS = ("mean", "cls")
@@ -156,8 +156,8 @@ class _Layers(transformer.LayerFactory):
     def projection(self, inputs: int, outputs: int) -> Linear:
         return self.linear(inputs, outputs, self.config.initializer_range)
 
-    def embedding(self, rows: int, columns: int | None = None) -> nnx.Embed:
-        return nnx.Embed(
+    def embedding(self, rows: int, columns: int | None = None) -> Embed:
+        return Embed(
             rows,
             columns or self.config.hidden_size,
             embedding_init=jax.nn.initializers.normal(self.config.initializer_range),
@@ -208,7 +208,7 @@ class MaskedLanguageHead(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(config.vocab_size)) if tied else None
         self.activation = config.mlm_act or config.hidden_act
 
-    def __call__(self, states: jax.Array, word_embeddings: nnx.Embed) -> jax.Array:
+    def __call__(self, states: jax.Array, word_embeddings: Embed) -> jax.Array:
         """Map [..., width] to float32 [..., vocabulary]."""
         x = self.norm(ACTIVATIONS[self.activation](self.dense(states)))
         if self.decoder is not None:
@@ -370,7 +370,7 @@ class Bert(nnx.Module):
         return total / jnp.maximum(jnp.sum(weights, axis=1), 1.0)
 
 
-def _look_up(table: nnx.Embed, ids: jax.Array, padding: int | None) -> jax.Array:
+def _look_up(table: Embed, ids: jax.Array, padding: int | None) -> jax.Array:
     """Return the rows of the ids; that of the padding gets no gradient, as in PyTorch."""
     rows = table(ids)
     if padding is None:

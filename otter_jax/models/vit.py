@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from otter_jax.models.layers import Preset, TowerOutput, dropout, split_key
+from otter_jax.models.layers import Preset, TowerOutput, add_parameter, dropout, split_key
 from otter_jax.models.transformer import (
     HEAD_WIDTH,
     HUGGING_FACE_CLIP_BLOCKS,
@@ -371,10 +371,10 @@ class ViT(nnx.Module):
 
     def _embed(self, images: jax.Array) -> jax.Array:
         patches = self.patch_embedding(images)
-        class_token = self.class_token[...].astype(patches.dtype)
-        class_tokens = jnp.broadcast_to(class_token, (len(patches), 1, self.width))
+        nothing = jnp.zeros((len(patches), 1, self.width), patches.dtype)
+        class_tokens = add_parameter(nothing, self.class_token[...])
         x = jnp.concatenate([class_tokens, patches], axis=1)
-        x = x + self.position_embeddings[...].astype(x.dtype)
+        x = add_parameter(x, self.position_embeddings[...])
         return x if self.embeddings_norm is None else self.embeddings_norm(x)
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from otter_jax.models.layers import BatchNorm, Conv, LayerNorm, Linear
+from otter_jax.models.layers import BatchNorm, Conv, Embed, LayerNorm, Linear
 from otter_jax.models.transformer import PatchEmbedding
 
 Substitution = tuple[str, str]  # regular expression, replacement
@@ -86,6 +86,7 @@ class _Entry:
 AXES: Mapping[type[nnx.Module], Mapping[str, tuple[str, tuple[int, ...] | None]]] = {
     nnx.Linear: {"kernel": ("weight", (1, 0)), "bias": ("bias", None)},
     nnx.Embed: {"embedding": ("weight", None)},
+    Embed: {"embedding": ("weight", None)},
     Linear: {"kernel": ("weight", (1, 0)), "bias": ("bias", None)},
     LayerNorm: {"scale": ("weight", None), "bias": ("bias", None)},
     nnx.BatchNorm: {

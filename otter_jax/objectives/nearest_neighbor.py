@@ -15,7 +15,6 @@ from otter_jax.objectives import tiles
 from otter_jax.objectives.contrastive import normalize, similarity
 from otter_jax.objectives.tiles import Rows, Tiling
 
-
 NO_ROW = jnp.iinfo(jnp.int32).max  # Above every index.
 
 
@@ -100,8 +99,8 @@ def _search(tiling: Tiling, queue: Queue, queries: jax.Array) -> tuple[jax.Array
     def step(best: _Best, rows: Rows, features: jax.Array) -> tuple[_Best, None]:
         usable = rows.valid & (rows.index < queue.filled)
         cosines = jnp.where(usable[:, None], similarity(features, queries), -jnp.inf)
-        # Two plain reductions, not argmax: TPU v4's compiler (libtpu 0.0.42) aborts on its reduction
-        # of pairs. Of equals the lowest index wins in both.
+        # Two plain reductions, not argmax, whose reduction of pairs aborts the compiler for TPU v4
+        # (libtpu 0.0.42). Of equals the lowest index wins in both.
         best_here = cosines.max(axis=0)
         index = jnp.where(cosines == best_here, rows.index[:, None].astype(jnp.int32), NO_ROW)
         here = _Best(best_here, index.min(axis=0))
