@@ -23,7 +23,15 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from otter_jax.models import bert_layouts, transformer
-from otter_jax.models.layers import Embed, Linear, Preset, TowerOutput, dropout, split_key
+from otter_jax.models.layers import (
+    Embed,
+    Linear,
+    Preset,
+    TowerOutput,
+    add_parameter,
+    dropout,
+    split_key,
+)
 
 ACTIVATIONS = transformer.ACTIVATIONS | {"relu": jax.nn.relu}
 POOLINGS = ("mean", "cls")
@@ -355,9 +363,9 @@ class Bert(nnx.Module):
         padding = self.config.pad_token_id
         x = _look_up(self.word_embeddings, tokens, padding)
         if self.token_type_embeddings is not None:
-            x = x + self.token_type_embeddings(jnp.zeros((1,), jnp.int32))
+            x = add_parameter(x, self.token_type_embeddings.embedding[0])
         if not self.config.positions_after_padding:
-            return x + self.position_embeddings(jnp.arange(tokens.shape[1]))
+            return add_parameter(x, self.position_embeddings.embedding[: tokens.shape[1]])
         counted = tokens != padding
         positions = padding + jnp.cumsum(counted, axis=1) * counted
         return x + _look_up(self.position_embeddings, positions, padding)

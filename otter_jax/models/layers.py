@@ -461,7 +461,7 @@ def _layer_norm_forward(
 def _layer_norm_backward(
     epsilon: float, saved: tuple[jax.Array, ...], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Write the gradient out, as batch norm's: the derived one keeps and passes over more arrays."""
+    """Write it out, as batch norm's: the derived gradient keeps and passes over more arrays."""
     x, scale, mean, inverse = saved
     x, gradient = cpu_forms.as_it_is((x, gradient))
     normalised = (x.astype(jnp.float32) - mean) * inverse
