@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -347,6 +347,11 @@ def split(module: DualEncoder) -> tuple[FunctionalModel, Variables]:
 
     definition, *states = nnx.split(module, is_trained, nnx.Param, nnx.BatchStat)
     return FunctionalModel(definition), Variables(*map(nnx.to_pure_dict, states))
+
+
+def split_shapes(make: Callable[[], DualEncoder]) -> tuple[FunctionalModel, Variables]:
+    """Return what `split` does, of a module that is never made: shapes for arrays."""
+    return split(nnx.eval_shape(make))
 
 
 def count(arrays: Arrays) -> int:
