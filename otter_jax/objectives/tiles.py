@@ -14,8 +14,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-AXIS = "data"  # Of every mesh; it splits the batch.
-GROUP_AXIS = "fsdp"  # Of a mesh whose devices are in groups; it splits the batch further.
+from otter_jax.sharding import DATA, FSDP
+
+AXIS = (
+    DATA  # Of every mesh; it splits the batch, and FSDP, where there are groups, does so further.
+)
 Axes = tuple[str, ...]
 # 16 MiB of float32: a handful of such arrays is all that a loss holds beside its N x d features.
 LARGEST_TILE = 2**22
@@ -43,7 +46,7 @@ class Tiling:
 
 def batch_axes(mesh: Mesh) -> Axes:
     """Return the axes of a mesh that split a batch between them, in the order of the rows."""
-    return (AXIS, GROUP_AXIS) if GROUP_AXIS in mesh.shape else (AXIS,)
+    return (AXIS, FSDP) if FSDP in mesh.shape else (AXIS,)
 
 
 def count_devices(mesh: Mesh | None) -> int:

@@ -72,9 +72,10 @@ def start_two(
     address = f"127.0.0.1:{free_port()}"
     flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
     variables = {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    wrappers = ((), around_second)
     return [
         subprocess.Popen(
-            [*(around_second if number else ()), sys.executable, "-c", program, address, str(number)]
+            [*wrappers[number], sys.executable, "-c", program, address, str(number)]
             + [str(each if isinstance(each, Path) else each[number]) for each in arguments],
             env=os.environ | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )

@@ -32,6 +32,8 @@ def shrunk(name: str) -> ConfigDict:
     """A preset with towers of a layer or two; everything that the method does stays."""
     config = importlib.import_module(f"configs.{name}").get_config()
     config.batch_size, config.data.image_size = PAIRS, 64
+    if config.objective.queue_size is not None:
+        config.objective.queue_size = 2 * PAIRS
     with config.unlocked():
         for tower in (config.model.image, config.model.text):
             tower.overrides.update(SMALL[tower.name])
