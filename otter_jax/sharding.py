@@ -83,7 +83,11 @@ def parameter_place(mesh: Mesh, array: Any) -> NamedSharding:
 
 def check_batch_size(mesh: Mesh, batch_size: int, key: str = "batch_size") -> None:
     """Refuse a batch that does not divide over the devices (ValueError naming `config.key`)."""
-    devices = mesh.devices.size
+    refuse_batch_size(batch_size, mesh.devices.size, key)
+
+
+def refuse_batch_size(batch_size: int, devices: int, key: str = "batch_size") -> None:
+    """Refuse the same, of so many devices."""
     if batch_size % devices:
         lower = batch_size // devices * devices
         raise ValueError(
