@@ -21,7 +21,7 @@ facts = {{"state": {{"parameters": 2**20, "teacher": 0}}, "flops": 8e12}}
 (folder / "facts.json").write_text(json.dumps(facts))
 program = "  %a = f32[512,512] all-reduce(%x), channel_id=1"
 (folder / "m.jit_train_step.{plan.PROGRAM}").write_text(program)
-report = "Memory Space: default (color=0)\\\\nTotal bytes: 3145728 (3MiB)"
+report = "Memory Space: default (color=0)\\nTotal bytes: 3145728 (3MiB)"
 (folder / "m.jit_train_step.{REPORT}").write_text(report)
 time.sleep(600)
 """
