@@ -104,6 +104,7 @@ EXTRAS = {
     "gpu": ["jax[cuda12]>=0.10.2,<0.11"],
     "wandb": ["wandb>=0.31"],
     "tpu": ["jax[tpu]>=0.10.2,<0.11"],
+    "plan": ["libtpu==0.0.42.*"],  # XLA's compiler for TPUs, of jax 0.10.2.
 }
 
 setup(

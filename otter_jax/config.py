@@ -35,6 +35,7 @@ BOOKKEEPING_KEYS = (
     "data.max_bad_share",
     "data.threads",
     "fsdp",
+    "mesh.",
     "on_nan",
     "max_loss_ratio",
     "max_nan_steps",
@@ -95,6 +96,18 @@ class Experiment:
     on_nan: str = "stop"
     max_nan_steps: int = 10
     max_loss_ratio: float = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshGroups:
+    """The section `mesh`.
+
+    Attributes:
+        fsdp: with fsdp=True, how many devices share one copy of parameters, moments and teacher;
+            each such group has a copy of its own. Unset: all of them share one.
+    """
+
+    fsdp: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,6 +295,7 @@ class Evaluate:
 IMAGE_TOWER, TEXT_TOWER = Tower("efficientnet_lite0"), TextTower("bert")
 SECTIONS = {
     "": Experiment(),
+    "mesh": MeshGroups(),
     "data": Data(),
     "model": Model(),
     "model.image": IMAGE_TOWER,
@@ -426,6 +440,8 @@ def check(config: ConfigDict) -> None:
             f"config.trust.reference={config.trust.reference}: it must be more than "
             f"config.trust.neighbors={config.trust.neighbors}"
         )
+    if config.mesh.fsdp is not None and not config.fsdp:
+        raise ValueError(f"config.mesh.fsdp={config.mesh.fsdp}: set config.fsdp=True too")
     if config.batch_size < 2:
         raise ValueError("config.batch_size=1: a contrastive loss needs at least 2 pairs a batch")
     _choice(config, "evaluate.names", ("joined", "averaged"))

@@ -40,7 +40,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> Results:
         method = objectives.make_method(**config.objective)
         processes.refuse_not_deterministic(config)
     processes.refuse_differences(processes.facts(config, {}))
-    parts = build_parts_together(config, workdir, sharding.make_mesh(), method)
+    parts = build_parts_together(config, workdir, sharding.make_mesh(config.mesh.fsdp), method)
     parts.store.keep_trained = True  # The model is finished: its features are worth a file.
     step, variables, is_latest = restore_variables(parts)
     say(f"{workdir} after step {step}")

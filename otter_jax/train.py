@@ -78,7 +78,7 @@ def train(config: ConfigDict, workdir: Path) -> Results:
             if config.evaluate.sets:
                 say(f"its results:\n\n{reporting.results_table(finished)}")
             return finished
-        parts = build_parts_together(config, workdir, sharding.make_mesh(), method)
+        parts = build_parts_together(config, workdir, sharding.make_mesh(config.mesh.fsdp), method)
         parts.interruption = interruption
         with claimed(config, workdir) as lock:
             return train_claimed(parts, source, schedule, total_steps, lock)
@@ -92,7 +92,7 @@ def refuse_bad_start(config: ConfigDict, workdir: Path) -> objectives.Method:
     refuse_other_config(config, workdir)
     method = objectives.make_method(**config.objective)
     processes.refuse_not_deterministic(config)
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(config.mesh.fsdp)
     sharding.check_batch_size(mesh, config.batch_size)
     if config.micro_batch is not None:
         sharding.check_batch_size(mesh, config.micro_batch, "micro_batch")

@@ -141,7 +141,9 @@ def compiled(model: FunctionalModel, mesh: Mesh) -> Compiled:
 
     def jit(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         return jax.jit(
-            lambda variables, *arrays: function(model.bind(variables), *arrays),
+            lambda variables, *arrays: function(
+                model.bind(sharding.whole_in_use(mesh, variables)), *arrays
+            ),
             out_shardings=sharding.replicated(mesh),
         )
 

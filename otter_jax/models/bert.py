@@ -25,7 +25,15 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from otter_jax.models import bert_layouts, transformer
-from otter_jax.models.layers import Linear, Preset, TowerOutput, dropout, split_key
+from otter_jax.models.layers import (
+    Embed,
+    Linear,
+    Preset,
+    TowerOutput,
+    add_parameter,
+    dropout,
+    split_key,
+)
 
 ACTIVATIONS = transformer.ACTIVATIONS | {"relu": jax.nn.relu}
 POOLINGS = ("mean", "cls")
@@ -178,9 +186,9 @@ class LayerFactory(transformer.LayerFactory):
         """Return a linear layer with bias."""
         return self.linear(inputs, outputs, self.config.initializer_range)
 
-    def embedding(self, rows: int, columns: int | None = None) -> nnx.Embed:
+    def embedding(self, rows: int, columns: int | None = None) -> Embed:
         """Return a table, as wide as the embeddings unless said otherwise."""
-        return nnx.Embed(
+        return Embed(
             rows,
             columns or self.config.embedding_size or self.config.hidden_size,
             embedding_init=jax.nn.initializers.normal(self.config.initializer_range),
@@ -228,7 +236,7 @@ class MaskedLanguageHead(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(config.vocab_size)) if tied else None
         self.activation = config.mlm_act or config.hidden_act
 
-    def __call__(self, states: jax.Array, word_embeddings: nnx.Embed) -> jax.Array:
+    def __call__(self, states: jax.Array, word_embeddings: Embed) -> jax.Array:
         """Map [..., width] to float32 [..., vocabulary]."""
         x = self.norm(ACTIVATIONS[self.activation](self.dense(states)))
         if self.decoder is not None:
@@ -391,11 +399,11 @@ class Bert(nnx.Module):
         padding = self.config.pad_token_id
         x = _look_up(self.word_embeddings, tokens, padding)
         if self.token_type_embeddings is not None:
-            x = x + self.token_type_embeddings(jnp.zeros((1,), jnp.int32))
+            x = add_parameter(x, self.token_type_embeddings.embedding[0])
         if self.position_embeddings is None:  # DeBERTa's, whose attention knows of distances.
             return x
         if not self.config.positions_after_padding:
-            return x + self.position_embeddings(jnp.arange(tokens.shape[1]))
+            return add_parameter(x, self.position_embeddings.embedding[: tokens.shape[1]])
         counted = tokens != padding
         positions = padding + jnp.cumsum(counted, axis=1) * counted
         return x + _look_up(self.position_embeddings, positions, padding)
@@ -419,7 +427,7 @@ def pool_tokens(states: jax.Array, token_mask: jax.Array, pooling: str) -> jax.A
     return total / jnp.maximum(jnp.sum(weights, axis=1), 1.0)
 
 
-def _look_up(table: nnx.Embed, ids: jax.Array, padding: int | None) -> jax.Array:
+def _look_up(table: Embed, ids: jax.Array, padding: int | None) -> jax.Array:
     """Return the rows of the ids; that of the padding gets no gradient, as in PyTorch."""
     rows = table(ids)
     if padding is None:

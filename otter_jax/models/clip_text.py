@@ -16,7 +16,14 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from otter_jax.models import clip_text_layouts
-from otter_jax.models.layers import Preset, TowerOutput, dropout, split_key
+from otter_jax.models.layers import (
+    Embed,
+    Preset,
+    TowerOutput,
+    add_parameter,
+    dropout,
+    split_key,
+)
 from otter_jax.models.transformer import (
     LayerFactory,
     TransformerConfig,
@@ -107,7 +114,7 @@ class ClipText(nnx.Module):
         make = LayerFactory(config, dtype, rngs)
         self.config = config
         self.width = config.hidden_size
-        self.token_embeddings = nnx.Embed(
+        self.token_embeddings = Embed(
             config.vocab_size,
             self.width,
             embedding_init=jax.nn.initializers.normal(0.02),
@@ -157,7 +164,7 @@ class ClipText(nnx.Module):
             )
         first_key, blocks_key = split_key(dropout_key if train else None, 2)
         x = self.token_embeddings(tokens)
-        x = x + self.position_embeddings[:length].astype(x.dtype)
+        x = add_parameter(x, self.position_embeddings[:length])
         x = dropout(x, self.config.hidden_dropout_prob, first_key)
         bias = None
         if self.config.causal:

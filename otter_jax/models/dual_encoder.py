@@ -10,7 +10,7 @@ the step, the losses, the sharding and the checkpoints handle plain pytrees only
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -284,6 +284,11 @@ def split(module: DualEncoder) -> tuple[FunctionalModel, Variables]:
 
     definition, *states = nnx.split(module, is_trained, nnx.Param, nnx.BatchStat)
     return FunctionalModel(definition), Variables(*map(nnx.to_pure_dict, states))
+
+
+def split_shapes(make: Callable[[], DualEncoder]) -> tuple[FunctionalModel, Variables]:
+    """Return what `split` does, of a module that is never made: shapes for arrays."""
+    return split(nnx.eval_shape(make))
 
 
 def count(arrays: Arrays) -> int:

@@ -18,7 +18,15 @@ from jax.typing import DTypeLike
 from otter_jax.models.bert import pool_tokens
 from otter_jax.models.bert_layouts import IGNORED
 from otter_jax.models.descriptions import TRANSFORMERS_KEYS, Description, refuse_other, words
-from otter_jax.models.layers import LayerNorm, Linear, Preset, TowerOutput, dropout, split_key
+from otter_jax.models.layers import (
+    Embed,
+    LayerNorm,
+    Linear,
+    Preset,
+    TowerOutput,
+    dropout,
+    split_key,
+)
 from otter_jax.models.transformer import ACTIVATIONS, attend, mask_bias
 from otter_jax.models.weights import CheckpointArrays, CheckpointLayout
 
@@ -284,7 +292,7 @@ class ModernBert(nnx.Module):
         like = {"dtype": dtype, "rngs": rngs}
         norm = {"epsilon": config.layer_norm_eps, "use_bias": config.norm_bias, "dtype": dtype}
         initialise = jax.nn.initializers.normal(config.initializer_range)
-        self.word_embeddings = nnx.Embed(
+        self.word_embeddings = Embed(
             config.vocab_size, self.width, embedding_init=initialise, **like
         )
         self.embeddings_norm = LayerNorm(self.width, **norm)

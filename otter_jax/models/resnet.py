@@ -21,8 +21,10 @@ from otter_jax.models import resnet_layouts
 from otter_jax.models.layers import (
     BatchNorm,
     Conv,
+    Linear,
     Preset,
     TowerOutput,
+    add_parameter,
     average_pool,
     max_pool,
 )
@@ -464,16 +466,16 @@ class AttentionPool(nnx.Module):
         shape = (side * side + 1, channels)
         self.positional_embedding = nnx.Param(small(rngs.params(), shape, jnp.float32))
         like = {"kernel_init": small, "dtype": dtype, "rngs": rngs}
-        self.q_proj = nnx.Linear(channels, channels, **like)
-        self.k_proj = nnx.Linear(channels, channels, **like)
-        self.v_proj = nnx.Linear(channels, channels, **like)
-        self.c_proj = nnx.Linear(channels, config.width, **like)
+        self.q_proj = Linear(channels, channels, **like)
+        self.k_proj = Linear(channels, channels, **like)
+        self.v_proj = Linear(channels, channels, **like)
+        self.c_proj = Linear(channels, config.width, **like)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map [B, rows, columns, channels] to [B, width]."""
         cells = _cells(x)
         cells = jnp.concatenate([jnp.mean(cells, axis=1, keepdims=True), cells], axis=1)
-        cells = cells + self._positions(*x.shape[1:3]).astype(cells.dtype)
+        cells = add_parameter(cells, self._positions(*x.shape[1:3]))
         query = self._split(self.q_proj(cells[:, :1]))
         attended = jax.nn.dot_product_attention(
             query, self._split(self.k_proj(cells)), self._split(self.v_proj(cells))

@@ -18,9 +18,11 @@ from jax.typing import DTypeLike
 from otter_jax.models.layers import (
     LayerNorm,
     Linear,
+    add_parameter,
     drop_examples,
     dropout,
     gelu,
+    product,
     split_key,
 )
 
@@ -162,10 +164,10 @@ class PatchEmbedding(nnx.Module):
         patches = patches.reshape(batch, rows, size, columns, size, channels)
         # One matrix, for the reason that `Linear` has.
         patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch * rows * columns, -1)
-        kernel = self.kernel[...].astype(self.dtype)
-        embedded = patches @ kernel.reshape(-1, kernel.shape[-1])
+        kernel = self.kernel[...]
+        embedded = product(patches, kernel.reshape(-1, kernel.shape[-1]))
         embedded = embedded.reshape(batch, rows * columns, -1)
-        return embedded if self.bias is None else embedded + self.bias[...].astype(self.dtype)
+        return embedded if self.bias is None else add_parameter(embedded, self.bias[...])
 
 
 class SelfAttention(nnx.Module):

@@ -21,7 +21,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from otter_jax.models import vit_layouts
-from otter_jax.models.layers import Preset, TowerOutput, dropout, split_key
+from otter_jax.models.layers import Preset, TowerOutput, add_parameter, dropout, split_key
 from otter_jax.models.transformer import (
     ACTIVATIONS,
     HEAD_WIDTH,
@@ -197,19 +197,20 @@ class ViT(nnx.Module):
 
     def _embed(self, images: jax.Array) -> jax.Array:
         patches = self.patch_embedding(images)
-        positions = self.position_embeddings[...].astype(patches.dtype)
+        positions = self.position_embeddings[...]
         tables = [
-            table[...].astype(patches.dtype).reshape(-1, self.width)
+            table[...].reshape(-1, self.width)
             for table in (self.class_token, self.register_tokens)
             if table is not None
         ]
-        tokens = [jnp.broadcast_to(rows, (len(patches), *rows.shape)) for rows in tables]
+        batch = jnp.zeros((len(patches), 1, self.width), patches.dtype)
+        tokens = [add_parameter(batch.repeat(len(rows), axis=1), rows) for rows in tables]
         if without := self.config.prefix_tokens - self.config.prefix_positions:
             # The positions of those that have one, none for the rest, and of the patches.
             prefix, of_patches = jnp.split(positions, [self.config.prefix_positions])
             none = jnp.zeros((without, self.width), positions.dtype)
             positions = jnp.concatenate([prefix, none, of_patches])
-        x = jnp.concatenate([*tokens, patches], axis=1) + positions
+        x = add_parameter(jnp.concatenate([*tokens, patches], axis=1), positions)
         return x if self.embeddings_norm is None else self.embeddings_norm(x)
 
     def _pool(self, x: jax.Array) -> TowerOutput:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from otter_jax.models.layers import BatchNorm, Conv, LayerNorm, Linear
+from otter_jax.models.layers import BatchNorm, Conv, Embed, LayerNorm, Linear
 from otter_jax.models.transformer import PatchEmbedding
 
 MOST_PROBLEMS = 20  # Names in a message; those of another network would fill pages.
@@ -88,6 +88,7 @@ class _Entry:
 AXES: Mapping[type[nnx.Module], Mapping[str, tuple[str, tuple[int, ...] | None]]] = {
     nnx.Linear: {"kernel": ("weight", (1, 0)), "bias": ("bias", None)},
     nnx.Embed: {"embedding": ("weight", None)},
+    Embed: {"embedding": ("weight", None)},
     Linear: {"kernel": ("weight", (1, 0)), "bias": ("bias", None)},
     LayerNorm: {"scale": ("weight", None), "bias": ("bias", None)},
     nnx.BatchNorm: {

@@ -32,7 +32,7 @@ from otter_jax.objectives.tiled_sinkhorn import (
     plan_potentials,
     teacher_logits,
 )
-from otter_jax.objectives.tiles import AXIS, ColumnSum, Rows, Tiling, is_given
+from otter_jax.objectives.tiles import Axes, ColumnSum, Rows, Tiling, is_given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +101,9 @@ def _forward(
             value_and_gradients_of_rows, problem, tiles.make_tiling(num_pairs, tile)
         )
     else:
-        tiling = tiles.make_tiling(num_pairs, tile, AXIS, mesh.shape[AXIS])
-        split, whole = PartitionSpec(AXIS), PartitionSpec()
+        axes = tiles.batch_axes(mesh)
+        tiling = tiles.make_tiling(num_pairs, tile, axes, tiles.count_devices(mesh))
+        split, whole = PartitionSpec(axes), PartitionSpec()
         run = jax.shard_map(
             functools.partial(value_and_gradients_of_rows, problem, tiling),
             mesh=mesh,
@@ -327,7 +328,7 @@ def _slopes(
 
 
 def _over_all_devices(
-    axis: str | None,
+    axis: Axes | None,
     sums: _Sums,
     ours: _Rows,
     over_rows: jax.Array,
