@@ -35,10 +35,12 @@ def main(argv: Sequence[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # The libraries' own diaries, on request only.
     if not _WORKDIR.value:
         fail("--workdir is empty: name the folder of the run")
-    from otter_jax import train
-    from otter_jax.runs import processes
+    from otter_jax import evaluate, train
+    from otter_jax.runs import interruption, processes
 
-    run = {"train": train.train, "evaluate": train.evaluate}[_MODE.value]
+    interruption.Interruption.may_end_process = True
+
+    run = {"train": train.train, "evaluate": evaluate.evaluate}[_MODE.value]
     try:
         if _CONFIG.value.deterministic:
             processes.make_deterministic()
@@ -52,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
         fail(error)
     except KeyboardInterrupt as stop:
         print(f"\notter_jax: {str(stop) or 'stopped; the same command resumes'}", flush=True)
-        sys.exit(stop.status) if hasattr(stop, "status") else os._exit(130)  # Waits for no thread.
+        interruption.leave(getattr(stop, "status", 130))
 
 
 def fail(reason: str | Exception) -> NoReturn:

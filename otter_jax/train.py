@@ -27,8 +27,8 @@ from otter_jax.runs.workdir import (
     claimed,
     read_finished,
     refuse_in_use,
-    refuse_other_config,
     refuse_other_data,
+    refuse_other_run,
     refuse_unwritable,
 )
 from otter_jax.terminal import progress, say
@@ -80,7 +80,8 @@ def train(config: ConfigDict, workdir: Path) -> Results:
             return finished
         parts = build_parts_together(config, workdir, sharding.make_mesh(), method)
         parts.interruption = interruption
-        with claimed(config, workdir) as lock:
+        with claimed(config, workdir, source) as lock:
+            interruption.before_end(lock.release)
             return train_claimed(parts, source, schedule, total_steps, lock)
 
 
@@ -89,7 +90,7 @@ def refuse_bad_start(config: ConfigDict, workdir: Path) -> objectives.Method:
     config_lib.check(config)
     refuse_unwritable(workdir)
     refuse_in_use(workdir)
-    refuse_other_config(config, workdir)
+    refuse_other_run(config, workdir)
     method = objectives.make_method(**config.objective)
     processes.refuse_not_deterministic(config)
     mesh = sharding.make_mesh()
@@ -195,6 +196,7 @@ def train_from_checkpoint(training: Training, state: TrainState) -> Results:
     elif config.on_nan == "rollback":
         saved.save(state)  # A state to go back to, from the first step on.
     checkpoint = int(state.step)
+    training.interruption.step, training.interruption.unsaved = checkpoint, False
     watch = DivergenceWatch(
         config,
         training.workdir,
@@ -216,12 +218,15 @@ def train_from_checkpoint(training: Training, state: TrainState) -> Results:
 
 def finish(training: Training, state: TrainState, report: Reporter) -> Results:
     """Evaluate the trained model, draw its pictures, and write results.json last of all."""
+    training.saved.finished_step()
+    training.interruption.unsaved = False
     after = training.evaluate(state.variables)
     check_data(training, training.data)  # Again: what was read since may have been unreadable.
     last, metrics = training.total_steps, training.workdir / "metrics.jsonl"
     if not reporting.read_evaluation(metrics, last):
         report.evaluation(last, after)  # Else a run that ended right after has said it.
     draw(training, training.data, state)
+    training.interruption.look_alone()
     return write_results(training, before_training(training.workdir), after, "results.json")
 
 
