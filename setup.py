@@ -101,8 +101,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["otter_jax", "otter_jax.*"]),
+    # The presets go along, inside the package, where otter_jax/preset_files.py looks for them.
+    packages=[*find_packages(include=["otter_jax", "otter_jax.*"]), "otter_jax.presets"],
+    package_dir={"otter_jax.presets": "configs"},
     package_data={"otter_jax": ["data/open_clipart/*"]},
+    entry_points={"console_scripts": ["otter-jax = otter_jax.commands.main:main"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     # A path entry instead of an import hook, which loses against the clone's own folder, named like

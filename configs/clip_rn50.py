@@ -15,12 +15,12 @@ Expected: the benchmark's ImageNet zero-shot top-1 37.2, the DeCLIP paper's 35.9
 
 from ml_collections import ConfigDict
 
-from configs.yfcc15m import resnet50_recipe
+from otter_jax.preset_files import read_preset
 
 
 def get_config() -> ConfigDict:
     """Return the preset."""
-    config = resnet50_recipe()
+    config = read_preset("yfcc15m:clip_resnet50")
     config.data.augmentation = "light"
     config.objective.name = "declip"  # With its three supervisions off, it is CLIP.
     config.objective.ss = config.objective.mvs = config.objective.nns = False

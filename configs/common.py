@@ -16,7 +16,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def resnet50_recipe() -> ConfigDict:
+def get_config() -> ConfigDict:
     """Return a config with everything but the method."""
     config = default_config()
     config.batch_size = 512

@@ -14,12 +14,12 @@ Expected: recall@1 / 5 / 10 (mean of both directions) 5.5 / 18.6 / 30.4 %, OpenM
 
 from ml_collections import ConfigDict
 
-from configs import quickstart
+from otter_jax.preset_files import read_preset
 
 
 def get_config() -> ConfigDict:
     """Return the quickstart's pairs and pretrained towers, whose last blocks are trained too."""
-    config = quickstart.get_config()
+    config = read_preset("quickstart")
     config.batch_size = 128
     config.total_epochs = 3.0
 

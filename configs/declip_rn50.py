@@ -21,16 +21,11 @@ the pairs is --config.objective.multi_view_weight=0.2, its symmetric neighbours
 
 from ml_collections import ConfigDict
 
-from configs.yfcc15m import resnet50_recipe
+from otter_jax.preset_files import read_preset
 
 
 def get_config() -> ConfigDict:
     """Return the preset."""
-    config = resnet50_recipe()
+    config = read_preset("yfcc15m:clip_resnet50")
     config.objective.name = "declip"
-    config.objective.clip_weight = 0.4
-    config.objective.neighbor_weight = 0.2
-    config.objective.simsiam_weight = 0.2
-    config.objective.mlm_weight = 0.2
-    config.objective.queue_size = 65_536
     return config

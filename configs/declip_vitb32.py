@@ -16,16 +16,11 @@ The released network keeps its patch embedding as it was drawn; here it learns.
 
 from ml_collections import ConfigDict
 
-from configs.yfcc15m import vit_b32_recipe
+from otter_jax.preset_files import read_preset
 
 
 def get_config() -> ConfigDict:
     """Return the preset."""
-    config = vit_b32_recipe()
+    config = read_preset("yfcc15m:clip_vit_b32")
     config.objective.name = "declip"
-    config.objective.clip_weight = 0.4
-    config.objective.neighbor_weight = 0.2
-    config.objective.simsiam_weight = 0.2
-    config.objective.mlm_weight = 0.2
-    config.objective.queue_size = 65_536
     return config

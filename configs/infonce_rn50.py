@@ -16,11 +16,11 @@ The contrastive loss of CLIP, directions summed, on OTTER's recipe.
 
 from ml_collections import ConfigDict
 
-from configs.common import resnet50_recipe
+from otter_jax.preset_files import read_preset
 
 
 def get_config() -> ConfigDict:
     """Return the preset."""
-    config = resnet50_recipe()
+    config = read_preset("common")
     config.objective.name = "infonce"
     return config

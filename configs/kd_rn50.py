@@ -18,14 +18,13 @@ targets are almost one-hot. self_distillation_rn50.py takes the image-text simil
 
 from ml_collections import ConfigDict
 
-from configs.common import resnet50_recipe
+from otter_jax.preset_files import read_preset
 
 
 def get_config() -> ConfigDict:
     """Return the preset."""
-    config = resnet50_recipe()
+    config = read_preset("common")
     config.objective.name = "kd"
-    config.objective.teacher_scale = 100.0
     config.objective.image_weight = 1.0
     config.objective.text_weight = 1.0
     return config

@@ -13,15 +13,14 @@ Expected: the benchmark's ImageNet zero-shot top-1 34.3 on 15,388,848 pairs of Y
 
 from ml_collections import ConfigDict
 
-from configs.yfcc15m import vit_b32_recipe
+from otter_jax.preset_files import read_preset
 
 
 def get_config() -> ConfigDict:
     """Return the preset."""
-    config = vit_b32_recipe()
+    config = read_preset("yfcc15m:clip_vit_b32")
     config.data.augmentation = "light"
     config.objective.name = "slip"
-    config.objective.simclr_weight = 1.0
     config.objective.initial_scale = 1 / 0.07
     config.objective.min_scale = config.objective.max_scale = None  # Its scale has no bounds.
     config.optimizer.learning_rate = 5e-4

@@ -20,8 +20,16 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 END_OF_TEXT, VOCABULARY_WITH_MASK = 49_407, 49_409
 
 
-def yfcc15m_recipe(image_tower: str, embed_dim: int, image_projection: str) -> ConfigDict:
-    """Return a config with everything but the method."""
+# By image tower: the width of the embedding, and what leads to it.
+TOWERS = {
+    "clip_resnet50": (1024, "none"),  # Its attention pool leads to the embedding.
+    "clip_vit_b32": (512, "linear_no_bias"),
+}
+
+
+def get_config(image_tower: str) -> ConfigDict:
+    """Return a config with everything but the method; the tower is a key of `TOWERS`."""
+    embed_dim, image_projection = TOWERS[image_tower]
     config = default_config()
     config.batch_size = 4096
     config.total_steps = 128_000
@@ -59,13 +67,3 @@ def yfcc15m_recipe(image_tower: str, embed_dim: int, image_projection: str) -> C
     config.evaluate.template = "clip80"
     config.evaluate.sets = ()  # See the configs' docstrings.
     return config
-
-
-def resnet50_recipe() -> ConfigDict:
-    """Return CLIP's ResNet50, whose attention pool leads to the embedding."""
-    return yfcc15m_recipe("clip_resnet50", embed_dim=1024, image_projection="none")
-
-
-def vit_b32_recipe() -> ConfigDict:
-    """Return CLIP's ViT-B/32."""
-    return yfcc15m_recipe("clip_vit_b32", embed_dim=512, image_projection="linear_no_bias")

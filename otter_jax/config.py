@@ -40,6 +40,17 @@ BOOKKEEPING_KEYS = (
     "profile",
     "wandb_project",
 )
+# What keys are called elsewhere.
+CUSTOMARY_NAMES = {
+    "lr": "learning_rate",
+    "wd": "weight_decay",
+    "epochs": "total_epochs",
+    "steps": "total_steps",
+    "bs": "batch_size",
+    "warmup": "warmup_steps",
+    "temperature": "initial_scale",
+    "eps": "epsilon",
+}
 OVERRIDE = re.compile(r"model\.(image|text)\.overrides\.[^.]+")  # Any plain value.
 
 
@@ -468,15 +479,14 @@ def load(path: Path) -> ConfigDict:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} is not a workdir: it has no {path.name}")
     config = default_config()
-    known = _flatten(config.to_dict())
+    known = flatten(config.to_dict())
     saved = json.loads(path.read_text(encoding="utf-8"))
+    methods_keys = {key for key in known if key.startswith("objective.")} - {"objective.name"}
     own = _own_options(path, saved.get("objective", {}).get("name", config.objective.name))
-    for key, value in _flatten(saved).items():
+    for key, value in flatten(saved).items():
         value = tuple(value) if isinstance(value, list) else value
-        if key.startswith("objective.") and key in known and key != "objective.name":
-            # Earlier versions kept the options of all methods. A default stays unset.
-            if key not in own or value == own[key]:
-                continue
+        if key in known and key in methods_keys and value == own.get(key, value):
+            continue  # Earlier versions kept the options of all methods. A default stays unset.
         if OVERRIDE.fullmatch(key):
             group, _, name = key.rpartition(".")
             with config.unlocked():
@@ -500,10 +510,11 @@ def _own_options(path: Path, name: str) -> dict[str, Any]:
 
 def describe_unknown_key(key: str) -> str | None:
     """Return what to write instead of a key such as `data.trian`; None if it may exist."""
-    known = list(_flatten(default_config().to_dict()))
+    known = list(flatten(default_config().to_dict()))
     if key in known or OVERRIDE.fullmatch(key):
         return None
     name = key.rpartition(".")[2]
+    name = CUSTOMARY_NAMES.get(name, name)
     near = [other for other in known if other.rpartition(".")[2] == name]
     near = near or difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {' or '.join(near)}? All keys" if near else "all keys"
@@ -514,7 +525,7 @@ def differences(
     saved: ConfigDict, asked: ConfigDict, ignore: Iterable[str] = BOOKKEEPING_KEYS
 ) -> list[str]:
     """Return lines `key: saved -> asked` of all keys that differ, but for prefixes in `ignore`."""
-    old, new = _flatten(as_dict(saved)), _flatten(as_dict(asked))
+    old, new = flatten(as_dict(saved)), flatten(as_dict(asked))
     keys = [key for key in sorted(old | new) if not key.startswith(tuple(ignore))]
     return [
         f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
@@ -563,7 +574,7 @@ def _check_captions(config: ConfigDict) -> None:
 
 def _refuse_unknown_keys(config: ConfigDict) -> None:
     """Refuse a config that is not complete, or has what config.json cannot give back."""
-    known, found = _flatten(default_config().to_dict()), _flatten(config.to_dict())
+    known, found = flatten(default_config().to_dict()), flatten(config.to_dict())
     added = [key for key in found if key not in known and not OVERRIDE.fullmatch(key)]
     missing = [key for key in known if key not in found]
     if added or missing:
@@ -601,11 +612,12 @@ def _get(config: ConfigDict, key: str) -> object:
     return config
 
 
-def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
+def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
+    """Return nested values on one level: {"a.b": 1} for {"a": {"b": 1}}."""
     flat: dict[str, object] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
     return flat

@@ -1,19 +1,18 @@
 """Every file of configs/: complete, documented, and the presets differ in the method alone."""
 
 import importlib
-from pathlib import Path
 
 import pytest
 from flax import nnx
 
 from otter_jax import config as config_lib
-from otter_jax import objectives, train
+from otter_jax import objectives
 from otter_jax.embedding import encoder
 from otter_jax.models import pretrained
+from otter_jax.preset_files import preset_names
+from otter_jax.training.data import views_of
 
-FOLDER = Path(__file__).parents[1] / "configs"
-RECIPES = ("common", "yfcc15m")
-NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in RECIPES)
+NAMES = preset_names()
 PRESETS = [
     "infonce_rn50",
     "kd_rn50",
@@ -81,7 +80,7 @@ def test_presets_from_scratch_build(name: str) -> None:
     assert module.heads.simclr == options.uses_simclr == name.startswith("slip")
     # The id behind the last one is the mask, which must not be taken for the end of a text.
     assert module.text.config.vocab_size == module.text.config.eos_token_id + 2
-    views = train.views_of(config, options)
+    views = views_of(config, options)
     wanted = {"clip_rn50": 1, "slip_vitb32": 3}.get(name, 2)
     assert views.images == wanted and views.masked_text == name.startswith("declip")
 

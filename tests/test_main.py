@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from otter_jax import config as config_lib
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -24,10 +26,19 @@ def run_main(*arguments: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.batchsize=3"], "key batchsize: did you mean batch_size? All keys are in"),
+        (["--config.batchsize=3"], "key batchsize: did you mean batch_size? All keys are listed"),
+        (["--config.optimizer.lr=3"], "key optimizer.lr: did you mean optimizer.learning_rate?"),
+        (
+            ["--config.objective.name=infonce", "--config.objective.epsilon=0.1"],
+            "config.objective.epsilon=0.1: infonce has no epsilon; otter, declip and slip have",
+        ),
+        (
+            ["--config=otter_rn5"],
+            "--config=otter_rn5: there is no preset otter_rn5; there are clip",
+        ),
         (
             ["--config.nonsense=1"],
-            "unknown config key nonsense: all keys are in otter_jax/config.py",
+            "unknown config key nonsense: all keys are listed by otter-jax train --help",
         ),
         (["--config.model.image.overrides.foo=1"], "unknown config key foo"),
         (["--config.batch_size=many"], "--config.batch_size=many: it must be a whole number"),
@@ -55,7 +66,10 @@ def test_mistakes_end_in_one_line(tmp_path: Path, arguments: list, message: str)
     ("line", "message"),
     [
         ("config.batchsize = 3", "unknown config key batchsize: did you mean batch_size?"),
-        ("config.data.trian = ''", "unknown config key trian: all keys are in otter_jax/config.py"),
+        (
+            "config.data.trian = ''",
+            "unknown config key trian: all keys are listed by otter-jax train",
+        ),
         ("config.data.seed = 3", 'Key "seed" does not exist'),
     ],
 )
@@ -74,7 +88,34 @@ def test_mistakes_of_a_config_file_end_in_one_short_line(
 def test_no_arguments_show_what_is_needed() -> None:
     result = run_main()
     assert result.returncode != 0
-    assert "python main.py --config=configs/NAME.py --workdir=DIR" in result.stderr
+    assert "otter-jax train --config=NAME" in result.stderr and "otter_rn50" in result.stderr
+
+
+def test_a_preset_without_its_pairs_says_what_it_needs_and_how_to_do_without() -> None:
+    result = run_main("--config=configs/otter_rn50.py")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    for part in (
+        "timm/resnet50.tv_in1k",
+        "img2dataset --url_list",
+        "--config.data.train=open_clip",
+    ):
+        assert part in result.stderr
+    # The command line it gives is complete: only that it would train is not tried here.
+    given = result.stderr.strip().splitlines()[-1].split()
+    assert given[:3] == ["otter-jax", "train", "--config=otter_rn50"]
+    trained = run_main(*given[2:], "--config.total_steps=0", "--workdir=/dev/null/none")
+    assert "config.total_steps=0: it must be positive" in trained.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--config=quickstart", "--help"]])
+def test_help_lists_every_key_with_its_default_and_meaning(arguments: list) -> None:
+    shown = run_main(*arguments).stdout
+    listed = list(config_lib.describe_keys())
+    for name, default, meaning in listed:
+        head = f"--config.{name} [{default}]" if default else f"--config.{name}"
+        assert f"  {head}\n      {meaning.split()[0]}" in shown
+    known = config_lib.flatten(config_lib.default_config().to_dict())
+    assert {name for name, *_ in listed if not name.endswith("KEY")} == set(known)
 
 
 def test_workdir_below_a_file_is_refused(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""The programs behind the command line; each prints its help with --help."""
+"""The programs behind `otter-jax`, a file each; main.py chooses."""

@@ -16,33 +16,30 @@ differs and is named by --setting, such as `data.train` or `model.image.name`.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from otter_jax.commands.command_line import Parser
 from otter_jax.evaluation import comparison, comparison_tables, finished_runs
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the command line, prints the tables and writes them."""
+def main(arguments: Sequence[str]) -> None:
+    """Compare what the command line says; print the tables and write them."""
     options = parse(arguments)
-    try:
-        runs = finished_runs.read_runs([Path(path) for path in options.runs])
-        found = comparison.compare(runs, options.baseline, options.setting, options.metric or ["*"])
-        text = comparison_tables.markdown(found)
-        folder = Path(options.output)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "comparison.md").write_text(text, encoding="utf-8")
-        comparison_tables.write_csv(folder / "comparison.csv", found)
-    except (ValueError, OSError) as error:
-        sys.exit(f"otter_jax: {error}")
+    runs = finished_runs.read_runs([Path(path) for path in options.runs])
+    found = comparison.compare(runs, options.baseline, options.setting, options.metric or ["*"])
+    text = comparison_tables.markdown(found)
+    folder = Path(options.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "comparison.md").write_text(text, encoding="utf-8")
+    comparison_tables.write_csv(folder / "comparison.csv", found)
     print(text)
     print(f"written to {folder / 'comparison.md'} and comparison.csv")
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(prog="otter-jax compare")
+    parser = Parser(prog="otter-jax compare")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="workdir of a finished run")
     parser.add_argument(
         "--baseline",
@@ -63,7 +60,3 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--output", default=".", help="folder for the tables; default: this one")
     return parser.parse_args(arguments)
-
-
-if __name__ == "__main__":
-    main()

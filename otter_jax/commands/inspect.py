@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from otter_jax.commands.command_line import Parser
 from otter_jax.data import images, statistics
 from otter_jax.data.sources import Source, describe_skipped_files, open_source, skipped_files
 
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(prog="otter-jax inspect")
+    parser = Parser(prog="otter-jax inspect")
     parser.add_argument(
         "--data",
         required=True,

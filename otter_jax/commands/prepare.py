@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from otter_jax.commands.command_line import Parser
 from otter_jax.data.builders.recipes import RECIPES, open_pairs
 from otter_jax.data.records import RecordError, Source, in_words
 from otter_jax.data.scan_pool import scan_in_order
@@ -105,7 +106,7 @@ def _stopping_as_by_ctrl_c() -> Iterator[None]:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(prog="otter-jax prepare")
+    parser = Parser(prog="otter-jax prepare")
     parser.add_argument("--from", dest="spec", required=True, metavar="SPEC",
                         help="as in config.data.train, or official:FILE?images=FOLDER")  # fmt: skip
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="new, or unfinished")

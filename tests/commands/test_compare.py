@@ -9,6 +9,7 @@ import pytest
 
 from otter_jax import config as config_lib
 from otter_jax.commands import compare
+from otter_jax.commands import main as commands
 from otter_jax.config import default_config
 from otter_jax.evaluation import comparison
 from otter_jax.evaluation.finished_runs import read_runs
@@ -112,4 +113,4 @@ def test_what_cannot_be_compared_is_refused(
     copy = write_run(tmp_path / "copy", {"hit@1": 0.5}, **{"objective.name": "infonce"})
     paths = [argument.format(*runs, copy=copy) for argument in arguments]
     with pytest.raises(SystemExit, match=message):
-        compare.main([*paths, f"--output={tmp_path}"])
+        commands.main(["compare", *paths, f"--output={tmp_path}"])

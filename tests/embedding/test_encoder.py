@@ -14,7 +14,7 @@ from PIL import Image
 import otter_jax
 from otter_jax import config as config_lib
 from otter_jax import sharding, train
-from otter_jax.commands import export
+from otter_jax.commands import main as commands
 from otter_jax.data import images as image_functions
 from otter_jax.embedding import encoder
 from otter_jax.json_files import write_json
@@ -195,7 +195,7 @@ def test_an_exported_folder_is_the_model(
     pretrained_config: ConfigDict, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     wanted = make_workdir(pretrained_config, tmp_path / "run")
-    export.main([str(tmp_path / "run"), str(tmp_path / "out")])
+    commands.main(["export", str(tmp_path / "run"), str(tmp_path / "out")])
     assert "exported" in capsys.readouterr().out
     for gone in ("run", "bert"):
         shutil.rmtree(tmp_path / gone)
@@ -209,7 +209,7 @@ def test_an_exported_folder_is_the_model(
     found.save(tmp_path / "again")
     same_model(otter_jax.load(tmp_path / "again"), wanted)
     with pytest.raises(SystemExit, match=r"^otter_jax: .*again should be a new or an empty folder"):
-        export.main([str(tmp_path / "out"), str(tmp_path / "again")])
+        commands.main(["export", str(tmp_path / "out"), str(tmp_path / "again")])
 
 
 def test_a_workdir_of_an_earlier_version_builds_from_its_config(

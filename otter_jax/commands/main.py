@@ -1,0 +1,47 @@
+"""otter-jax COMMAND [OPTIONS]: one entry point for all programs of the package."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from otter_jax.commands.command_line import ending_in_one_line, fail
+
+# The module of this name in commands/ has `main(arguments)`.
+COMMANDS = {
+    "train": "train a model, or go on where the run was interrupted",
+    "evaluate": "measure the model of a run, on other sets too",
+    "inspect": "show what a set of pairs holds, and which captions are probably wrong",
+    "prepare": "convert pairs into a TFDS data set",
+    "export": "write the model of a run under Hugging Face's names",
+    "compare": "set finished runs side by side, with confidence intervals",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command that the first argument names; sys.argv's where none are given."""
+    name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help", "help"):
+        print(usage())
+    elif name not in COMMANDS:
+        fail(f"unknown command {name!r}: choose from {', '.join(COMMANDS)}")
+    else:
+        with ending_in_one_line():
+            importlib.import_module(f"otter_jax.commands.{name}").main(rest)
+
+
+def usage() -> str:
+    """Return the commands in words."""
+    lines = [f"  {name:<9} {meaning}" for name, meaning in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: otter-jax COMMAND [OPTIONS]",
+            "",
+            *lines,
+            "",
+            "otter-jax COMMAND --help lists the options; of train, every config key.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

