@@ -25,6 +25,7 @@ from otter_jax.runs.reporting import Reporter
 from otter_jax.runs.workdir import (
     WorkdirLock,
     claimed,
+    last_saved_step,
     read_finished,
     refuse_in_use,
     refuse_other_data,
@@ -82,6 +83,7 @@ def train(config: ConfigDict, workdir: Path) -> Results:
         parts.interruption = interruption
         with claimed(config, workdir, source) as lock:
             interruption.before_end(lock.release)
+            interruption.step = last_saved_step(workdir)
             return train_claimed(parts, source, schedule, total_steps, lock)
 
 

@@ -179,11 +179,14 @@ def refuse_other_run(config: ConfigDict, workdir: Path) -> None:
 
 def is_untrained(workdir: Path) -> bool:
     """Return whether no step of a run is left in its workdir, so that it is free for another."""
-    checkpoints, steps = workdir / "checkpoints", complete_lines(workdir / "metrics.jsonl")
-    saved = checkpoints.iterdir() if checkpoints.is_dir() else ()
-    return not any(path.name not in ("0", "frozen") for path in saved) and not any(
-        json.loads(line)["step"] > 0 for line in steps
-    )
+    lines = complete_lines(workdir / "metrics.jsonl")
+    return last_saved_step(workdir) == 0 and not any(json.loads(each)["step"] > 0 for each in lines)
+
+
+def last_saved_step(workdir: Path) -> int:
+    """Return the last step that has a checkpoint, whole or not; 0 where there is none."""
+    names = (path.name for path in (workdir / "checkpoints").glob("[0-9]*"))
+    return max((int(name.partition(".")[0]) for name in names), default=0)
 
 
 def _is_of(config: ConfigDict, source: Source | None, workdir: Path) -> bool:

@@ -247,8 +247,9 @@ def test_what_is_never_trained_is_kept_once(tmp_path: Path) -> None:
     sizes = {each.name: size_of(each) for each in tmp_path.iterdir()}
     assert sizes["3"] < 100_000 < sizes["frozen"]
     damage(tmp_path, "flip", "frozen")
-    with Checkpoints(tmp_path) as saved, pytest.raises(
-        ValueError, match=r"no checkpoint is whole: .*\.\./frozen/.* has changed"
+    with (
+        Checkpoints(tmp_path) as saved,
+        pytest.raises(ValueError, match=r"no checkpoint is whole: .*\.\./frozen/.* has changed"),
     ):
         saved.restore_variables(state.variables)
 

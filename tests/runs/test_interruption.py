@@ -447,6 +447,82 @@ def parameters(workdir: Path) -> list[bytes]:
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(load(workdir).variables)]
 
 
+PHASES = ("compile", "features", "trust", "evaluation", "pictures")
+STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}
+OF_A_RUN = ("metrics.jsonl", "results.json", "data.json", "trust.npz")
+
+
+def phases_config(make: Callable, folder: Path) -> Path:
+    """Write a config whose run goes through all phases; return its file."""
+    frozen = FROZEN | {"evaluate.batch_size": 8, "objective.pair_weight": "estimated"}
+    config = make(**frozen, **{"objective.name": "infonce", "trust.neighbors": 5})
+    path = folder / "phases.json"
+    path.write_text(json.dumps(config_lib.as_dict(config)))
+    return path
+
+
+def interrupt(phase: str, number: int, config: Path, workdir: Path) -> float:
+    """Start a run, send it a signal in a phase, and return the seconds until it has ended."""
+    program = Path(__file__).with_name("slow_phases.py")
+    process = subprocess.Popen(  # On this process's devices: random weights are the same bits.
+        [sys.executable, str(program), phase, str(config), str(workdir)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while (line := process.stdout.readline()) != f"in {phase}\n":
+        assert line, "the phase did not come"
+    time.sleep(0.5)
+    since = time.monotonic()
+    process.send_signal(number)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == STATUS[number], output[-3000:]
+    if number != signal.SIGKILL:
+        said = "after step 6" if phase == "pictures" else "before the first step"
+        assert f"otter_jax: stopped by {signal.Signals(number).name} {said}" in output
+        assert not (workdir / "run.lock").exists()
+    return time.monotonic() - since
+
+
+def kept_features(workdir: Path) -> dict[str, bytes]:
+    """Return the files of whole features; parts are not left behind."""
+    assert all(path.suffix == ".npz" for path in (workdir / "features").iterdir())
+    return {path.name: path.read_bytes() for path in (workdir / "features").iterdir()}
+
+
+def test_stopped_in_features_and_in_the_compiler(tiny_config: Callable, tmp_path: Path) -> None:
+    """What two batches have given is kept; XLA is not waited for; all is as if never stopped."""
+    config, workdir, whole = phases_config(tiny_config, tmp_path), tmp_path / "run", tmp_path / "w"
+    train.train(config_lib.load(config), whole)
+    assert interrupt("features", signal.SIGTERM, config, workdir) < 10
+    (parts,) = (path for path in (workdir / "features").iterdir() if path.is_dir())
+    assert len(list(parts.iterdir())) == 1
+    assert interrupt("compile", signal.SIGINT, config, workdir) < 10
+    train.train(config_lib.load(config), workdir)
+    for name in OF_A_RUN:
+        assert (workdir / name).read_bytes() == (whole / name).read_bytes(), name
+    assert kept_features(workdir) == kept_features(whole)
+
+
+@pytest.mark.slow
+def test_interrupted_in_every_phase_by_every_signal(tiny_config: Callable, tmp_path: Path) -> None:
+    """30 times; `-s` shows the table."""
+    config, whole = phases_config(tiny_config, tmp_path), tmp_path / "whole"
+    train.train(config_lib.load(config), whole)
+    print("\nphase       signal   status  seconds until it had ended  equal afterwards")
+    for phase, number, again in itertools.product(PHASES, STATUS, range(2)):
+        workdir = tmp_path / f"{phase}{number}"  # Twice in the same.
+        seconds = interrupt(phase, number, config, workdir)
+        assert seconds < 5
+        equal = "-"
+        if again:
+            train.train(config_lib.load(config), workdir)
+            equal = all((workdir / n).read_bytes() == (whole / n).read_bytes() for n in OF_A_RUN)
+            assert equal and kept_features(workdir) == kept_features(whole)
+        print(f"{phase:10}  {number.name:7}  {STATUS[number]:6}  {seconds:26.1f}  {equal}")
+
+
 @pytest.mark.slow
 def test_killed_and_stopped_at_random_moments(tiny_config: Callable, tmp_path: Path) -> None:
     """One run, interrupted 25 times; `-s` shows the table."""
