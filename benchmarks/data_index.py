@@ -72,7 +72,7 @@ def memory(folder: Path, records: int) -> None:
 
 
 def measure(step: str, folder: str) -> dict[str, float]:
-    """Measure one step in this process: time, peak memory in MiB and the size of the index."""
+    """Return time, peak memory in MiB and size of the index, of one step in this process."""
     from otter_jax.data.batches import record_order
     from otter_jax.data.caption_pairs import CaptionPairs
     from otter_jax.data.shard_index import Scan, load_index
@@ -105,7 +105,7 @@ def measure(step: str, folder: str) -> dict[str, float]:
 
 
 def write_shard(path: Path, number: int) -> Path:
-    """Write a shard of 10,000 pairs with images of 2 kB and return its path."""
+    """Return a shard of 10,000 pairs with images of 2 kB."""
     with path.open("wb") as file:
         for pair in range(PAIRS_A_SHARD):
             key = f"{number:05d}{pair:04d}"

@@ -62,7 +62,7 @@ def main() -> None:
 def compare(
     folder: Path, tokenizer: Tokenizer, cores: int, arguments: argparse.Namespace
 ) -> dict[str, tuple[float, ...]]:
-    """Return what `measure` says of every pipeline, the best of all rounds."""
+    """Return `measure` of every pipeline, the best of all rounds."""
     best: dict[str, tuple[float, ...]] = {}
     for _ in range(arguments.rounds):
         for label, start in pipelines(folder, tokenizer, cores, arguments.augmentation).items():
@@ -72,7 +72,7 @@ def compare(
 
 
 def measure(stream: Iterator[Any], count: int) -> tuple[float, float]:
-    """Return images per second, and per second of CPU, once the pipeline runs evenly."""
+    """Return images a second, and a second of CPU, once the pipeline runs evenly."""
     for _ in range(WARM_UP):
         next(stream)
     start, used = time.perf_counter(), cpu_seconds()
@@ -83,7 +83,7 @@ def measure(stream: Iterator[Any], count: int) -> tuple[float, float]:
 
 
 def cpu_seconds() -> float:
-    """Return the CPU seconds of this process and its workers, whatever else the machine does."""
+    """Return what this process and its workers have used, which others' programs leave alone."""
     seconds = time.process_time()
     for worker in multiprocessing.active_children():
         fields = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
@@ -94,7 +94,7 @@ def cpu_seconds() -> float:
 def pipelines(
     folder: Path, tokenizer: Tokenizer, cores: int, augmentation: str
 ) -> dict[str, Callable[[], Iterator[Any]]]:
-    """Yield what is compared: names, and functions that start an endless stream of batches."""
+    """Yield what is compared: functions that start an endless stream of batches."""
     found = {"otter_jax": lambda: our_batches(folder, tokenizer, cores, augmentation)}
     try:
         import torch
@@ -157,7 +157,7 @@ class ImageFolder:
         self.paths, self.transform = sorted(folder.glob("*.jpg")), transform
 
     def __len__(self) -> int:
-        """Return how many files there are."""
+        """Return how many files."""
         return len(self.paths)
 
     def __getitem__(self, number: int) -> Any:
@@ -197,7 +197,7 @@ def webdataset_batches(
 def print_stages(
     folder: Path, tokenizer: Tokenizer, captions: list[str], augmentation: str
 ) -> None:
-    """Print what one core does per second, stage by stage."""
+    """Print what one core does a second, stage by stage."""
     files = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))[:PHOTOS]]
     arrays = [images.decode(data) for data in files]
     rng = np.random.default_rng(0)
@@ -217,7 +217,7 @@ def print_stages(
 
 
 def calls_per_second(function: Callable[[Any], Any], values: list[Any], rounds: int = 5) -> float:
-    """Return calls per second with each of the values, in the best round."""
+    """Return calls a second with each of the values, in the best round."""
     seconds = []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -228,7 +228,7 @@ def calls_per_second(function: Callable[[Any], Any], values: list[Any], rounds: 
 
 
 def photo_like(rng: np.random.Generator) -> np.ndarray:
-    """Return uint8 [HEIGHT, WIDTH, 3] noise: as a JPEG, two bits a pixel, like photographs."""
+    """Return noise that needs the two bits a pixel of photographs as a JPEG; uint8."""
     across, down = np.fft.fftfreq(WIDTH) * WIDTH, np.fft.fftfreq(HEIGHT) * HEIGHT
     frequency = np.maximum(np.hypot(across, down[:, None]), 1.0)
     light, red, blue = (
@@ -240,7 +240,7 @@ def photo_like(rng: np.random.Generator) -> np.ndarray:
 
 
 def write_pairs(folder: Path) -> list[str]:
-    """Write PAIRS images as .jpg files and, with captions, as tar shards; return the captions."""
+    """Write PAIRS images as .jpg files and, with captions, as tar shards; returns the captions."""
     rng = np.random.default_rng(0)
     photos = []
     for _ in range(PHOTOS):
@@ -263,7 +263,7 @@ def write_pairs(folder: Path) -> list[str]:
 
 
 def write_tokenizer(folder: Path, captions: list[str]) -> Path:
-    """Write a WordPiece tokenizer of BERT's kind, with a vocabulary made from the captions."""
+    """Return a WordPiece tokenizer of BERT's kind, with a vocabulary made from the captions."""
     from tokenizers import BertWordPieceTokenizer
 
     tokenizer = BertWordPieceTokenizer()

@@ -375,6 +375,8 @@ def check(config: ConfigDict) -> None:
         ValueError: naming the key, what was found and what would be right.
     """
     _refuse_unknown_keys(config)
+    if not 0 <= config.seed < 2**32:  # What both JAX and the order of the data can tell apart.
+        raise ValueError(f"config.seed={config.seed}: it must be 0 to {2**32 - 1}")
     _choice(config, "on_nan", ("stop", "skip", "rollback"))
     _check_profile(config.profile)
     if config.wandb_project is not None and importlib.util.find_spec("wandb") is None:

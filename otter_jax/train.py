@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from otter_jax import config as config_lib
 from otter_jax import objectives, sharding
-from otter_jax.data.sources import Source, describe_skipped_files, open_source
+from otter_jax.data.sources import Source, open_source, remarks
 from otter_jax.embedding import trust
 from otter_jax.embedding.encoder import keep_description
 from otter_jax.evaluate import before_training, draw_sets, write_results
@@ -113,8 +113,8 @@ def open_pairs(config: ConfigDict, workdir: Path, method: objectives.Method) -> 
         every_caption=config.data.captions == "all",
         progress=progress,
     )
-    if damage := describe_skipped_files(source):
-        say(damage)
+    for remark in remarks(source):
+        say(remark)
     refuse_bad_data(config, source, {})
     refuse_other_data(source, workdir)
     record_order(config, source, np.arange(len(source)))  # Refuses too few pairs.

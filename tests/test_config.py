@@ -22,6 +22,8 @@ def test_misspelt_key_is_an_error() -> None:
     [
         ("batch_size", 0, r"config\.batch_size=0"),
         ("batch_size", 1, "at least 2 pairs"),
+        ("seed", -1, r"config\.seed=-1: it must be 0 to 4294967295"),
+        ("seed", 2**32 + 5, r"config\.seed=4294967301: it must be 0 to"),
         ("data.fit", "stretch", "choose from crop, pad"),
         ("data.augmentation", "cutout", "choose from none"),
         ("optimizer.name", "lamb", "choose from sgd, adamw"),

@@ -1,7 +1,7 @@
 """Shows what is in data: otter-jax inspect --data=SPEC [--data=SPEC] [--out=DIR].
 
 Counts pairs, sizes, caption lengths, exact copies, and images that cannot be read, each with its
-reason. With --out it writes inspect.json, histograms.png and samples.png. With --model it also says
+reason; prints ten captions as they are trained on, and says what makes them look like none. With --out it writes inspect.json, histograms.png and samples.png. With --model it also says
 how surely that model finds each image's caption among those of a batch, which is OTTER's measure of
 how noisy a data set is. With --trust it estimates how many captions are wrong, and with --out which
 ones: trust.parquet, trust.png, and the pairs that are trusted least and most.
@@ -22,7 +22,9 @@ import numpy as np
 
 from otter_jax.commands.command_line import Parser
 from otter_jax.data import images, statistics
-from otter_jax.data.sources import Source, describe_skipped_files, open_source, skipped_files
+from otter_jax.data.caption_checks import SHOWN, doubts, sample_captions
+from otter_jax.data.records import read_in_order
+from otter_jax.data.sources import Source, open_source, remarks, skipped_files
 
 SAMPLES, COLUMNS, THUMBNAIL = 24, 6, 160
 TRUST_FILES = ("trust.parquet", "trust.png", "least_trusted.png", "most_trusted.png")
@@ -65,7 +67,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def inspect(options: argparse.Namespace) -> dict[str, Any]:
-    """Print, writes and returns the findings.
+    """Print, write and return the findings.
 
     Raises:
         ValueError: For a SPEC, model or number that makes no sense.
@@ -81,6 +83,8 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--out={options.out} is a file; name a folder")
     if options.batch_size < 2:
         raise ValueError(f"--batch_size={options.batch_size}; it must be at least 2")
+    if options.seed < 0:
+        raise ValueError(f"--seed={options.seed}; it must not be negative")
     if options.trust and options.out is not None and importlib.util.find_spec("pyarrow") is None:
         raise ModuleNotFoundError(
             "--trust --out writes Parquet, which needs pyarrow: pip install 'otter_jax[parquet]'"
@@ -88,20 +92,26 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
     encoder = _load(options.model)
     towers = (encoder or _quickstart_encoder()) if options.trust else None
     source = open_source(read_specs(options.data), progress=progress)
-    if damage := describe_skipped_files(source):
-        say(damage)
+    for remark in remarks(source):
+        say(remark)
     numbers = statistics.choose(len(source), options.limit, options.seed)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
     tally = statistics.Tally()
-    for number in progress(numbers, len(numbers), "inspect"):
-        tally.add(source, int(number))
+    read = read_in_order(source, map(int, numbers))
+    for number, record in progress(read, len(numbers), "inspect"):
+        tally.add_record(number, record)
+    sampled = sample_captions(source)
+    captions = sampled[:: max(1, len(sampled) // SHOWN)][:SHOWN]
+    say("captions as they are trained on:\n" + "\n".join(f"  {text!r:.100}" for text in captions))
     found = {
         "data": source.name,
         "pairs": len(source),
         "inspected": len(numbers),
         "skipped": dict(source.skipped),
         "skipped_files": skipped_files(source),
+        "looks wrong": doubts(sampled),
+        "captions": captions,
         **tally.summary(),
     }
     order = np.random.default_rng(options.seed).permutation(np.array(tally.readable, int))
@@ -143,10 +153,10 @@ def read_specs(arguments: Sequence[str]) -> str | list[str]:
 
 
 def report(found: dict[str, Any]) -> str:
-    """Return the findings as lines of text, without the lists of what is bad."""
+    """Return the findings as lines of text, without the lists of captions and of what is bad."""
     lines = []
     for name, value in found.items():
-        if name in ("unreadable", "skipped_files"):
+        if name in ("unreadable", "skipped_files", "captions", "looks wrong"):
             continue
         if isinstance(value, dict):
             value = ", ".join(f"{key} {_number(x)}" for key, x in value.items()) or "none"
@@ -155,7 +165,7 @@ def report(found: dict[str, Any]) -> str:
 
 
 def draw_histograms(path: Path, tally: statistics.Tally) -> None:
-    """One histogram each of width, height, width / height, characters and words."""
+    """Draw one histogram each of width, height, width / height, characters and words."""
     from matplotlib.figure import Figure
 
     columns = {**tally.columns, "width / height": tally.aspects()}
@@ -178,7 +188,7 @@ def draw_samples(
     encoder: Any,
     notes: Sequence[str] = ("",) * SAMPLES,
 ) -> None:
-    """A sheet of images as the model sees them (whole, without a model), with their captions.
+    """Draw a sheet of images as the model sees them (whole, without a model), with captions.
 
     Args:
         path: A .png file.
@@ -231,7 +241,7 @@ def write_trust(folder: Path, source: Source, pairs: dict[str, Any], found: Any)
 
 
 def draw_trust(path: Path, found: Any) -> None:
-    """Histograms of the statistic: of the pairs, and of captions drawn at random in their share."""
+    """Draw the statistic's histograms: of the pairs, and of random captions in their share."""
     from matplotlib.figure import Figure
 
     ends = np.quantile(np.concatenate([found.statistic, found.null]), [0.001, 0.999])
@@ -262,7 +272,7 @@ def _load(model: Path | None) -> Any:
 
 
 def _quickstart_encoder() -> Any:
-    """Return the towers of configs/quickstart.py, which are good for any pictures and English captions."""
+    """Return the towers of configs/quickstart.py, good for any pictures and English captions."""
     from otter_jax import sharding
     from otter_jax.config import default_config
     from otter_jax.embedding.encoder import build_module, make_encoder

@@ -30,9 +30,9 @@ from typing import Any
 
 from otter_jax.commands.command_line import Parser
 from otter_jax.data.builders.recipes import RECIPES, open_pairs
-from otter_jax.data.records import RecordError, Source, in_words
+from otter_jax.data.records import RecordError, Source, in_words, read_in_order
 from otter_jax.data.scan_pool import scan_in_order
-from otter_jax.data.sources import describe_skipped_files, skipped_files
+from otter_jax.data.sources import remarks, skipped_files
 from otter_jax.data.tfds_source import UNFINISHED
 
 MANIFEST = "manifest.json"
@@ -154,8 +154,8 @@ def _convert(options: argparse.Namespace, folder: Path, run: Runner) -> dict[str
     source = open_pairs(
         options.spec, options.recipe, cache_dir=folder / UNFINISHED, progress=progress
     )
-    if damage := describe_skipped_files(source):
-        say(damage)
+    for remark in remarks(source):
+        say(remark)
     job = Job(source, folder, options.name, options.recipe, options.records_per_shard)
     begin(job)
     missing = find_missing(job, progress)
@@ -349,12 +349,12 @@ def _serialized(job: Job, shard: str, skipped: Counter[str]) -> Iterator[bytes]:
     features = make_features()
     serializer = ExampleSerializer(features.get_serialized_info())
     first = job.shards.index(shard) * job.records_per_shard
-    for number in range(first, min(first + job.records_per_shard, len(job.source))):
-        try:
-            example = features.encode_example(to_example(job.source[number]))
-        except RecordError as error:
-            skipped[str(error)] += 1
+    numbers = range(first, min(first + job.records_per_shard, len(job.source)))
+    for _, record in read_in_order(job.source, numbers):
+        if isinstance(record, RecordError):
+            skipped[str(record)] += 1
             continue
+        example = features.encode_example(to_example(record))
         # The order of fields is free, and differs from process to process unless it is asked for.
         yield serializer.get_tf_example(example).SerializeToString(deterministic=True)
 

@@ -77,7 +77,7 @@ def _moco(image: np.ndarray, size: int, rng: np.random.Generator, fit: images.Fi
 
 
 def color_jitter(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return vary brightness, contrast and saturation by up to 40 %, hue by 36 degrees, in any order.
+    """Vary brightness, contrast and saturation by up to 40 %, hue by 36 degrees, in any order.
 
     Args:
         image: uint8 [height, width, 3].

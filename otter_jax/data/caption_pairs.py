@@ -1,10 +1,11 @@
 """Every caption of every image as a pair of its own, where an epoch is to show all of them."""
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
-from otter_jax.data.records import Record, RecordError, Source
+from otter_jax.data.records import Record, RecordError, Source, read_records
 
 
 class CaptionPairs:
@@ -22,7 +23,7 @@ class CaptionPairs:
     """
 
     def __init__(self, source: Source) -> None:
-        """Number the captions.
+        """Give every caption a number.
 
         Raises:
             ValueError: If the source does not know how many captions its records have.
@@ -56,10 +57,30 @@ class CaptionPairs:
             RecordError: If the record has another number of captions than it had.
         """
         number = range(len(self))[i]
-        place = int(np.searchsorted(self._ends, number, side="right"))
-        record = self.source[place]
+        found = self._pair(number, self.source[self._place(number)])
+        if isinstance(found, RecordError):
+            raise found
+        return found
+
+    def read_many(self, numbers: Sequence[int]) -> list[Record | RecordError]:
+        """Read some pairs, of each record once; see `records.read_records`."""
+        numbers = [range(len(self))[number] for number in numbers]
+        places = [self._place(number) for number in numbers]
+        wanted = list(dict.fromkeys(places))
+        records = dict(zip(wanted, read_records(self.source, wanted), strict=True))
+        return [self._pair(n, records[place]) for n, place in zip(numbers, places, strict=True)]
+
+    def _place(self, number: int) -> int:
+        """Return the record that a pair is of."""
+        return int(np.searchsorted(self._ends, number, side="right"))
+
+    def _pair(self, number: int, record: Record | RecordError) -> Record | RecordError:
+        """Return the pair of a record that a number stands for."""
+        if isinstance(record, RecordError):
+            return record
+        place = self._place(number)
         end, start = int(self._ends[place]), int(self._ends[place - 1]) if place else 0
         if len(record.captions) != end - start:
-            raise RecordError("captions have changed")
+            return RecordError("captions have changed")
         caption = record.captions[number - start]
         return record._replace(caption=caption, captions=(caption,))

@@ -3,31 +3,34 @@
 image,caption
 photos/1.jpg,a cat on a mat
 photos/2.jpg,"[""a dog"", ""a puppy""]"
+
+or, as JSON lines,
+
+{"file_name": "photos/1.jpg", "text": "a cat on a mat"}
 """
 
 import codecs
-import contextlib
 import csv
 import hashlib
+import itertools
 import json
 import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
-from otter_jax.data.columns import choose_columns
+from otter_jax.data.columns import CAPTION_NAMES, captions_of_cell, choose_columns
 from otter_jax.data.records import (
     Record,
     RecordError,
-    clean_caption,
-    clean_captions,
     in_words,
     read_image,
     size_of_image,
 )
 
+_LINES_WITH_ALL_KEYS = 100
 _SEPARATORS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "vertical bars"}
 
 
@@ -36,13 +39,13 @@ class Row(NamedTuple):
 
     Attributes:
         key: What to call the record.
-        image: Where its image lies.
-        captions: Its captions, cleaned; at least one.
+        image: Where its image lies; None for one within the table.
+        captions: Its captions, cleaned; at least one, unless a table is read for something else.
         columns: All that is known of it.
     """
 
     key: str
-    image: Path
+    image: Path | None
     captions: tuple[str, ...]
     columns: dict[str, str]
 
@@ -123,6 +126,20 @@ class TextTable:
             RecordError: If the image has gone.
             ValueError: If the table has changed.
         """
+        row = self.row(i)
+        return Record(row.key, read_image(row.image), row.captions[0], row.columns, row.captions)
+
+    @property
+    def folder(self) -> Path:
+        """The folder that paths of images count from."""
+        return self._path.parent
+
+    def image(self, i: int) -> bytes:
+        """Read the image of row `i`; errors as of the row."""
+        return read_image(self.row(i).image)
+
+    def row(self, i: int) -> Row:
+        """Read row `i` without its image; ValueError if the table has changed."""
         place = 2 * range(len(self))[i]
         number, offset = self._places[place : place + 2]
         with self._path.open("rb") as file:
@@ -131,7 +148,7 @@ class TextTable:
             file.seek(offset)
             row = self._parse(number, self._next_row(file))
         key = row.key.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        return Record(key, read_image(row.image), row.captions[0], row.columns, row.captions)
+        return row._replace(key=key)
 
     def _refuse_no_text(self, file: BinaryIO) -> None:
         """Refuse an empty file, and one in UTF-16, which would seem to have no columns."""
@@ -156,7 +173,7 @@ class TextTable:
             names = self._next_row(file)
         except csv.Error as error:
             raise ValueError(f"{self._path}: its first line names no columns ({error})") from None
-        return [name.removeprefix("\ufeff").strip() for name in names]
+        return [name.strip() for name in names]
 
     def _rows(self, file: BinaryIO) -> Iterator[tuple[int, list[str]]]:
         """Yield every row's offset and its fields, none for one that csv can make nothing of."""
@@ -176,7 +193,10 @@ class TextTable:
                 yield offset, fields
 
     def _next_row(self, file: BinaryIO) -> list[str]:
-        lines = (line.decode("utf-8", "surrogateescape") for line in iter(file.readline, b""))
+        # A byte-order mark goes before csv looks for quotes.
+        mark = codecs.BOM_UTF8 if file.tell() == 0 else b""
+        read = (line.removeprefix(mark) for line in iter(file.readline, b""))
+        lines = (line.decode("utf-8", "surrogateescape") for line in read)
         rows = csv.reader(lines, delimiter=self._delimiter, quoting=self._quoting, strict=True)
         return next(rows, [])
 
@@ -186,23 +206,41 @@ class CsvTable(TextTable):
 
     Image paths count from the table's folder. A caption cell may hold a json list of captions;
     there may also be several caption columns, of one name, or named by the option `caption`.
+
+    Attributes:
+        caption_names: What the columns with the captions are called.
     """
 
-    def __init__(self, path: Path, name: str, options: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        options: Mapping[str, str],
+        *,
+        caption_names: Sequence[str] = CAPTION_NAMES,
+        needs_caption: bool = True,
+    ) -> None:
         """Read all rows once, see `TextTable`.
 
         Args:
             path: The table; tabs separate columns in a `.tsv`.
             name: What to call it in logs.
             options: See `columns.choose_columns`.
+            caption_names: Customary names of the captions' columns.
+            needs_caption: Whether rows without a caption are left out. (Of labels there may be
+                none.)
         """
-        self._options = options
+        self._options, self._caption_names = options, caption_names
+        self._needs_caption = needs_caption
         tabs = path.suffix.lower() in (".tsv", ".tab")
         super().__init__(path, name, delimiter="\t" if tabs else ",")
 
     def _choose_columns(self) -> None:
         self._refuse_other_separator()
-        image, captions = choose_columns(self._columns, self._options, self.name)
+        image, captions = choose_columns(
+            self._columns, self._options, self.name, self._caption_names
+        )
+        self.caption_names = tuple(captions)
         self._image_column = self._columns.index(image)
         self._caption_columns = [
             i for wanted in captions for i, name in enumerate(self._columns) if name == wanted
@@ -223,27 +261,66 @@ class CsvTable(TextTable):
         del number
         if not fields:
             raise RecordError("broken row")
-        image = fields[self._image_column]
+        cells = [fields[i] for i in self._caption_columns]
+        return self._row(fields[self._image_column], cells)
+
+    def _row(self, image: object, cells: Sequence[object]) -> Row:
+        """Return the row with an image and some cells of captions; RecordError if it is no pair."""
+        try:
+            "".join(cell for cell in cells if isinstance(cell, str)).encode("utf-8")
+        except UnicodeEncodeError:
+            raise RecordError("caption not UTF-8") from None
+        found = dict.fromkeys(caption for cell in cells for caption in captions_of_cell(cell))
+        if self._needs_caption and not found:
+            raise RecordError("empty caption")
+        if not isinstance(image, str) or not image:
+            raise RecordError("missing image")
         if "://" in image:
             raise RecordError("image is a URL")
-        try:
-            found = [caption for i in self._caption_columns for caption in _captions(fields[i])]
-        except UnicodeDecodeError:
-            raise RecordError("caption not UTF-8") from None
-        if not found:
-            raise RecordError("empty caption")
-        return Row(image, self._path.parent / image, tuple(dict.fromkeys(found)), {})
+        return Row(image, self._path.parent / image, tuple(found), {})
 
 
-def _captions(cell: str) -> tuple[str, ...]:
-    """Return the captions of a cell: those of a json list, else its text."""
-    caption = clean_caption(cell.encode("utf-8", "surrogateescape"))
-    if caption.startswith("["):
-        with contextlib.suppress(ValueError, RecursionError):
-            listed = json.loads(cell)
-            if isinstance(listed, list) and all(isinstance(text, str) for text in listed):
-                return clean_captions(listed)
-    return (caption,) if caption else ()
+class JsonLinesTable(CsvTable):
+    """A file of one JSON object a line, such as the metadata.jsonl of Hugging Face's imagefolder.
+
+    Its columns are the keys of the first lines.
+    """
+
+    def _column_names(self, file: BinaryIO) -> list[str]:
+        start = file.tell()
+        lines = itertools.islice(iter(file.readline, b""), _LINES_WITH_ALL_KEYS)
+        names = [name for line in lines for name in _parse_line(line) or ()]
+        file.seek(start)
+        return list(dict.fromkeys(names))
+
+    def _rows(self, file: BinaryIO) -> Iterator[tuple[int, list[Any]]]:
+        while line := file.readline():
+            if line.strip():
+                yield file.tell() - len(line), self._fields(line)
+
+    def _next_row(self, file: BinaryIO) -> list[Any]:
+        return self._fields(file.readline())
+
+    def _fields(self, line: bytes) -> list[Any]:
+        """Return the values of the columns; none of a line that is no object."""
+        found = _parse_line(line)
+        return [] if found is None else [found.get(name) for name in self._columns]
+
+    def _row(self, image: object, cells: Sequence[object]) -> Row:
+        return super()._row(image, [_without_surrogates(cell) for cell in cells])
+
+
+def _parse_line(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line.removeprefix(codecs.BOM_UTF8))
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _without_surrogates(cell: object) -> object:
+    r"""Return a cell without halves of characters, which JSON can hold as \ud83d."""
+    return cell.encode("utf-8", "replace").decode() if isinstance(cell, str) else cell
 
 
 def _state(file: BinaryIO) -> tuple[int, int]:

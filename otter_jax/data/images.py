@@ -6,9 +6,12 @@ The evaluation transform is resampled by Pillow, the reference that published sc
 training may use OpenCV, which is faster and whose small differences drown in the augmentation.
 """
 
+import importlib
 import io
 import math
+import os
 import warnings
+from pathlib import Path
 from typing import Literal, get_args
 
 import cv2
@@ -31,7 +34,7 @@ REASONS: tuple[str, ...] = get_args(Reason)
 
 # What the web and photographers use, told by content and never by name. Pillow reads thirty more;
 # one of them runs another program (EPS), and none is worth its risk.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
 MAX_PIXELS = 178_956_970  # half a GiB at three bytes a pixel; Pillow refuses at the same number
 MAX_ASPECT_RATIO = 200  # resizing the shorter side of a hairline would fill the memory
@@ -40,6 +43,13 @@ CROP_SCALE = (0.2, 1.0)  # shares of the area
 CROP_RATIO = (3 / 4, 4 / 3)  # width / height
 
 _WHITE = 255
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # A tag of TIFF, and its value.
+_PNG_LIMITS = ("MAX_TEXT_CHUNK", "text chunks")  # What Pillow's errors name.
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PACKAGES = {"HEIF": "pillow_heif", "JXL": "pillow_jxl"}  # Of the extra `images`.
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1", b"hevc", b"hevx")
+_BRANDS_END = 64  # Bytes; a file names a handful, of four letters each.
+_JPEG_XL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 _HALVED_FROM = 2.4  # times the size wanted; never further from bicubic than bilinear would be
 _LINEAR_FROM = 1.6  # times the size wanted; from here on nearer to bicubic, and faster
 _REDUCED = (
@@ -91,23 +101,116 @@ def decode(data: bytes, *, at_least: int | None = None) -> np.ndarray:
     if not data:
         raise ImageError("zero bytes")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with _open(data) as image:
             _check_size(*image.size)
-            _check_range(image)
             if _is_plain_jpeg(image, data):
                 array = _decode_jpeg(data, min(image.size), at_least)
                 if array is not None:
                     return array
-            image.load()
-            return np.array(to_rgb(_upright(image)))
+            return _decode_pillow(image)
     except Exception as error:  # Pillow's readers raise a dozen types on broken files
+        if _is_of_large_chunks(error):
+            return decode(without_texts(data), at_least=at_least)
         raise _explain(error, data) from None
+
+
+def as_array(image: Image.Image | np.ndarray | bytes | str | os.PathLike) -> np.ndarray:
+    """Return any image as `decode` returns the file it comes from.
+
+    Args:
+        image: A file's contents or path; an image that Pillow opened or made; or an array, which
+            is taken as it is.
+
+    Returns:
+        uint8 [height, width, 3], RGB.
+
+    Raises:
+        ImageError: If it is broken, too large, or of an unknown range of values, see `decode`.
+        ValueError: If it is no image at all, or an array of another type or shape.
+    """
+    if isinstance(image, bytes):
+        return decode(image)
+    if isinstance(image, str | os.PathLike) and os.path.isfile(image):
+        return decode(Path(image).read_bytes())
+    if isinstance(image, Image.Image):
+        try:
+            _check_size(*image.size)
+            return _decode_pillow(image)
+        except Exception as error:
+            raise _explain(error, b"") from None
+    if not isinstance(image, np.ndarray):
+        raise ValueError(
+            f"an image should be a PIL image or a uint8 array, found {image!r}; files are opened "
+            "with PIL.Image.open or given by their path, at which there must be one"
+        )
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(
+            f"an image should be uint8 [H, W, 3], found {image.dtype} {list(image.shape)}"
+        )
+    return image
+
+
+def _decode_pillow(image: Image.Image) -> np.ndarray:
+    """Return an image of Pillow's, opened or made, upright and with transparency laid on white."""
+    _check_range(image)
+    image.load()
+    if _is_inverted(image):
+        image = Image.fromarray(~np.asarray(image))
+    return np.array(to_rgb(_upright(image)))
+
+
+def _open(data: bytes) -> Image.Image:
+    """Open an image file of one of `FORMATS`, or of a format whose package is installed."""
+    name = _format_of_a_package(data)
+    if not name:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    package = _PACKAGES[name]
+    try:
+        plugin = importlib.import_module(package)
+    except ModuleNotFoundError:
+        raise ImageError(
+            "not an image", f"{name} needs {package}: pip install 'otter_jax[images]'"
+        ) from None
+    if name == "HEIF":
+        plugin.register_heif_opener()
+    return Image.open(io.BytesIO(data), formats=(name,))
+
+
+def _format_of_a_package(data: bytes) -> str:
+    """Return the format of a file that Pillow does not read alone, by its first bytes; else ""."""
+    brands = data[8:_BRANDS_END] if data[4:8] == b"ftyp" else b""
+    if brands[:4] in _HEIF_BRANDS and b"avif" not in brands:  # An AVIF may be a "mif1" first.
+        return "HEIF"
+    return "JXL" if data.startswith(_JPEG_XL) else ""
+
+
+def _is_of_large_chunks(error: Exception) -> bool:
+    """Return whether Pillow refused a PNG for texts or a profile above its limits alone."""
+    return isinstance(error, ValueError) and any(limit in str(error) for limit in _PNG_LIMITS)
+
+
+def without_texts(data: bytes) -> bytes:
+    """Return a PNG without its texts and colour profile, of which no pixel depends.
+
+    What says how it is to be turned (`eXIf`) stays.
+    """
+    kept, place = [_PNG], len(_PNG)
+    while place + 12 <= len(data):
+        length = int.from_bytes(data[place : place + 4])
+        if data[place + 4 : place + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept.append(data[place : place + 12 + length])
+        place += 12 + length
+    return b"".join(kept) + data[place:]
 
 
 def format_and_mode(data: bytes) -> str:
     """Return format and mode of an image that can be decoded, such as "JPEG RGB"."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        return f"{image.format} {image.mode}"
+    try:
+        with _open(data) as image:
+            return f"{image.format} {image.mode}"
+    except ValueError:  # Of texts or a profile that are too large.
+        with _open(without_texts(data)) as image:
+            return f"{image.format} {image.mode}"
 
 
 def sufficient_side(size: int, kind: str) -> int | None:
@@ -215,12 +318,13 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _check_range(image: Image.Image) -> None:
-    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+    # Pillow has the 16 bits of a PGM, and of PNG in older versions, in 32.
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         raise ImageError("unknown range of values", "32 bits a channel")
 
 
 def _is_plain_jpeg(image: Image.Image, data: bytes) -> bool:
-    """Return whether OpenCV may decode it: it fills what a cut JPEG lacks with grey, without a word."""
+    """Return whether OpenCV may decode it: of a cut JPEG it fills the rest with grey, unsaid."""
     return image.format == "JPEG" and image.mode in ("RGB", "L") and data.endswith(b"\xff\xd9")
 
 
@@ -263,12 +367,28 @@ def _is_cut_webp(data: bytes) -> bool:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any mode to RGB, transparency laid on white."""
     if image.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion clips at 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = Image.fromarray(_grey_of_16_bits(image))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
+
+
+def _is_inverted(image: Image.Image) -> bool:
+    """Return whether 16 bits of grey have 0 for white, which Pillow minds of 8 bits alone."""
+    photometric = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC)
+    return image.mode.startswith("I;16") and photometric == _WHITE_IS_ZERO
+
+
+def _grey_of_16_bits(image: Image.Image) -> np.ndarray:
+    """Return 16 bits of grey as 8, uint8 [height, width]; a transparent value is white."""
+    values = np.asarray(image)
+    grey = (values >> 8).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = _WHITE
+    return grey
 
 
 def _check_fit(fit: str, resize_factor: float) -> None:
@@ -294,7 +414,7 @@ def _inside(image: np.ndarray, side: int) -> tuple[int, int]:
 
 
 def _pad(image: np.ndarray, side: int) -> np.ndarray:
-    """Return centre an image of at most `side` pixels a side on a white square."""
+    """Return an image of at most `side` pixels a side, centred on a white square."""
     height, width = image.shape[:2]
     top, left = (side - height) // 2, (side - width) // 2
     square = np.full((side, side, 3), _WHITE, np.uint8)

@@ -13,7 +13,7 @@ from otter_jax.data import images
 from otter_jax.data.augmentations import augment, check_augmentation
 from otter_jax.data.batches import Batch
 from otter_jax.data.masking import mask_tokens
-from otter_jax.data.records import Record, RecordError, Source, name_record
+from otter_jax.data.records import Record, RecordError, Source, name_record, read_records
 from otter_jax.data.text_augmentations import augment_caption, wordnet
 from otter_jax.data.texts import Tokenizer
 
@@ -100,7 +100,9 @@ class PairLoader:
         A record that cannot be read is replaced by the next one that can, and noted;
         `index` says which records were really used. Of several captions one is drawn.
         """
-        pairs = [self._pair(step, int(record)) for record in records]
+        numbers = [int(record) for record in records]
+        found = read_records(self.source, numbers)
+        pairs = [self._pair(step, *each) for each in zip(numbers, found, strict=True)]
         views, captions, used = zip(*pairs, strict=True)
         tokens, token_mask = self.tokenizer(captions)
         batch = {
@@ -121,14 +123,18 @@ class PairLoader:
             records=records,
         )
 
-    def _pair(self, step: int, record: int) -> tuple[list[np.ndarray], str, int]:
-        """Return views of the image of a record, or of the next that can be read; caption and number."""
+    def _pair(
+        self, step: int, record: int, found: Record | RecordError
+    ) -> tuple[list[np.ndarray], str, int]:
+        """Return image views, caption and number of a record, or of the next that can be read."""
         tried = min(len(self.source), MOST_IN_A_ROW)
         for candidate in range(record, record + tried):
             number = candidate % len(self.source)
             name = name_record(number)  # until the record says what it is called
             try:
-                pair = self.source[number]
+                pair = found if candidate == record else self.source[number]
+                if isinstance(pair, RecordError):
+                    raise pair
                 name = name_record(number, pair.key)
                 image = images.decode(pair.image, at_least=self.at_least)
             except (RecordError, images.ImageError) as error:
@@ -215,7 +221,7 @@ def _generators(
 
 
 def _generator(seed: int, step: int, record: int, stream: int) -> np.random.Generator:
-    """Yield independent random numbers for one view of one record at one step."""
+    """Return independent random numbers for one view of one record at one step."""
     # Stream 0 is `default_rng((seed, step, record))`, that of the runs before there were views.
     spawn_key = (stream,) if stream else ()
     entropy = np.random.SeedSequence((seed, step, record), spawn_key=spawn_key)

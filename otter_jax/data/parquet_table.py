@@ -1,22 +1,23 @@
 """Parquet files, through pyarrow (the extra `[parquet]`)."""
 
+import contextlib
 import hashlib
 import logging
 import threading
 from array import array
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from otter_jax.data import storage
-from otter_jax.data.columns import choose_columns
+from otter_jax.data.columns import CAPTION_NAMES, captions_of_cell, choose_columns
+from otter_jax.data.csv_table import Row
 from otter_jax.data.records import (
     Record,
     RecordError,
-    clean_captions,
     in_words,
     read_image,
     size_of_image,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pyarrow.parquet import ColumnChunkMetaData, FileMetaData, ParquetFile
 
 _KEPT_BYTES = 256 << 20  # Of row groups, for all tables of a process.
+_OF_IMG2DATASET = ("jpg", "png", "webp")  # What it calls its column of images.
 _LARGE_GROUP = 16 << 20  # Bytes; reading them takes longer than decoding an image.
 
 _log = logging.getLogger(__name__)
@@ -66,44 +68,85 @@ class ParquetTable:
 
     Captions, text or lists of text, stay in memory as Arrow arrays. The image column holds paths,
     which count from the table's folder and stay in memory too, or encoded images: bytes, or a
-    struct with a field `bytes`. Such images are read a row group at a time, the smallest unit that
-    Parquet can be asked for: in groups of 100 rows, 100 images are read for one. Those that were
-    read last are kept, which makes reading in order cheap, and any reading of a file that fits. To
-    train on larger ones, write them with some ten images a group (`row_group_size=10`), or convert
-    them: `otter-jax prepare`.
+    struct with a field `bytes`, beside which a field `path` stands in for images that are not
+    inside. Such images are read a row group at a time, the smallest unit that Parquet can be asked
+    for: in groups of 100 rows, 100 images are read for one. Those that were read last are kept,
+    which makes reading in order cheap, and any reading of a file that fits. To train on larger
+    ones, write them with some ten images a group (`row_group_size=10`), or convert them:
+    `otter-jax prepare`.
 
-    What cannot be used is left out and counted in `skipped` by reason; a missing image among bytes
-    shows when it is read.
+    What cannot be used is left out and counted in `skipped` by reason, downloads among it of which
+    img2dataset's column `status` says that they failed; a missing image among bytes shows when it
+    is read.
+
+    Attributes:
+        caption_names: What the columns with the captions are called.
     """
 
-    def __init__(self, path: Path, name: str, options: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        options: Mapping[str, str],
+        *,
+        caption_names: Sequence[str] = CAPTION_NAMES,
+        needs_caption: bool = True,
+    ) -> None:
         """Read the captions, and ask the file system for every image that is named by its path.
 
         Args:
             path: The table.
             name: What to call it in logs.
             options: See `columns.choose_columns`.
+            caption_names: Customary names of the captions' columns.
+            needs_caption: Whether rows without a caption are left out. (Of labels there may be
+                none.)
 
         Raises:
             FileNotFoundError: If there is no such file.
             ModuleNotFoundError: If pyarrow is not installed.
-            ValueError: If it is no Parquet file, if a column is not found or holds something else,
-                or if there is not one usable row.
+            ValueError: If it is no Parquet file or a damaged one, if a column is not found or holds
+                something else, or if there is not one usable row.
         """
         if not path.is_file():
             raise FileNotFoundError(f"{name}: there is no file {path}")
         self.name = name
         self._path = path
+        self._needs_caption = needs_caption
         self._state = storage.state_of(str(path))
         file = self._open()
         self._metadata = file.metadata
         groups = [self._metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
         self._first_rows = np.cumsum([0, *groups])
-        self._image, self._caption_columns = choose_columns(file.schema_arrow.names, options, name)
-        self._bytes_column = _bytes_column(file.schema_arrow.field(self._image), path)
-        named = [] if self._bytes_column else [self._image]
-        self._texts = file.read(columns=[*self._caption_columns, *named])
-        self._check_rows(hashlib.sha256(self._sample_images()))
+        with self._explaining_damage("damaged Parquet file"):
+            schema = file.schema_arrow
+            image, captions = choose_columns(schema.names, options, name, caption_names)
+            self._bytes_column, path_column = _image_columns(_field(schema, image), path)
+            self.caption_names = tuple(captions)
+            for caption in captions:
+                _refuse_no_text(_field(schema, caption), path)
+            self._caption_columns = _read_columns(file, captions)
+            self._image_paths = _read_columns(file, [path_column])[0] if path_column else None
+            self._refuse_other_lengths()
+            self._failed = self._failed_downloads(file, image)
+            self._check_rows(hashlib.sha256(self._sample_images()))
+
+    def _refuse_other_lengths(self) -> None:
+        """Refuse a file whose columns are longer or shorter than its footer says (ValueError)."""
+        columns = self._caption_columns + ([] if self._image_paths is None else [self._image_paths])
+        rows = self._metadata.num_rows
+        if {len(column) for column in columns} != {rows} or self._first_rows[-1] != rows:
+            raise ValueError(
+                f"{self._path}: damaged Parquet file (its footer and its columns count rows "
+                "differently)"
+            )
+
+    def _failed_downloads(self, file: "ParquetFile", image: str) -> dict[int, str]:
+        """Return the rows of img2dataset's output that have no image, and what it says of each."""
+        if image not in _OF_IMG2DATASET or "status" not in file.schema_arrow.names:
+            return {}
+        status = _read_columns(file, ["status"])[0].to_pylist()
+        return {row: str(each) for row, each in enumerate(status) if each != "success"}
 
     def _sample_images(self) -> bytes:
         """Return some bytes of the images in every row group; says where groups are too large."""
@@ -130,16 +173,16 @@ class ParquetTable:
         self._rows = array("Q")
         self.caption_counts = array("I")
         skipped: Counter[str] = Counter()
-        for row in range(self._first_rows[-1]):
+        for number in range(self._first_rows[-1]):
             try:
-                captions = self._captions(row)
-                size = None if self._bytes_column else size_of_image(self._image_path(row))
+                row = self._parse(number)
+                size = None if self._bytes_column else size_of_image(row.image)
             except RecordError as error:
                 skipped[str(error)] += 1
                 continue
-            self._rows.append(row)
-            self.caption_counts.append(len(captions))
-            digest.update(repr((row, size, captions)).encode())
+            self._rows.append(number)
+            self.caption_counts.append(len(row.captions))
+            digest.update(repr((number, size, row.captions)).encode())
         self.skipped = dict(sorted(skipped.items()))
         self.fingerprint = digest.hexdigest()
         if not self._rows:
@@ -153,51 +196,87 @@ class ParquetTable:
 
     def __getitem__(self, i: int) -> Record:
         """Read row `i`; RecordError if it has no image."""
-        row = self._rows[i]
-        captions = self._captions(row)
-        image = self._stored_image(row) if self._bytes_column else read_image(self._image_path(row))
-        key = str(row) if self._bytes_column else self._texts[self._image][row].as_py()
-        return Record(key, image, captions[0], {}, captions)
+        row = self.row(i)
+        return Record(row.key, self.image(i), row.captions[0], {}, row.captions)
+
+    @property
+    def folder(self) -> Path:
+        """The folder that paths of images count from."""
+        return self._path.parent
+
+    def image(self, i: int) -> bytes:
+        """Read the image of row `i`; RecordError if it has none."""
+        row = self.row(i)
+        return self._stored_image(self._rows[i]) if row.image is None else read_image(row.image)
+
+    def row(self, i: int) -> Row:
+        """Return row `i` without its image."""
+        return self._parse(self._rows[i])
+
+    def _parse(self, number: int) -> Row:
+        """Return what a row of the file says; RecordError if it is no pair."""
+        if number in self._failed:
+            raise RecordError(f"download failed ({self._failed[number]})")
+        captions = self._captions(number)
+        if self._bytes_column:
+            return Row(str(number), None, captions, {})
+        name = self._image_name(number)
+        return Row(name, self._path.parent / name, captions, {})
 
     def _open(self, metadata: "FileMetaData | None" = None) -> "ParquetFile":
         try:
-            import pyarrow
             from pyarrow.parquet import ParquetFile
         except ModuleNotFoundError:
             raise ModuleNotFoundError(
                 f"{self.name}: Parquet needs pyarrow: pip install 'otter_jax[parquet]'"
             ) from None
-        try:
+        with self._explaining_damage("not a Parquet file"):
             return ParquetFile(self._path, metadata=metadata, memory_map=True)
-        except pyarrow.ArrowInvalid as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"{self._path}: not a Parquet file ({reason})") from None
 
-    def _captions(self, row: int) -> tuple[str, ...]:
+    @contextlib.contextmanager
+    def _explaining_damage(self, what: str) -> Iterator[None]:
+        """Make of Arrow's errors, which are of many types, a ValueError that names the file."""
+        import pyarrow
+
         try:
-            cells = [self._texts[column][row].as_py() for column in self._caption_columns]
+            yield
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"{self._path}: {what} ({reason:.200})") from None
+
+    def _captions(self, number: int) -> tuple[str, ...]:
+        try:
+            cells = [_as_text(column[number].as_py()) for column in self._caption_columns]
         except UnicodeDecodeError:
             raise RecordError("caption not UTF-8") from None
-        found = tuple(dict.fromkeys(caption for cell in cells for caption in clean_captions(cell)))
-        if not found:
+        found = tuple(dict.fromkeys(each for cell in cells for each in captions_of_cell(cell)))
+        if self._needs_caption and not found:
             raise RecordError("empty caption")
         return found
 
-    def _image_path(self, row: int) -> Path:
-        name = self._texts[self._image][row].as_py()
+    def _image_name(self, number: int) -> str:
+        """Return the path of an image that is not inside; RecordError if there is none."""
+        try:
+            name = self._image_paths[number].as_py()
+        except UnicodeDecodeError:
+            raise RecordError("missing image") from None
         if not name:
             raise RecordError("missing image")
         if "://" in name:
             raise RecordError("image is a URL")
-        return self._path.parent / name
+        return name
 
-    def _stored_image(self, row: int) -> bytes:
-        group = int(np.searchsorted(self._first_rows, row, side="right")) - 1
+    def _stored_image(self, number: int) -> bytes:
+        group = int(np.searchsorted(self._first_rows, number, side="right")) - 1
         column = _recent_groups.get(
             (self._path, self._state, self._bytes_column, group), lambda: self._read_group(group)
         )
-        cell = column[row - int(self._first_rows[group])].as_py()
+        cell = column[number - int(self._first_rows[group])].as_py()
         image = cell["bytes"] if isinstance(cell, dict) else cell
+        if image is None and self._image_paths is not None:
+            return read_image(self._path.parent / self._image_name(number))
         if not image:
             raise RecordError("empty image")
         return image
@@ -206,7 +285,32 @@ class ParquetTable:
         if storage.state_of(str(self._path)) != self._state:
             raise ValueError(f"{self._path} has changed since it was opened; restart the run")
         file = self._open(self._metadata)  # The footer of many groups takes longer than a group.
-        return file.read_row_group(group, columns=[self._bytes_column]).column(0)
+        try:
+            with self._explaining_damage(f"damaged row group {group}"):
+                column = file.read_row_group(group, columns=[self._bytes_column]).column(0)
+        except ValueError as error:
+            raise RecordError(f"damaged row group: {error}") from None
+        if len(column) != self._metadata.row_group(group).num_rows:
+            raise RecordError(f"damaged row group: {self._path}, {group}")
+        return column
+
+
+def _read_columns(file: "ParquetFile", names: Sequence[str]) -> list["ChunkedArray"]:
+    """Return the columns of some names, all where several share one; of "a.b" the field b."""
+    tables = [file.read(columns=[name]) for name in dict.fromkeys(names)]
+    columns = [table.column(i) for table in tables for i in range(table.num_columns)]
+    return [_field_of_struct(column) for column in columns]
+
+
+def _field_of_struct(column: "ChunkedArray") -> "ChunkedArray":
+    """Return the only field of a struct, which Parquet gives for "a.b"; any other column as is."""
+    import pyarrow
+
+    if not pyarrow.types.is_struct(column.type):
+        return column
+    from pyarrow import compute
+
+    return compute.struct_field(column, 0)
 
 
 def _column_chunks(metadata: "FileMetaData", column: str) -> list["ColumnChunkMetaData"]:
@@ -216,16 +320,59 @@ def _column_chunks(metadata: "FileMetaData", column: str) -> list["ColumnChunkMe
     return [chunk for chunk in chunks if chunk.path_in_schema == column]
 
 
-def _bytes_column(field: Any, path: Path) -> str:
-    """Return the column with encoded images; "" where the field holds paths."""
-    kind = str(field.type)
-    if kind in ("string", "large_string"):
-        return ""
-    if kind in ("binary", "large_binary"):
-        return field.name
-    if kind.startswith("struct<") and field.type.get_field_index("bytes") >= 0:
-        return f"{field.name}.bytes"
+def _field(schema: Any, name: str) -> Any:
+    """Return a field of the schema; the first of several that share the name."""
+    return schema.field(schema.names.index(name))
+
+
+def _image_columns(field: Any, path: Path) -> tuple[str, str]:
+    """Return the column with encoded images and the one with their paths; "" for one of them."""
+    import pyarrow
+
+    kind = _plain_type(field.type)
+    if _is_text(kind):
+        return "", field.name
+    if _is_bytes(kind):
+        return field.name, ""
+    if pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        has_path = kind.get_field_index("path") >= 0 and _is_text(kind.field("path").type)
+        return f"{field.name}.bytes", f"{field.name}.path" if has_path else ""
     raise ValueError(
-        f"{path}: column {field.name!r} holds {kind}; an image is a path, bytes, or a struct with "
-        "the field bytes"
+        f"{path}: column {field.name!r} holds {field.type}; an image is a path, bytes, or a struct "
+        "with the field bytes"
     )
+
+
+def _refuse_no_text(field: Any, path: Path) -> None:
+    """Refuse a column of captions that holds neither text nor lists of text (ValueError)."""
+    import pyarrow
+
+    kind = _plain_type(field.type)
+    while pyarrow.types.is_nested(kind) and hasattr(kind, "value_type"):
+        kind = _plain_type(kind.value_type)
+    if not (_is_text(kind) or _is_bytes(kind) or pyarrow.types.is_null(kind)):
+        raise ValueError(
+            f"{path}: column {field.name!r} holds {field.type}; captions are text or lists of text"
+        )
+
+
+def _plain_type(kind: Any) -> Any:
+    """Return the type of the values of a dictionary (a pandas category), any other as it is."""
+    import pyarrow
+
+    return kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+
+
+def _is_text(kind: Any) -> bool:
+    return str(_plain_type(kind)) in ("string", "large_string", "string_view")
+
+
+def _is_bytes(kind: Any) -> bool:
+    return str(kind) in ("binary", "large_binary", "binary_view")
+
+
+def _as_text(cell: Any) -> Any:
+    """Return a cell with its bytes decoded; UnicodeDecodeError if they are not UTF-8."""
+    if isinstance(cell, bytes):
+        return cell.decode()
+    return [_as_text(each) for each in cell] if isinstance(cell, list) else cell

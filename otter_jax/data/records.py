@@ -1,21 +1,31 @@
 """What a data source gives, what it is asked for, and how a caption is cleaned."""
 
 import codecs
+import itertools
 import json
 import math
 import os
 import stat
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from otter_jax.data.text_files import split_lines
+
 MAX_CAPTION_CHARACTERS = 10_000
 MAX_CAPTION_BYTES = 4 * MAX_CAPTION_CHARACTERS  # UTF-8 needs at most four bytes a character.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+FIRST_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+IMAGE_SUFFIXES = (*FIRST_IMAGE_SUFFIXES, ".jfif", ".jpe", ".ppm", ".pgm", ".pbm", ".pnm", ".apng",
+                  ".avif", ".heic", ".heif", ".jxl")  # fmt: skip
+# Of images that are not read, which are counted where they are found.
+OTHER_IMAGE_SUFFIXES = (".svg", ".svgz", ".eps", ".psd", ".ai", ".ico", ".tga", ".dds", ".exr",
+                        ".hdr", ".jp2", ".j2k", ".jpx", ".dng", ".cr2", ".cr3", ".nef", ".arw",
+                        ".raw", ".dcm", ".xcf", ".qoi")  # fmt: skip
+_READ_AT_A_TIME = 64  # Records, whose images are in memory together.
 
 
 class Record(NamedTuple):
@@ -75,6 +85,34 @@ class Source(Protocol):
         ...
 
 
+def read_records(source: Source, numbers: Sequence[int]) -> list[Record | RecordError]:
+    """Return some records by their numbers, or why one cannot be used.
+
+    A source that reads many records for little more than the price of one has a method
+    `read_many` that does the same.
+    """
+    read_many = getattr(source, "read_many", None)
+    if read_many is not None:
+        return read_many(numbers)
+    return [_read_one(source, number) for number in numbers]
+
+
+def _read_one(source: Source, number: int) -> Record | RecordError:
+    try:
+        return source[number]
+    except RecordError as error:
+        return error
+
+
+def read_in_order(
+    source: Source, numbers: Iterable[int]
+) -> Iterator[tuple[int, Record | RecordError]]:
+    """Yield the numbers of records with what `read_records` gives, some of them read at a time."""
+    numbers = iter(numbers)
+    while part := list(itertools.islice(numbers, _READ_AT_A_TIME)):
+        yield from zip(part, read_records(source, part), strict=True)
+
+
 class Progress(Protocol):
     """Passes items on and shows how far it is, as `otter_jax.runs.reporting.progress` does."""
 
@@ -121,6 +159,13 @@ def choose_captions(text: str, metadata: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((text, *listed) if text else listed))
 
 
+def caption_lines(text: str, metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the lines of the text member as captions, and those that the metadata list."""
+    lines = clean_captions(split_lines(text))
+    listed = choose_captions(lines[0] if lines else "", metadata)
+    return tuple(dict.fromkeys((*lines, *listed)))
+
+
 def parse_metadata(data: bytes) -> dict[str, Any]:
     """Return the json object in `data`, or `{}` if it is none: a pair can do without metadata."""
     try:
@@ -165,6 +210,13 @@ def is_image_name(name: str) -> bool:
     """Return whether a file is an image by its name; hidden files are not."""
     base = os.path.basename(name)
     return base.lower().endswith(IMAGE_SUFFIXES) and not base.startswith(".")
+
+
+def other_image_suffix(name: str) -> str:
+    """Return the suffix of a file that is an image by its name but of no format that is read."""
+    base = os.path.basename(name).lower()
+    suffix = os.path.splitext(base)[1]
+    return suffix if suffix in OTHER_IMAGE_SUFFIXES and not base.startswith(".") else ""
 
 
 def name_record(number: int, key: str = "") -> str:

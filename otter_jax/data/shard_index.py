@@ -31,7 +31,7 @@ from otter_jax.data import storage
 
 ROW = np.dtype([("offset", "<i8", 3), ("size", "<i8", 3)])  # In bytes; size 0: no such member.
 
-_MAGIC = b"otterix3"
+_MAGIC = b"otterix4"
 _END = struct.Struct("<QI")  # Length of the table, crc32 of all before.
 _CHUNK = 1 << 20
 _FOLDER = ".otter_jax"  # Beside the shards.
@@ -165,7 +165,7 @@ class ShardIndex:
         return self._data[segment.start : segment.start + segment.length]
 
     def __reduce__(self) -> tuple[Callable[..., "ShardIndex"], tuple[Any, ...]]:
-        """Return pickle the name of the file, so that processes share its pages."""
+        """Pickle the name of the file, so that processes share its pages."""
         if self._file is None:
             return ShardIndex, (self._data,)
         return _reopen, (self._file, self.fingerprint)

@@ -16,23 +16,25 @@ from typing import NamedTuple
 import numpy as np
 
 from otter_jax.data import storage
+from otter_jax.data.caption_checks import doubts, sample_captions
 from otter_jax.data.caption_pairs import CaptionPairs
-from otter_jax.data.csv_table import CsvTable
 from otter_jax.data.folders import Folder
-from otter_jax.data.parquet_table import ParquetTable
 from otter_jax.data.records import (
     CaptionRule,
     Progress,
     Record,
     RecordError,
     Source,
+    caption_lines,
     choose_captions,
     no_progress,
+    read_records,
     refuse_too_many_bad,
 )
 from otter_jax.data.shard_index import choose_file
 from otter_jax.data.specs import Spec
-from otter_jax.data.tar_shards import TRUNCATED, TarShards
+from otter_jax.data.tables import open_tables, refuse_remote
+from otter_jax.data.tar_shards import BEHIND_THE_END, TRUNCATED, TarShards
 from otter_jax.data.tfds_source import TfdsSource
 
 __all__ = [
@@ -44,16 +46,24 @@ __all__ = [
     "describe_skipped_files",
     "open_source",
     "refuse_too_many_bad",
+    "remarks",
     "skipped_files",
 ]
 
 SPEC_FORMS = (
     "open_clipart",
     "webdataset:PATH (a tar, a folder of tars, a glob, or {00000..00331})",
-    "csv:FILE (.csv, .tsv or .parquet)",
+    "csv:FILE (.csv, .tsv, .parquet or .jsonl)",
     "folder:PATH",
     "tfds:NAME[:SPLIT]",
 )
+# Of each kind; a set for evaluation may have others besides.
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "webdataset": ("captions",),
+    "csv": ("image", "caption"),
+    "folder": ("captions",),
+    "tfds": ("image", "caption", "data_dir"),
+}
 _SPLITS = ("train", "heldout")
 _NAMED_FILES = 3
 
@@ -81,10 +91,12 @@ def open_source(
 
     - `open_clipart`: the collection that comes with the package.
     - `webdataset:PATH`: tar shards. PATH is one tar, a folder of `*.tar`, a glob, or has brace
-      ranges; it may lie in a store that fsspec can read, such as `gs://bucket/{000..331}.tar`.
-    - `csv:FILE[?image=COLUMN&caption=COLUMN]`: a table, `.csv`, `.tsv` or `.parquet`; several, as
-      above. Columns of customary names are found without being named.
-    - `folder:PATH`: images, with a text file beside each or a folder a class.
+      ranges; it may lie in a store that fsspec can read, such as `gs://bucket/{000..331}.tar`. With
+      `?captions=lines` every line of a `.txt` is a caption, as in shards of clip-benchmark.
+    - `csv:FILE[?image=COLUMN&caption=COLUMN]`: a table, `.csv`, `.tsv`, `.parquet` or `.jsonl`;
+      several, as above. Columns of customary names are found without being named.
+    - `folder:PATH`: images, with a text file beside each or a folder a class; `?captions=folders`
+      takes the folders' names for captions whatever they are, `?captions=files` never.
     - `tfds:NAME[:SPLIT]`, `tfds:FOLDER[:SPLIT]`: a data set that TensorFlow Datasets prepared as
       ArrayRecord; options `image`, `caption`, `data_dir`.
 
@@ -129,41 +141,47 @@ def _open_records(spec: Spec, wish: _Wish) -> Source:
 
 
 def _open_tar_shards(spec: Spec, wish: _Wish) -> Source:
-    spec.refuse_options_but()
+    spec.refuse_options_but(*OPTIONS["webdataset"])
+    captions = _caption_rule(spec, wish.captions)
     paths = storage.find_files(spec.path, ".tar")
     index_name = spec.name
-    if wish.captions is not choose_captions:  # Other pairs are usable.
-        index_name += f" {wish.captions.__module__}.{wish.captions.__qualname__}"
+    if captions is not choose_captions:  # Other pairs are usable.
+        index_name += f" {captions.__module__}.{captions.__qualname__}"
     return TarShards(
         paths,
         spec.name,
         index_file=choose_file(paths, index_name, wish.cache_dir),
-        captions=wish.captions,
+        captions=captions,
         progress=wish.progress,
     )
 
 
+def _caption_rule(spec: Spec, wished: CaptionRule) -> CaptionRule:
+    """Return how captions are made of tar shards' texts: as wished, or as the option says."""
+    option = spec.options.get("captions")
+    if option is None:
+        return wished
+    if option != "lines":
+        raise ValueError(f"{spec.name}: captions={option}; it can only be lines, one a caption")
+    if wished is not choose_captions:
+        raise ValueError(f"{spec.name}: a recipe makes the captions, so ?captions= has no meaning")
+    return caption_lines
+
+
 def _open_tables(spec: Spec, wish: _Wish) -> Source:
-    spec.refuse_options_but("image", "caption")
-    _refuse_remote(spec)
-    paths = [Path(path) for path in storage.find_files(spec.path, ".csv")]
-    tables = [
-        (ParquetTable if path.suffix.lower() == ".parquet" else CsvTable)(
-            path, spec.name, spec.options
-        )
-        for path in paths
-    ]
+    spec.refuse_options_but(*OPTIONS["csv"])
+    tables = open_tables(spec)
     return tables[0] if len(tables) == 1 else Mixture(tables, spec.name)
 
 
 def _open_folder(spec: Spec, wish: _Wish) -> Source:
-    spec.refuse_options_but()
-    _refuse_remote(spec)
-    return Folder(Path(spec.path), spec.name)
+    spec.refuse_options_but(*OPTIONS["folder"])
+    refuse_remote(spec)
+    return Folder(Path(spec.path), spec.name, spec.options.get("captions", ""))
 
 
 def _open_tfds(spec: Spec, wish: _Wish) -> Source:
-    spec.refuse_options_but("image", "caption", "data_dir")
+    spec.refuse_options_but(*OPTIONS["tfds"])
     split = "train" if wish.split == "train" else None
     return TfdsSource(spec.path, spec.name, spec.options, split)
 
@@ -174,14 +192,6 @@ _OPENERS: dict[str, Callable[[Spec, _Wish], Source]] = {
     "folder": _open_folder,
     "tfds": _open_tfds,
 }
-
-
-def _refuse_remote(spec: Spec) -> None:
-    if storage.is_remote(spec.path):
-        raise ValueError(
-            f"{spec.name}: {spec.kind} is read from disks only; copy it, mount the store, or pack "
-            "the pairs into tar shards (webdataset:)"
-        )
 
 
 def _embedded_shards(name: str, split: str) -> list[str]:
@@ -234,8 +244,24 @@ class Mixture:
         """Return record `i`; errors are those of its source."""
         number = range(len(self))[i]
         part = bisect.bisect_right(self._starts, number) - 1
-        record = self.sources[part][number - self._starts[part]]
-        return record._replace(key=f"{part}:{record.key}")
+        return _of_part(part, self.sources[part][number - self._starts[part]])
+
+    def read_many(self, numbers: Sequence[int]) -> list[Record | RecordError]:
+        """Read some records, those of each source together; see `records.read_records`."""
+        found: dict[int, Record | RecordError] = {}
+        places = [range(len(self))[number] for number in numbers]
+        for part, start in enumerate(self._starts[:-1]):
+            own = [place for place in set(places) if start <= place < self._starts[part + 1]]
+            read = read_records(self.sources[part], [place - start for place in own])
+            found |= {place: _of_part(part, each) for place, each in zip(own, read, strict=True)}
+        return [found[place] for place in places]
+
+
+def _of_part(part: int, record: Record | RecordError) -> Record | RecordError:
+    """Put the number of its source before a record's key."""
+    if isinstance(record, RecordError):
+        return record
+    return record._replace(key=f"{part}:{record.key}")
 
 
 def skipped_files(source: Source) -> dict[str, str]:
@@ -251,15 +277,48 @@ def describe_skipped_files(source: Source) -> str:
     It is to be said before anything is done with the data.
     """
     files = skipped_files(source)
-    if not files:
-        return ""
-    names = ", ".join(list(files)[:_NAMED_FILES])
-    if len(files) > _NAMED_FILES:
-        names += f" and {len(files) - _NAMED_FILES} more"
-    return (
-        f"truncated, download again: {names}; about {source.skipped[TRUNCATED]:,} pairs are lost "
-        f"of {len(source) + sum(source.skipped.values()):,}"
-    )
+    total = len(source) + sum(source.skipped.values())
+    cut = [path for path, why in files.items() if why.startswith(TRUNCATED)]
+    joined = [path for path in files if path not in set(cut)]
+    parts = []
+    if cut:
+        lost = source.skipped[TRUNCATED]
+        parts.append(
+            f"truncated, download again: {_first_of(cut)}; about {lost:,} pairs are lost of "
+            f"{total:,}"
+        )
+    if joined:
+        lost = source.skipped[BEHIND_THE_END]
+        parts.append(
+            f"several tars in one file, of which the first is read: {_first_of(joined)}; "
+            f"{lost:,} pairs are lost of {total:,}"
+        )
+    return "; ".join(parts)
+
+
+def _first_of(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_NAMED_FILES])
+    more = len(names) - _NAMED_FILES
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def remarks(source: Source) -> list[str]:
+    """Return what is to be said before anything is done with the data, a line each.
+
+    Files that are not read to their end, what the captions are taken from where that is not plain,
+    and what makes some of them, which are read for this, look like no captions.
+    """
+    said = [line for line in (describe_skipped_files(source), *notes(source)) if line]
+    return said + [f"{source.name}: {line}" for line in doubts(sample_captions(source))]
+
+
+def notes(source: Source) -> list[str]:
+    """Return what a source has to say of itself, a line each."""
+    if isinstance(source, Mixture):
+        return [line for part in source.sources for line in notes(part)]
+    if isinstance(source, CaptionPairs):
+        return notes(source.source)
+    return list(getattr(source, "notes", ()))
 
 
 def count_by_source(source: Source, records: np.ndarray) -> tuple[int, ...]:

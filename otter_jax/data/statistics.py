@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from otter_jax.data import images
-from otter_jax.data.records import name_record
+from otter_jax.data.records import name_record, read_records
 from otter_jax.data.sources import Record, RecordError, Source
 
 QUANTILES = {"min": 0.0, "1 %": 0.01, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "99 %": 0.99,
@@ -44,14 +44,19 @@ class Tally:
 
     def add(self, source: Source, number: int) -> None:
         """Read and count one record."""
+        self.add_record(number, read_records(source, [number])[0])
+
+    def add_record(self, number: int, record: Record | RecordError) -> None:
+        """Count a record that was read, or why it cannot be used."""
         name = name_record(number)  # Until the record says what it is called.
         try:
-            record = source[number]
+            if isinstance(record, RecordError):
+                raise record
             name = name_record(number, record.key)
             self._add_caption(record)
             height, width = images.decode(record.image).shape[:2]
         except (RecordError, images.ImageError) as error:
-            self.unreadable_by_reason[getattr(error, "reason", str(error))] += 1
+            self.unreadable_by_reason[str(error).partition(": ")[0]] += 1
             if len(self.unreadable) < NAMED:
                 self.unreadable[name] = str(error)
             return

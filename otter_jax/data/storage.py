@@ -212,7 +212,7 @@ def _file_system(path: str) -> tuple[Any, str]:
 
 
 def _expand_braces(pattern: str) -> list[str]:
-    """Return expand `{000..331}` and `{a,b}` the way a shell does, leading zeros kept."""
+    """Expand `{000..331}` and `{a,b}` the way a shell does, leading zeros kept."""
     pieces = re.split(r"\{([^{}]*)\}", pattern)  # literal, choice, literal, choice, ..., literal
     choices = [[p] if i % 2 == 0 else _brace_choices(p) for i, p in enumerate(pieces)]
     return ["".join(combination) for combination in itertools.product(*choices)]

@@ -4,19 +4,25 @@ Uncompressed tar shards, in which `KEY.jpg`, `KEY.txt` and `KEY.json` belong tog
 (https://github.com/rom1504/img2dataset).
 """
 
+import dataclasses
 import functools
 import hashlib
+import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from otter_jax.data import storage
+from otter_jax.data.columns import CAPTION_NAMES
 from otter_jax.data.records import (
+    FIRST_IMAGE_SUFFIXES,
     IMAGE_SUFFIXES,
     MAX_CAPTION_BYTES,
+    OTHER_IMAGE_SUFFIXES,
     CaptionRule,
     Progress,
     Record,
@@ -32,15 +38,35 @@ from otter_jax.data.scan_pool import scan_in_order
 from otter_jax.data.shard_index import ROW, Scan, Segment, load_index
 
 TRUNCATED = "truncated tar"
-_IMAGE, _CAPTION, _METADATA = range(3)
+BEHIND_THE_END = "behind the end of the tar"  # Where tars were joined by cat.
+# Of the members of a key; what is in _LATER_IMAGE is only used where there is no other image.
+_IMAGE, _CAPTION, _METADATA, _LATER_IMAGE = range(4)
 _SLOT_OF_EXTENSION = {
-    **{suffix.removeprefix("."): _IMAGE for suffix in IMAGE_SUFFIXES},
+    **{suffix.removeprefix("."): _LATER_IMAGE for suffix in IMAGE_SUFFIXES},
+    **{suffix.removeprefix("."): _IMAGE for suffix in FIRST_IMAGE_SUFFIXES},
     "txt": _CAPTION,
     "json": _METADATA,
 }
+_CAPTION_LIKE = ("text", "caption", "captions", "cap", "cls", "txt.gz")  # Other people's.
 # What tarfile raises on damaged headers; a file that cannot be opened has been noticed before.
 _DAMAGE = (tarfile.TarError, ValueError, OverflowError, RecursionError, MemoryError, OSError)
-_Spans = list[storage.Span]  # By slot; size 0: no such member.
+_MODE_FIELD = slice(100, 108)  # Of a header; octal digits.
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
+_READ_BEHIND = 1 << 20  # Bytes at a time, behind the end mark.
+_NOTHING: storage.Span = (0, 0)
+
+
+@dataclasses.dataclass
+class _Members:
+    """What lies under one key: the spans of its members by slot, and how others are called."""
+
+    spans: list[storage.Span] = dataclasses.field(default_factory=lambda: [_NOTHING] * 4)
+    others: list[str] = dataclasses.field(default_factory=list)  # Extensions.
+
+    def chosen(self) -> list[storage.Span]:
+        """Return the spans of image, caption and metadata."""
+        image = self.spans[_IMAGE] if self.spans[_IMAGE] != _NOTHING else self.spans[_LATER_IMAGE]
+        return [image, *self.spans[_CAPTION:_LATER_IMAGE]]
 
 
 class TarShards:
@@ -56,14 +82,15 @@ class TarShards:
     A key ends at the first dot of the file's name, as in webdataset: `a.b.jpg` is no image of `a`.
     Left out, and counted in `skipped` by reason, are pairs without an image, with an empty
     caption, with a caption that is not UTF-8, with an absolute or ".." name, every further image,
-    text or json under one key, and whatever follows the cut in a truncated tar. A link stands for
-    no file.
+    text or json under one key, and whatever follows the cut in a truncated tar or the end mark of
+    a whole one. A link stands for no file.
 
     Attributes:
         skipped: How many pairs were left out, by reason. How many a truncated tar has lost nobody
             knows: it is taken to have been as long as the whole ones on average (where there are
             none, as the longest), and to have lost one pair at least.
-        skipped_files: What is wrong with the shards that are truncated, by path.
+        skipped_files: What is wrong with the shards that are truncated, or go on behind their end,
+            by path.
     """
 
     def __init__(
@@ -151,9 +178,10 @@ def scan_shard(path: str, captions: CaptionRule = choose_captions) -> Scan:
             skipped[TRUNCATED] += 1
         last = next(reversed(groups), None)
         keys, rows, counts = [], [], []
-        for key, spans in groups.items():
+        for key, members in groups.items():
+            spans = members.chosen()
             try:
-                count, *contents = _read_usable(key, spans, file, captions)
+                count, *contents = _read_usable(key, members, file, captions)
             except RecordError as error:
                 if complete or key != last:  # A pair the cut goes through is counted as the cut.
                     skipped[str(error)] += 1
@@ -186,6 +214,9 @@ def _count_skipped(segments: Sequence[Segment]) -> tuple[dict[str, int], dict[st
         if TRUNCATED in counts:
             lost = counts[TRUNCATED] = max(1, usual - _pairs_seen(segment))
             files[segment.path] = f"{TRUNCATED}: {segment.records} pairs read, about {lost} lost"
+        elif BEHIND_THE_END in counts:
+            lost = counts[BEHIND_THE_END]
+            files[segment.path] = f"{lost} pairs lie {BEHIND_THE_END}: write it anew as one"
         total.update(counts)
     return dict(sorted(total.items())), files
 
@@ -195,27 +226,61 @@ def _pairs_seen(segment: Segment) -> int:
     return segment.records + sum(segment.skipped.values()) - segment.skipped.get(TRUNCATED, 0)
 
 
-def _group_members(copy: str, path: str, skipped: Counter[str]) -> tuple[dict[str, _Spans], bool]:
-    """Return where the members of each key lie, and whether the tar reaches its end mark."""
-    groups: dict[str, _Spans] = {}
+def _group_members(copy: str, path: str, skipped: Counter[str]) -> tuple[dict[str, _Members], bool]:
+    """Return what lies under each key, and whether the tar reaches its end mark."""
+    groups: dict[str, _Members] = {}
+    file_size = os.stat(copy).st_size
+    if file_size < tarfile.BLOCKSIZE:  # Not even one header.
+        _refuse_no_start_of_a_tar(copy, path)
+        return groups, False
     try:
         with tarfile.open(copy, "r:") as archive:
-            file_size = Path(copy).stat().st_size
             for member in _headers(archive):
-                key, slot = _key_and_slot(member)
+                key, extension = _key_and_extension(member)
                 if not key or member.offset_data + member.size > file_size:
                     continue
-                spans = groups.setdefault(key, [(0, 0)] * 3)
+                members = groups.setdefault(key, _Members())
+                slot = _SLOT_OF_EXTENSION.get(extension)
                 if slot is None or not member.isreg():
-                    continue
-                if spans[slot] == (0, 0):  # Of two images under one key the first counts.
-                    spans[slot] = (member.offset_data, member.size)
+                    members.others.append(extension)
+                elif members.spans[slot] == _NOTHING:  # Of two images the first counts.
+                    members.spans[slot] = (member.offset_data, member.size)
                 else:
                     skipped["second member of its kind under one key"] += 1
             archive.fileobj.seek(archive.offset)
-            return groups, archive.fileobj.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+            complete = archive.fileobj.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+            if complete and (behind := _count_behind(copy, archive.offset, file_size)):
+                skipped[BEHIND_THE_END] += behind
+            return groups, complete
     except _DAMAGE as error:
         raise ValueError(f"{path}: not an uncompressed tar ({error})") from None
+
+
+def _refuse_no_start_of_a_tar(copy: str, path: str) -> None:
+    """Refuse (ValueError) what is shorter than a header, and is not how a header begins."""
+    start = Path(copy).read_bytes()
+    mode = start[_MODE_FIELD].strip(b"\0 ")
+    if start.startswith(_COMPRESSED) or not all(digit in b"01234567" for digit in mode):
+        raise ValueError(f"{path}: not an uncompressed tar ({len(start)} bytes of something else)")
+
+
+def _count_behind(copy: str, end: int, file_size: int) -> int:
+    """Return how many keys there are behind the end mark, one at least if it is not all zeros."""
+    with open(copy, "rb") as file:
+        file.seek(end)
+        while (block := file.read(_READ_BEHIND)) and not block.strip(b"\0"):
+            pass
+        if not block:
+            return 0
+        start = file.tell() - len(block.lstrip(b"\0"))
+        file.seek(start - start % tarfile.BLOCKSIZE)
+        keys: set[str] = set()
+        try:
+            with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as archive:
+                keys.update(_key_and_extension(member)[0] for member in _headers(archive))
+        except _DAMAGE:
+            pass
+    return max(1, len(keys - {""}))
 
 
 def _headers(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -231,35 +296,61 @@ def _headers(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         yield member
 
 
-def _key_and_slot(member: tarfile.TarInfo) -> tuple[str, int | None]:
+def _key_and_extension(member: tarfile.TarInfo) -> tuple[str, str]:
     """Split a member's name as webdataset does, at the first dot of its last component.
 
-    The key is "" for what belongs to no pair; the slot is None for what we have no use for.
+    The key is "" for what belongs to no pair; the extension is in lower case.
     """
     folder, _, file_name = member.name.removeprefix("./").rpartition("/")
     stem, dot, extension = file_name.partition(".")
     is_file = member.isreg() or member.islnk() or member.issym()
     if not (stem and dot and is_file) or member.issparse():
-        return "", None
+        return "", ""
     key = f"{folder}/{stem}" if folder or member.name.startswith("/") else stem
-    return key, _SLOT_OF_EXTENSION.get(extension.lower())
+    return key, extension.lower()
 
 
 def _read_usable(
-    key: str, spans: _Spans, file: storage.Reader, choose: CaptionRule
+    key: str, members: _Members, file: storage.Reader, choose: CaptionRule
 ) -> tuple[int, bytes, bytes, bytes]:
     """Return the number of captions, texts, and a sample of the image; RecordError if unusable."""
+    image, text_span, metadata_span = members.chosen()
     if is_unsafe(key):
         raise RecordError("unsafe name")
-    if not spans[_IMAGE][1]:
-        raise RecordError("no image")
-    offset, size = spans[_CAPTION]
-    text, metadata = file.read_all([(offset, min(size, MAX_CAPTION_BYTES)), spans[_METADATA]])
+    if not image[1]:
+        raise RecordError(_why_no_image(members.others))
+    offset, size = text_span
+    text, metadata = file.read_all([(offset, min(size, MAX_CAPTION_BYTES)), metadata_span])
     try:
         caption = clean_caption(text)
     except UnicodeDecodeError:
         raise RecordError("caption not UTF-8") from None
-    count = len(choose(caption, parse_metadata(metadata)))
+    parsed = parse_metadata(metadata)
+    count = len(choose(caption, parsed))
     if not count:
-        raise RecordError("empty caption")
-    return count, text, metadata, storage.sample(file, *spans[_IMAGE])
+        raise RecordError(_why_no_caption(members, parsed))
+    return count, text, metadata, storage.sample(file, *image)
+
+
+def _why_no_image(extensions: Sequence[str]) -> str:
+    """Return why there is no image among members of these extensions, in words to count by."""
+    for extension in extensions:
+        suffix = f".{extension.rpartition('.')[2]}"
+        if suffix in IMAGE_SUFFIXES and "." in extension:
+            return f"no image (a key ends at the first dot: KEY.*{suffix} is none)"
+        if suffix in OTHER_IMAGE_SUFFIXES:
+            return f"image format that is not read ({suffix})"
+    return "no image"
+
+
+def _why_no_caption(members: _Members, metadata: Mapping[str, Any]) -> str:
+    """Return why there is no caption, in words to count by."""
+    if members.spans[_CAPTION] == _NOTHING:
+        for extension in members.others:
+            if extension in _CAPTION_LIKE or extension.endswith(".txt"):
+                shown = extension if extension in _CAPTION_LIKE else "*.txt"
+                return f"empty caption (it is read from KEY.txt, not KEY.{shown})"
+        for name in CAPTION_NAMES:
+            if name not in ("caption", "captions") and isinstance(metadata.get(name), str):
+                return f"empty caption (json has {name!r}, and no 'caption')"
+    return "empty caption"

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from otter_jax.data.text_files import numbered_lines
+
+_SHOWN = 80  # Characters of a template in an error.
 DEFAULT_TEMPLATE = "a photo of {}."
 
 # The prompts that CLIP's authors published for ImageNet (Radford et al. 2021, section 3.1.4):
@@ -66,7 +69,7 @@ def read_templates(value: str | Sequence[str]) -> tuple[str, ...]:
         value: `clip80`, a template, a text file of one template a line, or several templates.
 
     Raises:
-        ValueError: for a template without {}, or none at all.
+        ValueError: for a template without {}, or none at all, and for a file that is not UTF-8.
         FileNotFoundError: for a value that looks like a file that is not there.
     """
     if not isinstance(value, str):
@@ -76,8 +79,7 @@ def read_templates(value: str | Sequence[str]) -> tuple[str, ...]:
     elif "{}" in value:
         templates = (value,)
     elif Path(value).expanduser().is_file():
-        lines = Path(value).expanduser().read_text(encoding="utf-8").splitlines()
-        templates = tuple(line.strip() for line in lines if line.strip())
+        return _read_file(Path(value).expanduser())
     elif value.endswith(".txt"):
         raise FileNotFoundError(f"there is no file of templates at {value}")
     else:
@@ -86,13 +88,31 @@ def read_templates(value: str | Sequence[str]) -> tuple[str, ...]:
     return templates
 
 
-def check_templates(templates: Sequence[str]) -> None:
-    """Refuse an empty list, and a template that has no place for the name (ValueError)."""
+def _read_file(path: Path) -> tuple[str, ...]:
+    """Return the templates of a file, one a line; errors are those of `read_templates`."""
+    lines = dict(numbered_lines(path))
+    for number, line in lines.items():
+        check_templates([line.strip()], f"{path}: line {number}: ")
+    templates = tuple(line.strip() for line in lines.values())
+    check_templates(templates, f"{path}: ")
+    return templates
+
+
+def check_templates(templates: Sequence[str], where: str = "") -> None:
+    """Refuse an empty list, and a template that has no place for the name.
+
+    Args:
+        templates: The templates.
+        where: What to put in front of an error.
+
+    Raises:
+        ValueError: With the first template that is none.
+    """
     if not templates:
-        raise ValueError("there is no template: one would be 'a photo of {}.'")
+        raise ValueError(f"{where}there is no template: one would be 'a photo of {{}}.'")
     for template in templates:
         if "{}" not in template:
             raise ValueError(
-                f"the template {template!r} needs a {{}} for the class name; right would be a "
-                "template such as 'a photo of {}.', clip80, or the path of a text file"
+                f"{where}the template {template[:_SHOWN]!r} needs a {{}} for the class name; right "
+                "would be a template such as 'a photo of {}.', clip80, or the path of a text file"
             )

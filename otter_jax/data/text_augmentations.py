@@ -143,7 +143,7 @@ def _read_wordnet() -> Thesaurus:
 def augment_caption(
     caption: str, rng: np.random.Generator, thesaurus: Thesaurus | None = None
 ) -> str:
-    """Return word a caption a little differently, as a function of the state of `rng` alone.
+    """Word a caption a little differently, as a function of the state of `rng` alone.
 
     A caption in which there is nothing to change comes back as it is. One that has words keeps at
     least one.
@@ -183,7 +183,7 @@ def replace_word(words: list[str], rng: np.random.Generator, thesaurus: Thesauru
 
 
 def swap_words(words: list[str], rng: np.random.Generator) -> list[str]:
-    """Return exchange two words, of all pairs of places with equal chance."""
+    """Exchange two words, of all pairs of places with equal chance."""
     if len(words) < 2:
         return words
     first = int(rng.integers(len(words)))
@@ -207,7 +207,7 @@ def _shuffled(bare_words: list[str], rng: np.random.Generator) -> Iterator[str]:
 
 
 def _read_synonyms(folder: Path, part: str) -> dict[str, set[str]]:
-    """Return read, for every single word of a part of speech, the words that share a sense with it.
+    """Read, for every single word of a part of speech, the words that share a sense with it.
 
     The format is that of WordNet's manual page wndb(5): one sense a line, with the number of its
     words, in hexadecimal, as the fourth field, then every word followed by a number.

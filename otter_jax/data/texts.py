@@ -78,7 +78,11 @@ class Tokenizer:
 
         A lone text counts as one of N = 1.
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
+        # Tokenizers choke on halves of characters, which json and names of files can hold.
+        texts = [
+            text.encode("utf-8", "replace").decode()
+            for text in ([texts] if isinstance(texts, str) else texts)
+        ]
         if not texts:
             return np.zeros((0, self.max_tokens), np.int32), np.zeros((0, self.max_tokens), bool)
         encoded = self._tokenizer(

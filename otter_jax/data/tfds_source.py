@@ -4,29 +4,31 @@ import contextlib
 import hashlib
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from otter_jax.data import storage
-from otter_jax.data.columns import CAPTION_NAMES, IMAGE_NAMES, choose_column
+from otter_jax.data.columns import IMAGE_NAMES, choose_column
 from otter_jax.data.records import Record, RecordError, clean_caption
+from otter_jax.data.tfds_captions import CaptionFeature, caption_features, choose_caption
 
 UNFINISHED = ".unfinished"  # What `otter-jax prepare` keeps in its folder until it is finished.
 
 # [scheme://]NAME_OR_FOLDER[:SPLIT], where a split may be a slice such as train[:1000].
 _PATH = re.compile(r"((?:\w+://)?[^:]+)(?::(.+))?")
+_SAMPLED = 32  # Records whose texts are looked at where names do not say which the captions are.
 
 
 class TfdsSource:
     """A split of a data set that was prepared in a format of random access, such as ArrayRecord.
 
-    The image is a feature of type Image. Captions are a Text, a sequence of them, or the texts of
-    a sequence of features; where there are none, the name of the ClassLabel. Nothing is read when
-    the source is opened, so that nothing is `skipped`: a record that cannot be used shows when it
-    is read.
+    The image is a feature of type Image; tfds_captions.py says which feature the captions are.
+    Hardly anything is read when the source is opened, so that nothing is `skipped`: a record that
+    cannot be used shows when it is read. Many records are best read by `read_many`: a file is asked
+    for all of them at once, where each alone would cost time in proportion to the file's length.
     """
 
     def __init__(self, path: str, name: str, options: Mapping[str, str], split: str | None) -> None:
@@ -42,7 +44,8 @@ class TfdsSource:
         Raises:
             ModuleNotFoundError: If tensorflow_datasets is not installed.
             FileNotFoundError: If the data set is not there, or not prepared.
-            ValueError: If it is in another format, or if a split or feature does not exist.
+            ValueError: If it is in another format, if a split or feature does not exist, or if it
+                is not plain which feature the captions are.
         """
         found = _PATH.fullmatch(path)
         if not found:
@@ -56,10 +59,11 @@ class TfdsSource:
             )
         features = builder.info.features
         self._image = _choose_image(features, options.get("image", ""), name)
-        self._caption = _choose_caption(features, options.get("caption", ""), name).split("/")
-        self._class_names = getattr(features[self._caption[0]], "names", None)
         self._data = _open_split(builder, split, name)
-        self.caption_counts = _count_captions(features[self._caption[0]], len(self._data))
+        self._caption = choose_caption(
+            caption_features(features), options.get("caption", ""), name, self._sample
+        )
+        self.caption_counts = None if self._caption.is_list else np.ones(len(self._data), np.uint32)
         self.skipped: dict[str, int] = {}
         self.fingerprint = _fingerprint(builder, split, len(self._data))
 
@@ -68,22 +72,52 @@ class TfdsSource:
         return len(self._data)
 
     def __getitem__(self, i: int) -> Record:
-        """Read record `i`; RecordError if it has no caption."""
-        number = range(len(self))[i]
-        stored = self._data[number]
-        captions = self._captions(stored)
-        return Record(str(number), stored[self._image], captions[0], {}, captions)
+        """Read record `i`; RecordError if it has no caption or cannot be read."""
+        (record,) = self.read_many([i])
+        if isinstance(record, RecordError):
+            raise record
+        return record
+
+    def read_many(self, numbers: Sequence[int]) -> list[Record | RecordError]:
+        """Read some records at once, see `records.read_records`; IndexError where there is none."""
+        numbers = [range(len(self))[number] for number in numbers]
+        return [
+            self._record(number, stored)
+            for number, stored in zip(numbers, self._read(numbers), strict=True)
+        ]
+
+    def _read(self, numbers: Sequence[int]) -> list[Mapping[str, Any] | RecordError]:
+        """Return what is stored of some records; RecordError of one that is damaged."""
+        try:
+            return list(self._data.__getitems__(list(numbers)))
+        except MemoryError:
+            raise
+        except Exception as error:  # Of C++ and of protobuf, as many types as kinds of damage.
+            if len(numbers) == 1:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                return [RecordError(f"damaged record: {reason:.200}")]
+            return [stored for number in numbers for stored in self._read([number])]
+
+    def _record(self, number: int, stored: Mapping[str, Any] | RecordError) -> Record | RecordError:
+        if isinstance(stored, RecordError):
+            return stored
+        try:
+            captions = self._captions(stored)
+        except RecordError as error:
+            return error
+        image = stored[self._image]
+        if not isinstance(image, bytes):
+            return RecordError("missing image")
+        return Record(str(number), image, captions[0], {}, captions)
 
     def _captions(self, stored: Mapping[str, Any]) -> tuple[str, ...]:
-        value: Any = stored
-        for part in self._caption:
-            value = value[part]
-        if self._class_names is not None:
-            return (self._class_name(int(value)),)
+        values = self._caption.values(stored)
+        if self._caption.class_names is not None:
+            if not values:
+                raise RecordError("no label")
+            return tuple(dict.fromkeys(self._class_name(int(value)) for value in values))
         try:
-            texts = [
-                clean_caption(text) for text in ([value] if isinstance(value, bytes) else value)
-            ]
+            texts = [clean_caption(text) for text in values]
         except UnicodeDecodeError:
             raise RecordError("caption not UTF-8") from None
         captions = tuple(dict.fromkeys(filter(None, texts)))
@@ -92,9 +126,20 @@ class TfdsSource:
         return captions
 
     def _class_name(self, label: int) -> str:
-        if not 0 <= label < len(self._class_names):  # -1 stands for a record without a label.
+        if not 0 <= label < len(self._caption.class_names):  # -1: a record without a label.
             raise RecordError("no label")
-        return self._class_names[label].replace("_", " ")
+        return self._caption.class_names[label].replace("_", " ")
+
+    def _sample(self, feature: CaptionFeature) -> list[str]:
+        """Return what a feature holds in some records, evenly spread: what its texts look like."""
+        count = min(_SAMPLED, len(self))
+        numbers = np.unique(np.linspace(0, len(self) - 1, count).astype(int)).tolist()
+        return [
+            text
+            for stored in (self._read(numbers) if numbers else ())
+            if not isinstance(stored, RecordError)
+            for text in feature.texts(stored)
+        ]
 
 
 def _open_builder(path: str, name: str, data_dir: str | None) -> Any:
@@ -160,49 +205,6 @@ def _choose_image(features: Mapping[str, Any], wanted: str, name: str) -> str:
     if len(images) == 1 and not wanted:
         return images[0]
     return choose_column(images, wanted, IMAGE_NAMES, f"{name}: image", "image")
-
-
-def _choose_caption(features: Mapping[str, Any], wanted: str, name: str) -> str:
-    """Return a feature with text by its path, such as captions/text; else a ClassLabel."""
-    import tensorflow_datasets as tfds
-
-    # The order of features is not that of their definition, nor always the same.
-    texts = sorted(text for feature, kind in features.items() for text in _texts(feature, kind))
-    labels = sorted(f for f, kind in features.items() if isinstance(kind, tfds.features.ClassLabel))
-    if not wanted:
-        customary = [text for text in texts if _rank(text) < len(CAPTION_NAMES)]
-        for candidates in (sorted(customary, key=_rank)[:1], texts or labels):
-            if len(candidates) == 1:
-                return candidates[0]
-    return choose_column([*texts, *labels], wanted, CAPTION_NAMES, f"{name}: caption", "caption")
-
-
-def _rank(text: str) -> int:
-    """Return how customary the name of a caption is, 0 being the most."""
-    name = text.split("/")[0].lower()
-    return CAPTION_NAMES.index(name) if name in CAPTION_NAMES else len(CAPTION_NAMES)
-
-
-def _texts(name: str, feature: Any) -> list[str]:
-    """Return the paths of the texts that a feature holds itself or in a sequence."""
-    import tensorflow_datasets as tfds
-
-    inner = feature.feature if isinstance(feature, tfds.features.Sequence) else feature
-    if isinstance(inner, tfds.features.Text):
-        return [name]
-    if isinstance(inner, tfds.features.FeaturesDict):
-        return [
-            f"{name}/{key}" for key, kind in inner.items() if isinstance(kind, tfds.features.Text)
-        ]
-    return []
-
-
-def _count_captions(feature: Any, count: int) -> np.ndarray | None:
-    """Return how many captions each record has; None where records hold lists of captions."""
-    import tensorflow_datasets as tfds
-
-    is_list = isinstance(feature, tfds.features.Sequence)
-    return None if is_list else np.ones(count, np.uint32)
 
 
 def _fingerprint(builder: Any, split: str, count: int) -> str:

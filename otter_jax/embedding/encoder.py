@@ -7,6 +7,7 @@ features of frozen towers once.
 import contextlib
 import dataclasses
 import functools
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ from otter_jax.models.hub import TOKENIZER_FILES, find_pretrained
 from otter_jax.models.projections import make_projection, output_width
 from otter_jax.models.two_towers import KINDS, Kind
 from otter_jax.random_keys import named_key
+
+AnyImage = Image.Image | np.ndarray | bytes | str | os.PathLike
 
 MODEL_FILE = "model.json"
 TOKENIZER_FOLDER = "tokenizer"
@@ -200,22 +203,20 @@ class Encoder:
         """Return the same network with other arrays; nothing is compiled again."""
         return dataclasses.replace(self, variables=variables)
 
-    def encode_image(self, images: Sequence[Image.Image | np.ndarray] | np.ndarray) -> np.ndarray:
+    def encode_image(self, images: Sequence[AnyImage] | np.ndarray) -> np.ndarray:
         """Return unit image embeddings.
 
         Args:
-            images: PIL images or uint8 [H, W, 3] arrays of any size, or one uint8 [N, H, W, 3].
+            images: PIL images, paths of files, or uint8 [H, W, 3] arrays, of any size, or one
+                uint8 [N, H, W, 3]. Images and files are seen as training sees them: upright, and
+                with transparency laid on white.
 
         Returns:
             float32 [N, embed_dim].
         """
         if not isinstance(images, (list, tuple, np.ndarray)):
             raise ValueError(f"images should be a list of images, found {type(images).__name__}")
-        arrays = (
-            np.asarray(image_functions.to_rgb(i)) if isinstance(i, Image.Image) else i
-            for i in images
-        )
-        return self.project_image(self.image_features(self.transform(array) for array in arrays))
+        return self.project_image(self.image_features(self.transform(image) for image in images))
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Return unit text embeddings, float32 [N, embed_dim]."""
@@ -225,7 +226,7 @@ class Encoder:
 
     def classify(
         self,
-        images: Sequence[Image.Image | np.ndarray] | np.ndarray,
+        images: Sequence[AnyImage] | np.ndarray,
         labels: Sequence[str],
         template: str = "a photo of {}.",
     ) -> np.ndarray:
@@ -244,22 +245,14 @@ class Encoder:
         logits = np.asarray(scale) * self.encode_image(images) @ bank.T
         return np.asarray(jax.nn.softmax(logits, axis=1))
 
-    def transform(self, image: np.ndarray) -> np.ndarray:
-        """Return the evaluation transform to uint8 [image_size, image_size, 3].
+    def transform(self, image: AnyImage) -> np.ndarray:
+        """Return an image as the model sees it, uint8 [image_size, image_size, 3].
 
         Raises:
-            ValueError: for anything but a non-empty uint8 [H, W, 3].
+            ValueError: for what is no image, see `images.as_array`.
         """
-        if not isinstance(image, np.ndarray):
-            raise ValueError(
-                f"an image should be a PIL image or a uint8 array, found {image!r}; "
-                "files are opened with PIL.Image.open"
-            )
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise ValueError(
-                f"an image should be uint8 [H, W, 3], found {image.dtype} {list(image.shape)}"
-            )
-        return image_functions.evaluation_transform(image, self.image_size, fit=self.fit)
+        array = image_functions.as_array(image)
+        return image_functions.evaluation_transform(array, self.image_size, fit=self.fit)
 
     def image_features(self, images: Iterable[np.ndarray]) -> np.ndarray:
         """Return tower features [N, width] of transformed images, taken one by one as they are needed."""

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from otter_jax.data import images
-from otter_jax.data.records import Record, RecordError, Source, name_record
+from otter_jax.data.records import Record, RecordError, Source, name_record, read_in_order
+from otter_jax.data.tables import Table
 from otter_jax.embedding.encoder import Encoder
 from otter_jax.embedding.features import Arrays, FeatureStore, fingerprint
 from otter_jax.terminal import progress, say
@@ -72,10 +73,8 @@ def from_files(root: Path, names: Sequence[str]) -> ImageCollection:
 
 def named_records(source: Source) -> Iterator[tuple[str, Record | None]]:
     """Yield a name for every record, and the record; None for one that turns out unusable."""
-    for number in range(len(source)):
-        try:
-            record = source[number]
-        except RecordError:
+    for number, record in read_in_order(source, range(len(source))):
+        if isinstance(record, RecordError):
             yield name_record(number), None
         else:
             yield name_record(number, record.key), record
@@ -91,6 +90,26 @@ def from_source(source: Source, keys: Sequence[str]) -> ImageCollection:
             raise images.ImageError(str(error)) from None
 
     return ImageCollection(keys, decode, source.fingerprint)
+
+
+def from_rows(tables: Sequence[Table], rows: Sequence[tuple[int, int]]) -> ImageCollection:
+    """Return the images of some rows: the number of its table and the row's own, of each."""
+    keys = [tables[table].row(row).key for table, row in rows]
+    if len(tables) == 1 and all(tables[0].row(row).image is not None for _, row in rows):
+        return from_files(tables[0].folder, keys)
+    if len(tables) > 1:
+        keys = [f"{table}:{key}" for (table, _), key in zip(rows, keys, strict=True)]
+    digest = hashlib.sha256(repr(rows).encode())
+    digest.update("".join(table.fingerprint for table in tables).encode())
+
+    def decode(number: int) -> np.ndarray:
+        table, row = rows[number]
+        try:
+            return images.decode(tables[table].image(row))
+        except RecordError as error:
+            raise images.ImageError(str(error)) from None
+
+    return ImageCollection(keys, decode, digest.hexdigest())
 
 
 def from_arrays(pixels: np.ndarray) -> ImageCollection:

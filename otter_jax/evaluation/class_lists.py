@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from otter_jax.data.text_files import read_lines
 from otter_jax.evaluation.ranks import MISSING
 
 Names = tuple[str, ...]  # A class's names, all of one meaning.
@@ -76,12 +77,13 @@ def read_class_list(path: Path) -> ClassList:
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: for an empty file, a blank line or name, or an id that is listed twice.
+        ValueError: for an empty file, a blank line or name, an id that is listed twice, or a file
+            that is not UTF-8.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no class list at {path}")
     ids, names = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         each, tab, listed = line.partition("\t")
         if not line.strip():
             raise ValueError(f"{path}: line {number} is blank; every line is a class")

@@ -1,25 +1,26 @@
 """Held-out pairs as a set: does an image find a caption of its own among all, and the reverse?"""
 
 import dataclasses
-from pathlib import Path
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from otter_jax.data.records import in_words
+from otter_jax.data.records import clean_captions
 from otter_jax.data.sources import Record, Source
+from otter_jax.data.tables import Table
 from otter_jax.embedding.encoder import Encoder
 from otter_jax.embedding.features import FeatureStore
 from otter_jax.embedding.image_collections import (
     ImageCollection,
     compute_features,
-    from_files,
+    from_rows,
     from_source,
     named_records,
 )
 from otter_jax.evaluation import retrieval
 from otter_jax.evaluation.answers import Answers, answer
-from otter_jax.evaluation.benchmarks import own
 
 
 @dataclasses.dataclass
@@ -60,7 +61,7 @@ class PairSet:
         return answer(self.images, encoder, features, texts, self.captions, truth, count)
 
     def contents(self) -> dict[str, Any]:
-        """Return number of pairs, and what was left out."""
+        """Return the number of pairs, and what was left out."""
         several = {"captions": len(self.captions)} if len(self.captions) != len(self.images) else {}
         return {
             "pairs": len(self.images) - len(self.unreadable),
@@ -88,7 +89,7 @@ class PairSet:
 
 
 def pairs_of_source(name: str, source: Source) -> PairSet:
-    """Return the pairs of a data SPEC; an image has several captions where its metadata list them."""
+    """Return the pairs of a data SPEC; an image may have several captions."""
     keys, captions, owners = [], [], []
     for number, (name_of_record, record) in enumerate(named_records(source)):
         keys.append(name_of_record)
@@ -101,34 +102,27 @@ def pairs_of_source(name: str, source: Source) -> PairSet:
 def captions_of(record: Record) -> list[str]:
     """Return the list `captions` of a record's metadata if there is one, else all its captions."""
     listed = record.metadata.get("captions")
-    if isinstance(listed, list):
-        listed = [text.strip() for text in listed if isinstance(text, str) and text.strip()]
-    return listed or list(record.captions)
+    cleaned = clean_captions(listed) if isinstance(listed, list) else ()
+    return list(cleaned or record.captions)
 
 
-def pairs_of_csv(name: str, path: str) -> PairSet:
-    """Return a CSV with the columns `image` and `caption`; lines of one image are its captions.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: for other columns, or if there is no pair.
-    """
-    folder, rows = Path(path).parent, own.read_columns(Path(path), "image", "caption")
-    captions_by_image: dict[str, list[str]] = {}
-    for image, caption in rows:
-        if caption.strip():
-            captions_by_image.setdefault(image, []).append(caption.strip())
-    blank = sum(not caption.strip() for _, caption in rows)
-    present = [image for image in captions_by_image if (folder / image).is_file()]
-    missing = len(captions_by_image) - len(present)
-    left_out = {"empty caption": blank, "image missing": missing}
-    if not present:
-        raise ValueError(f"{path}: not one image with a caption is there ({in_words(left_out)})")
-    captions = [(n, text) for n, image in enumerate(present) for text in captions_by_image[image]]
+def pairs_of_tables(name: str, tables: Sequence[Table]) -> PairSet:
+    """Return the pairs of `csv:`; rows that name the same file are captions of one image."""
+    first_row: dict[object, tuple[int, int]] = {}
+    captions_of_image: dict[object, list[str]] = {}
+    skipped: Counter[str] = Counter()
+    for table, opened in enumerate(tables):
+        skipped.update(opened.skipped)
+        for number in range(len(opened)):
+            row = opened.row(number)
+            image = (table, number) if row.image is None else row.image
+            first_row.setdefault(image, (table, number))
+            captions_of_image.setdefault(image, []).extend(row.captions)
+    captions = [(n, text) for n, each in enumerate(captions_of_image.values()) for text in each]
     return PairSet(
         name,
-        from_files(folder, present),
+        from_rows(tables, list(first_row.values())),
         [text for _, text in captions],
         np.array([number for number, _ in captions]),
-        {reason: count for reason, count in left_out.items() if count},
+        dict(skipped),
     )

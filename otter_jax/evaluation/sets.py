@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from otter_jax.data import storage
-from otter_jax.data.folders import has_captions
-from otter_jax.data.sources import open_source
+from otter_jax.data import folders, storage
+from otter_jax.data.caption_checks import are_lists_of_lines, sample_records
+from otter_jax.data.sources import Source, open_source
+from otter_jax.data.tables import open_tables
 from otter_jax.data.templates import DEFAULT_TEMPLATE, read_templates
 from otter_jax.embedding.encoder import Encoder
 from otter_jax.embedding.features import FeatureStore
@@ -14,9 +15,10 @@ from otter_jax.evaluation import benchmarks
 from otter_jax.evaluation.answers import Answers
 from otter_jax.evaluation.benchmarks import own
 from otter_jax.evaluation.labelled_set import LabelledSet
-from otter_jax.evaluation.pair_set import PairSet, pairs_of_csv, pairs_of_source
+from otter_jax.evaluation.pair_set import PairSet, pairs_of_source, pairs_of_tables
 from otter_jax.evaluation.probe_set import OPTIONS, ProbeSet
 from otter_jax.evaluation.specs import Spec
+from otter_jax.terminal import say
 
 Metrics = dict[str, float]
 WITHOUT_PATH = ("open_clipart", "openmoji")  # They come with packages.
@@ -36,7 +38,7 @@ class EvaluationSet(Protocol):
         ...
 
     def answers(self, encoder: Encoder, store: FeatureStore, count: int) -> Answers:
-        """Return what the encoder says of `count` images, half of them hits where there are enough."""
+        """Return what the encoder says of `count` images, half of them hits if there are enough."""
         ...
 
     def contents(self) -> dict[str, Any]:
@@ -83,13 +85,15 @@ def refuse_unknown_sets(specs: Sequence[str]) -> None:
     """
     for text in specs:
         plain = text.removeprefix("probe:")
-        spec = Spec.parse(plain, ("classes",) if plain == text else tuple(OPTIONS))
+        spec = Spec.parse(plain, () if plain == text else tuple(OPTIONS))
         _refuse_unknown(spec)
         if spec.kind in WITHOUT_PATH or spec.kind == "tfds" or storage.is_remote(spec.path):
             continue
         paths = [spec.path]
         if spec.kind == "webdataset":
             paths = storage.find_files(spec.path, ".tar")
+        elif spec.kind == "csv":
+            paths = storage.find_files(spec.path, "")
         if not any(Path(path).exists() for path in paths):
             raise FileNotFoundError(f"config.evaluate.sets: {text}: there is no {spec.path}")
 
@@ -110,17 +114,32 @@ def open_one(text: str, image_size: int) -> benchmarks.ZeroShotSet | PairSet:
     """Return labelled images or pairs; arguments and errors as in `open_sets`."""
     spec = Spec.parse(text)
     _refuse_unknown(spec)
-    if spec.kind == "csv" and "caption" in own.read_header(spec.path) and not spec.options:
-        return pairs_of_csv(text, spec.path)
-    if spec.kind == "folder" and not spec.options and _is_captioned(spec.path):
-        return pairs_of_source(text, open_source(text))
+    has_classes = "classes" in spec.options
+    if spec.kind == "csv" and not has_classes and own.holds_captions(spec):
+        return pairs_of_tables(text, open_tables(spec))
+    if spec.kind == "folder" and not has_classes and Path(spec.path).is_dir():
+        if _is_captioned(spec):
+            return pairs_of_source(text, open_source(spec.source))
+        if "captions" not in spec.options:
+            folders.refuse_names_of_no_class(Path(spec.path), text)
     if spec.kind in benchmarks.BENCHMARKS:
         return benchmarks.load(spec, image_size)
-    source = open_source(spec.source, split="heldout")
-    classes = spec.class_list()
+    source, classes = _open_pairs(spec), spec.class_list()
     return own.from_pairs(text, source, classes) if classes else pairs_of_source(text, source)
 
 
-def _is_captioned(path: str) -> bool:
-    """Return whether there is such a folder, and captions beside its images."""
-    return bool(path) and Path(path).is_dir() and has_captions(Path(path))
+def _open_pairs(spec: Spec) -> Source:
+    """Open pairs, those of clip-benchmark's shards with a caption a line."""
+    source = open_source(spec.source, split="heldout")
+    if spec.kind != "webdataset" or spec.options:
+        return source
+    if not are_lists_of_lines(sample_records(source)):
+        return source
+    say(f"{spec.name}: the lines of a text are taken for captions of their own")
+    return open_source(f"{spec.source}?captions=lines")
+
+
+def _is_captioned(spec: Spec) -> bool:
+    """Return whether the captions of a folder lie beside its images."""
+    said = spec.options.get("captions")
+    return said == "files" if said else folders.has_captions(Path(spec.path))

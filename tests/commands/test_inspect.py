@@ -147,3 +147,30 @@ def test_wrong_input_ends_in_one_line(arguments: list[str], message: str) -> Non
         inspect.main(arguments)
     assert str(end.value).startswith("otter_jax: ")
     assert message in str(end.value) and "\n" not in str(end.value)
+
+
+def test_captions_are_shown_and_what_looks_wrong_is_said(
+    tmp_path: Path, shape_pairs: list, capsys: pytest.CaptureFixture
+) -> None:
+    wrong = [(image, f"IMG_{n:04d}.jpg") for n, (image, _) in enumerate(shape_pairs[:20])]
+    write_shard(tmp_path / "0.tar", wrong)
+    found = inspect.inspect(inspect.parse([f"--data=webdataset:{tmp_path}/0.tar"]))
+    said = capsys.readouterr().out
+    assert "100% of the captions are names of files or addresses: 'IMG_0000.jpg'" in said
+    assert said.count("\n  'IMG_00") == len(found["captions"]) == 10
+    assert len(found["looks wrong"]) == 1
+
+
+def test_names_of_folders_as_captions_are_said(
+    tmp_path: Path, shape_pairs: list, capsys: pytest.CaptureFixture
+) -> None:
+    for folder in ("cat", "dog", "cow"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "1.png").write_bytes(shape_pairs[0][0])
+    inspect.main([f"--data=folder:{tmp_path}"])
+    assert f"{tmp_path}: captions are the names of 3 folders" in capsys.readouterr().out
+
+
+def test_a_negative_seed_is_refused_by_name(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match=r"--seed=-1; it must not be negative"):
+        inspect.main(["--data=open_clipart", "--seed=-1"])

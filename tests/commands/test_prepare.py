@@ -83,7 +83,7 @@ def test_a_killed_conversion_goes_on(
 ) -> None:
     folder = tmp_path / "pairs"
     slow = (
-        "import time; from otter_jax.data import prepare; original = prepare._explained\n"
+        "import time; from otter_jax.commands import prepare; original = prepare._explained\n"
         "def slowly(*arguments): time.sleep(0.05); original(*arguments)\n"
         f"prepare._explained = slowly; prepare.main(['--from={pairs}', '--to={folder}', "
         "'--records_per_shard=10', '--workers=1'])"
@@ -95,7 +95,7 @@ def test_a_killed_conversion_goes_on(
     process.kill()
     process.wait()
     assert not (folder / SHARD.format(4)).exists() and not (folder / "manifest.json").exists()
-    with pytest.raises(FileNotFoundError, match=r"unfinished; run python -m .*prepare --to="):
+    with pytest.raises(FileNotFoundError, match=r"unfinished; run otter-jax prepare --to="):
         open_source(f"tfds:{folder}")
     first = (folder / SHARD.format(0)).stat().st_mtime_ns
     convert(pairs, folder)
@@ -150,7 +150,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, shape_pairs: 
     arguments = [f"--from={spec}", f"--to={folder}", "--records_per_shard=10", "--workers=1"]
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000)); "
-        f"from otter_jax.data import prepare; prepare.main({arguments})"
+        f"from otter_jax.commands import prepare; prepare.main({arguments})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1

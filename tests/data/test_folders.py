@@ -119,3 +119,95 @@ def test_packed_strings(strings: list[str]) -> None:
 
 def test_packed_strings_keep_names_that_are_no_utf8() -> None:
     assert PackedStrings(["a", "caf\udce9"])[1] == "caf\udce9"
+
+
+@pytest.mark.parametrize("hidden", [".ipynb_checkpoints", ".Trash-1000", "@eaDir", "__MACOSX"])
+def test_hidden_folders_are_skipped_and_said(tmp_path: Path, hidden: str) -> None:
+    write(tmp_path, "cat/1.png", f"{hidden}/1-checkpoint.png", f"cat/{hidden}/2.png")
+    source = open_source(f"folder:{tmp_path}")
+    assert pairs(source) == {"cat/1": "cat"} and source.skipped == {}
+    assert source.notes == [
+        f"{tmp_path}: captions are the names of 1 folder",
+        f"{tmp_path}: 2 hidden folders skipped, such as {hidden}, cat/{hidden}",
+    ]
+
+
+def test_captions_end_at_newlines_alone(tmp_path: Path) -> None:
+    text = "first\u2028still first\x85and more\x0band\x1cmore\nsecond\r\nthird\rfourth\n"
+    write(tmp_path, "a.jpg")
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    first = "first\u2028still first\x85and more\x0band\x1cmore"
+    assert open_source(f"folder:{tmp_path}")[0].captions == (first, "second", "third", "fourth")
+
+
+@pytest.mark.parametrize(
+    "names", [("00000", "00001"), ("train",), ("train", "val"), ("images",), ("TEST", "Train")]
+)
+def test_names_of_folders_that_are_no_captions_need_to_be_meant(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    write(tmp_path, *(f"{name}/1.jpg" for name in names))
+    with pytest.raises(ValueError, match=rf"names of folders \({names[0]}.*\?captions=folders$"):
+        open_source(f"folder:{tmp_path}")
+    source = open_source(f"folder:{tmp_path}?captions=folders")
+    assert sorted(pairs(source).values()) == sorted(names)
+    assert f"captions are the names of {len(names)} folder" in source.notes[0]
+    write(tmp_path, "cat/1.jpg")  # One that is a class.
+    assert len(open_source(f"folder:{tmp_path}")) == len(names) + 1
+
+
+@pytest.mark.parametrize("place", ["metadata.csv", "train/metadata.jsonl"])
+def test_a_table_of_captions_in_the_folder_is_named(tmp_path: Path, place: str) -> None:
+    write(tmp_path, "train/1.jpg", "cat/2.jpg")
+    (tmp_path / place).write_text('{"file_name": "1.jpg", "text": "a cat"}\n')
+    with pytest.raises(ValueError, match=rf"has the captions: write csv:{tmp_path}/{place}"):
+        open_source(f"folder:{tmp_path}")
+    assert len(open_source(f"folder:{tmp_path}?captions=folders")) == 2
+
+
+def test_the_option_says_where_captions_are(tmp_path: Path) -> None:
+    write(tmp_path, "cat/1.jpg", "cat/2.jpg", "dog/3.jpg")
+    (tmp_path / "cat" / "1.txt").write_text("a tabby")
+    assert pairs(open_source(f"folder:{tmp_path}?captions=files")) == {"cat/1": "a tabby"}
+    assert len(open_source(f"folder:{tmp_path}?captions=folders")) == 3
+    with pytest.raises(ValueError, match="captions=names; it is folders or files"):
+        open_source(f"folder:{tmp_path}?captions=names")
+
+
+def test_images_by_any_of_their_suffixes_and_others_counted(tmp_path: Path) -> None:
+    write(tmp_path, *(f"cat/{n}.{suffix}" for n, suffix in enumerate(
+        ("jfif", "JPE", "ppm", "pgm", "avif", "svg", "SVG", "psd"))))  # fmt: skip
+    write(tmp_path, "cat/0.svg")  # Beside 0.jfif, whose source it is.
+    source = open_source(f"folder:{tmp_path}")
+    assert len(source) == 5
+    assert source.skipped == {
+        "image format that is not read (.psd)": 1, "image format that is not read (.svg)": 2
+    }  # fmt: skip
+
+
+def test_what_lies_beside_loose_images_is_said(tmp_path: Path) -> None:
+    write(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "a.jpg.txt").write_text("a cat")
+    (tmp_path / "b.TXT").write_text("a dog")
+    with pytest.raises(
+        ValueError, match=r"image beside the class folders: 2\); .*beside them is a\.jpg\.txt, b\.T"
+    ):
+        open_source(f"folder:{tmp_path}")
+
+
+NAMES = st.sampled_from(["1.jpg", "cat/1.jpg", "cat/2.png", "dog/3.webp", ".x/4.jpg", "dog/5.svg",
+                         "cat/deep/6.JPG", "cat/._7.jpg", "cat/note.md"])  # fmt: skip
+
+
+@given(names=st.sets(NAMES), captioned=st.sets(NAMES))
+def test_every_image_is_a_pair_or_counted(
+    tmp_path_factory: pytest.TempPathFactory, names: set[str], captioned: set[str]
+) -> None:
+    root = tmp_path_factory.mktemp("folder")
+    write(root, "cat/always.jpg", *names)
+    write(root, *(name for name in sorted(captioned & names)), text="a caption")
+    (root / "cat" / "always.txt").write_text("always")
+    images = 1 + sum(name not in (".x/4.jpg", "cat/._7.jpg", "cat/note.md") for name in names)
+    source = open_source(f"folder:{root}")
+    assert len(source) + sum(source.skipped.values()) == images
+    assert all(source[i].caption for i in range(len(source)))

@@ -37,7 +37,7 @@ PICTURES = {
 
 
 def outcome(data: bytes, **options: int) -> str:
-    """ "image", or the reason why there is none; anything else fails."""
+    """Say "image", or the reason why there is none; anything else fails."""
     start = time.monotonic()
     try:
         array = images.decode(data, **options)

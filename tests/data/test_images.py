@@ -2,6 +2,7 @@
 
 import base64
 import io
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from otter_jax.data import images
 from otter_jax.data.sources import open_source
@@ -212,6 +213,155 @@ class TestDecode:
     def test_bytes_after_the_end_do_no_harm(self) -> None:
         data = encode(two_colours(), "JPEG") + b"trailing rubbish"
         assert_near(images.decode(data)[8, 2], RED, 8)
+
+
+@st.composite
+def image_files(draw: st.DrawFn) -> bytes:
+    """Files of any mode that a format can hold, some of them turned."""
+    mode, file_format = draw(st.sampled_from([
+        *((mode, "PNG") for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")),
+        *((mode, "TIFF") for mode in ("1", "L", "LA", "RGB", "RGBA", "CMYK", "I;16", "F", "I")),
+        *((mode, "JPEG") for mode in ("L", "RGB", "CMYK")), ("I;16", "PPM"), ("P", "GIF"),
+        *((mode, "WEBP") for mode in ("RGB", "RGBA")), ("RGB", "AVIF"), ("RGB", "BMP"),
+    ]))  # fmt: skip
+    values = np.random.default_rng(draw(st.integers(0, 99))).integers(0, 256, (9, 14, 4), np.uint8)
+    image = Image.fromarray(values, "RGBA")
+    if mode == "I;16":
+        image = Image.fromarray(values[..., :2].copy().view(np.uint16)[..., 0])
+    else:
+        image = image.convert("RGB").convert(mode) if mode in "1PFI" else image.convert(mode)
+    options: dict[str, Any] = {}
+    if file_format in ("PNG", "JPEG", "WEBP") and draw(st.booleans()):
+        exif = Image.Exif()
+        exif[274] = draw(st.integers(1, 8))
+        options["exif"] = exif
+    if file_format == "PNG" and mode in ("L", "P", "I;16") and draw(st.booleans()):
+        options["transparency"] = int(np.asarray(image).max())
+    if file_format == "TIFF" and mode in ("1", "L", "I;16") and draw(st.booleans()):
+        options["tiffinfo"] = {262: 0}
+    return encode(image, file_format, **options)
+
+
+def array_or_reason(image: Any) -> Any:
+    try:
+        return images.as_array(image).tolist()
+    except images.ImageError as error:
+        return error.reason
+
+
+class TestAsArray:
+    @given(data=image_files())
+    def test_images_of_pillow_and_paths_are_seen_as_their_files(
+        self, tmp_path_factory: pytest.TempPathFactory, data: bytes
+    ) -> None:
+        path = tmp_path_factory.getbasetemp() / "as_array"
+        path.write_bytes(data)
+        try:
+            expected = images.decode(data).tolist()
+        except images.ImageError as error:
+            expected = error.reason
+        for image in (Image.open(io.BytesIO(data)), Image.open(path), path, str(path), data):
+            assert array_or_reason(image) == expected
+
+    @pytest.mark.parametrize(
+        ("image", "reason"),
+        [
+            (Image.new("F", (8, 8), 0.5), "unknown range of values"),
+            (Image.new("I", (8, 8), 255), "unknown range of values"),
+            (Image.new("L", (1, 500)), "too thin"),
+        ],
+    )
+    def test_what_no_file_would_be_decoded_to(self, image: Image.Image, reason: str) -> None:
+        assert array_or_reason(image) == reason
+
+    def test_a_broken_file_that_pillow_opened(self) -> None:
+        data = encode(two_colours(), "PNG")
+        assert array_or_reason(Image.open(io.BytesIO(data[: len(data) // 2]))) == "truncated"
+
+    def test_arrays_are_taken_as_they_are(self) -> None:
+        array = noise(3, 4)
+        assert images.as_array(array) is array
+        for wrong in (array[..., 0], array / 255, array[:0], array.astype(np.uint16)):
+            with pytest.raises(ValueError, match=r"an image should be uint8 \[H, W, 3\], found "):
+                images.as_array(wrong)
+
+    @pytest.mark.parametrize("wrong", [None, 3, "gone.jpg", [[1]]])
+    def test_what_is_no_image_at_all(self, wrong: Any) -> None:
+        with pytest.raises(ValueError, match="an image should be a PIL image or a uint8 array"):
+            images.as_array(wrong)
+
+
+class TestSixteenBitsOfGrey:
+    VALUES = np.array([[0, 40_000, 65_535], [256, 255, 40_000]], np.uint16)
+
+    def test_a_transparent_value_lies_on_white(self) -> None:
+        data = encode(Image.fromarray(self.VALUES), "PNG", transparency=40_000)
+        expected = [[0, 255, 255], [1, 0, 255]]
+        np.testing.assert_array_equal(images.decode(data)[..., 0], expected)
+
+    def test_white_as_zero_is_not_inverted(self) -> None:
+        sixteen = encode(Image.fromarray(self.VALUES), "TIFF", tiffinfo={262: 0})
+        expected = 255 - (self.VALUES >> 8)
+        np.testing.assert_array_equal(images.decode(sixteen)[..., 1], expected)
+        plain = encode(Image.fromarray(self.VALUES), "TIFF")
+        np.testing.assert_array_equal(images.decode(plain)[..., 1], self.VALUES >> 8)
+
+
+class TestLargeChunks:
+    @pytest.mark.parametrize("place", ["text", "texts", "profile"])
+    def test_they_do_not_damage_a_png(self, place: str) -> None:
+        large = "x" * (1 << 21)
+        info, options = PngImagePlugin.PngInfo(), {}
+        if place == "profile":
+            options["icc_profile"] = b"x" * (1 << 21)
+        for number in range(40 if place == "texts" else 1):
+            info.add_text(f"key {number}", large, zip=True)
+        exif = Image.Exif()
+        exif[274] = 6
+        data = encode(two_colours(), "PNG", pnginfo=info, exif=exif, **options)
+        with pytest.raises(ValueError, match=r"MAX_TEXT|text chunks"):
+            Image.open(io.BytesIO(data)).load()
+        expected = np.rot90(np.asarray(two_colours()), -1)  # eXIf is kept.
+        np.testing.assert_array_equal(images.decode(data), expected)
+        assert images.format_and_mode(data) == "PNG RGB"
+
+    def test_a_png_that_is_damaged_besides_is_refused(self) -> None:
+        info = PngImagePlugin.PngInfo()
+        info.add_text("key", "x" * (1 << 21), zip=True)
+        data = encode(two_colours(), "PNG", pnginfo=info)
+        assert reason(data[: len(data) - 40]) == "truncated"
+
+
+class TestFurtherFormats:
+    def test_avif_is_upright_and_in_the_right_colours(self) -> None:
+        exif = Image.Exif()
+        exif[274] = 6
+        found = images.decode(encode(two_colours(), "AVIF", exif=exif, quality=95))
+        assert found.shape == (24, 16, 3)
+        assert_near(found[4, 8], RED, 16)
+        assert_near(found[20, 8], GREEN, 16)
+
+    @pytest.mark.parametrize(
+        ("data", "package"),
+        [
+            (b"\0\0\0\x1cftypheic\0\0\0\0", "HEIF needs pillow_heif"),
+            (b"\0\0\0\x1cftypmif1\0\0\0\0heic", "HEIF needs pillow_heif"),
+            (b"\xff\x0a etc", "JXL needs pillow_jxl"),
+        ],
+    )
+    def test_a_package_that_is_missing_is_named(
+        self, monkeypatch: pytest.MonkeyPatch, data: bytes, package: str
+    ) -> None:
+        for name in ("pillow_heif", "pillow_jxl"):
+            monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(images.ImageError, match=rf"not an image: {package}: pip install"):
+            images.decode(data)
+
+    def test_an_avif_that_is_a_heif_first(self) -> None:
+        data = encode(two_colours(), "AVIF")
+        assert data[8:12] == b"avif" and b"mif1" in data[16:40]
+        swapped = data[:8] + b"mif1" + data[12:]
+        np.testing.assert_array_equal(images.decode(swapped), images.decode(data))
 
 
 class TestReducedDecoding:

@@ -95,7 +95,7 @@ def test_several_specs_are_one_source(folder: Path) -> None:
 
 
 def test_options_a_kind_does_not_have(folder: Path) -> None:
-    with pytest.raises(ValueError, match="unknown option 'caption'; there are: none"):
+    with pytest.raises(ValueError, match="unknown option 'caption'; there are: captions"):
         open_source(f"webdataset:{folder}?caption=text")
     with pytest.raises(ValueError, match="unknown option 'txt'; there are: image, caption"):
         open_source("csv:a.csv?txt=a")

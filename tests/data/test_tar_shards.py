@@ -165,7 +165,11 @@ def test_unreadable_shards_are_refused_by_name(tmp_path: Path) -> None:
         TarShards([good, tmp_path / "gone.tar", tmp_path / "lost.tar"])
     with pytest.raises(FileNotFoundError, match=r"/gone: no such folder"):
         TarShards([tmp_path / "gone"])
-    for name, data in {"text.tar": b"text " * 500, "zero.tar": b"", "gz.tar": b"\x1f\x8b"}.items():
+    for name, data in {
+        "text.tar": b"text " * 500,
+        "page.tar": b"text " * 50,
+        "gz.tar": b"\x1f\x8b",
+    }.items():
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ValueError, match=f"{name}: not an uncompressed tar"):
             TarShards([good, tmp_path / name])
@@ -236,7 +240,69 @@ def test_what_lies_behind_the_first_dot_is_no_part_of_the_key(tmp_path: Path) ->
     )
     source = TarShards([path])
     assert keys(source) == ["x", "v"]
-    assert source.skipped == {"no image": 2, "empty caption": 1}
+    assert source.skipped == {
+        "empty caption (it is read from KEY.txt, not KEY.*.txt)": 1,
+        "no image (a key ends at the first dot: KEY.*.jpg is none)": 1,
+        "no image": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ([("22.05.png", b"pixels"), ("22.05.txt", b"a cat")],
+         "no image (a key ends at the first dot: KEY.*.png is none)"),
+        ([("x.svg", b"<svg>"), ("x.txt", b"a cat")], "image format that is not read (.svg)"),
+        ([("x.jpg", b"pixels"), ("x.caption", b"a cat")],
+         "empty caption (it is read from KEY.txt, not KEY.caption)"),
+        ([("x.jpg", b"pixels"), ("x.txt.gz", b"a cat")],
+         "empty caption (it is read from KEY.txt, not KEY.txt.gz)"),
+        ([("x.jpg", b"pixels"), ("x.json", b'{"text": "a cat"}')],
+         "empty caption (json has 'text', and no 'caption')"),
+    ],
+)  # fmt: skip
+def test_what_was_found_instead_is_said(tmp_path: Path, members: Members, reason: str) -> None:
+    source = TarShards([write(tmp_path / "a.tar", pair("good"), members)])
+    assert keys(source) == ["good"] and source.skipped == {reason: 1}
+
+
+def test_images_by_any_of_their_suffixes(tmp_path: Path) -> None:
+    suffixes = ("jfif", "JPE", "ppm", "avif")
+    path = write(tmp_path / "a.tar", *(pair(suffix, extension=suffix) for suffix in suffixes),
+                 [("x.ppm", b"second"), *pair("x", extension="jpg")])  # fmt: skip
+    source = TarShards([path])
+    assert keys(source) == [*suffixes, "x"] and source.skipped == {}
+    assert source[4].image == b"pixels of x"  # As it was before the others were images, too.
+
+
+@pytest.mark.parametrize("length", [0, 1, 100, 511, 512, 600, 5000])
+def test_a_shard_cut_anywhere_is_counted(tmp_path: Path, length: int) -> None:
+    whole = write(tmp_path / "a.tar", *(pair(f"{n}") for n in range(4)))
+    (tmp_path / "b.tar").write_bytes(whole.read_bytes()[:length])
+    source = TarShards([whole, tmp_path / "b.tar"])
+    assert len(source) + source.skipped["truncated tar"] == 8
+    assert list(source.skipped_files) == [str(tmp_path / "b.tar")]
+
+
+@settings(max_examples=20, deadline=None)
+@given(counts=st.lists(st.integers(1, 4), min_size=2, max_size=3), padding=st.sampled_from((0, 3)))
+def test_pairs_behind_the_end_mark_are_counted(
+    tmp_path_factory: pytest.TempPathFactory, counts: list[int], padding: int
+) -> None:
+    folder = tmp_path_factory.mktemp("joined")
+    tars = [write(folder / f"{n}.part", *(pair(f"{n}-{k}") for k in range(count))).read_bytes()
+            for n, count in enumerate(counts)]  # fmt: skip
+    (folder / "a.tar").write_bytes(b"".join(tars) + bytes(padding * 512))
+    source = open_source(f"webdataset:{folder}/a.tar")
+    assert len(source) == counts[0]
+    assert source.skipped == {"behind the end of the tar": sum(counts[1:])}
+    assert "a.tar" in describe_skipped_files(source)
+
+
+def test_rubbish_behind_the_end_mark_is_one_record(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tar", pair("x"))
+    path.write_bytes(path.read_bytes() + b"rubbish" * 1000)
+    assert TarShards([path]).skipped == {"behind the end of the tar": 1}
 
 
 def test_pickles_and_threads_read_the_same(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from otter_jax.data import tfds_source
 from otter_jax.data.sources import RecordError, open_source
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -151,7 +150,9 @@ def test_fingerprint_follows_the_files_of_the_split_alone(data_dir: Path, tmp_pa
 
 
 def test_what_is_refused(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="no 'sound' among 'captions/text', 'title', 'words'"):
+    with pytest.raises(
+        ValueError, match="no 'sound' among 'captions/text', 'label', 'title', 'words'"
+    ):
         open_source(f"tfds:pairs?data_dir={data_dir}&caption=sound")
     with pytest.raises(ValueError, match="image column not found: there is no 'title' among"):
         open_source(f"tfds:pairs?data_dir={data_dir}&image=title")
@@ -164,15 +165,6 @@ def test_what_is_refused(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'otter_jax\[tfds\]'"):
         open_source(f"tfds:{data_dir}/pairs/1.0.0")
-
-
-def test_a_label_is_the_last_resort() -> None:
-    label, text = tfds.features.ClassLabel(names=["a"]), tfds.features.Text()
-    choose = tfds_source._choose_caption
-    assert choose({"label": label}, "", "x") == "label"
-    assert choose({"label": label, "words": text}, "", "x") == "words"
-    with pytest.raises(ValueError, match="caption column not found"):
-        choose({"label": label, "words": text, "others": text}, "", "x")
 
 
 def test_a_builder_that_needs_tensorflow_is_one_line(capfd: pytest.CaptureFixture) -> None:

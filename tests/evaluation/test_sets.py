@@ -160,7 +160,7 @@ def test_pairs_of_a_csv(parts: tuple, tmp_path: Path) -> None:
     opened = open_one(f"csv:{tmp_path / 'captions.csv'}")
     assert opened.captions == ["a circle, red", "a red circle", "a blue ring"]
     assert opened.image_of_text.tolist() == [0, 0, 1]
-    assert opened.contents()["skipped"] == {"empty caption": 1, "image missing": 1}
+    assert opened.contents()["skipped"] == {"empty caption": 1, "missing image": 1}
     assert opened.contents()["captions"] == 3
     assert opened.evaluate(*parts)["t2i_recall@5"] == 1.0
 

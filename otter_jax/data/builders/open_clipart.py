@@ -142,7 +142,7 @@ def is_informative(title: str, author: str) -> bool:
 
 
 def name_from_file(path: str, author: str) -> str:
-    """Return the words of a file's name, without the library's _01 and the author's often cut name."""
+    """Return the words of a file's name, without the library's _01 and the author's (cut) name."""
     stem = re.sub(r"[_.\- ]*((?<!\d)0\d*[a-z]?)?$", "", path.rpartition("/")[2].lower())
     name = slug(author)
     for length in range(len(name), 2, -1):
@@ -268,7 +268,7 @@ def find_copies(count: int, pairs: Pairs, copies: np.ndarray) -> np.ndarray:
 
 
 def join_families(families: np.ndarray, pairs: Pairs, relatives: np.ndarray) -> np.ndarray:
-    """Return families joined wherever drawings of two are relatives: int [count], a root a family."""
+    """Join families wherever drawings of two are relatives: int [count], a root a family."""
     parent = list(range(int(families.max()) + 1))
 
     def root(number: int) -> int:
@@ -284,7 +284,7 @@ def join_families(families: np.ndarray, pairs: Pairs, relatives: np.ndarray) -> 
 
 
 def choose_heldout(drawings: Sequence[Drawing], families: np.ndarray) -> np.ndarray:
-    """Return which drawings are held out: whole small families in the order of a hash of their name."""
+    """Return which drawings are held out: whole small families, ordered by a hash of their name."""
     members: dict[int, list[int]] = defaultdict(list)
     for number, family in enumerate(families.tolist()):
         members[family].append(number)
@@ -298,7 +298,7 @@ def choose_heldout(drawings: Sequence[Drawing], families: np.ndarray) -> np.ndar
 
 
 def digest(data: bytes) -> str:
-    """Return sha256, in hexadecimal."""
+    """Return the sha256, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -380,7 +380,7 @@ def load_pictures(
 
 
 def number_of(names: Iterable[str]) -> np.ndarray:
-    """Return equal names get equal numbers, int [n]."""
+    """Return a number for every name, equal ones for equal names, int [n]."""
     return np.unique(list(names), return_inverse=True)[1]
 
 
@@ -460,7 +460,7 @@ def members(picture: Picture, key: str) -> Iterator[tuple[str, bytes]]:
 
 
 def main() -> None:
-    """The command line."""
+    """Build the collection that the command line describes."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     for name in ("png", "svg", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)

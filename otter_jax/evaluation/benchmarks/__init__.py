@@ -52,7 +52,7 @@ def _folder(spec: Spec, image_size: int) -> ZeroShotSet:
 def _csv(spec: Spec, image_size: int) -> ZeroShotSet:
     from otter_jax.evaluation.benchmarks import own
 
-    return own.load_csv(spec.name, Path(spec.path), spec.class_list())
+    return own.load_csv(spec.name, Path(spec.path), spec.class_list(), spec.data_options)
 
 
 BENCHMARKS: dict[str, Callable[[Spec, int], ZeroShotSet]] = {

@@ -14,12 +14,12 @@ Which classes there are, in their order, and their names, is read from the first
 Names lose their underscores.
 """
 
-import csv
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
+from otter_jax.data.text_files import numbered_lines, read_csv
 from otter_jax.embedding.image_collections import ImageCollection, from_files
 from otter_jax.evaluation.benchmarks.labelled import (
     ZeroShotSet,
@@ -107,11 +107,15 @@ def find_images(folder: Path) -> tuple[Path, dict[str, str]]:
 
 def read_solutions(path: Path) -> dict[str, str]:
     """Return the synset of every validation image, from Kaggle's ImageId,PredictionString."""
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if {"ImageId", "PredictionString"} - set(reader.fieldnames or ()):
-            raise ValueError(f"{path}: the columns should be ImageId,PredictionString")
-        return {row["ImageId"]: row["PredictionString"].split()[0] for row in reader}
+    rows = read_csv(path)
+    if next(rows, (1, []))[1] != ["ImageId", "PredictionString"]:
+        raise ValueError(f"{path}: the columns should be ImageId,PredictionString")
+    found = {}
+    for line, row in rows:
+        if len(row) != 2 or not row[1].split():
+            raise ValueError(f"{path}: line {line} should be an image and its synset, found {row}")
+        found[row[0]] = row[1].split()[0]
+    return found
 
 
 def missing_images(folder: Path, synsets: dict[str, str]) -> dict[str, int]:
@@ -124,10 +128,10 @@ def missing_images(folder: Path, synsets: dict[str, str]) -> dict[str, int]:
 def read_names(folder: Path, present: set[str]) -> ClassList:
     """Return the classes in their order; `present` are the synsets that have images."""
     path = find_file(folder, *NAME_FILES)
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = [line for _, line in numbered_lines(path)]
     if path.name.endswith("wordnet_ids.txt"):
         lemmas = find_file(folder, path.name.replace("_ids", "_lemmas"))
-        names = lemmas.read_text(encoding="utf-8").splitlines()
+        names = [line for _, line in numbered_lines(lemmas)]
         if len(names) != len(lines):
             raise ValueError(f"{lemmas}: {len(names)} lines for {len(lines)} synsets")
         pairs = list(zip(lines, names, strict=True))

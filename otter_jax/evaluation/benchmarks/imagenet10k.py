@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from otter_jax.data.text_files import numbered_lines
 from otter_jax.embedding.image_collections import from_files
 from otter_jax.evaluation.benchmarks.labelled import (
     ZeroShotSet,
@@ -70,8 +71,8 @@ def load(name: str, folder: Path) -> ZeroShotSet:
 def read_dictionary(path: Path) -> tuple[ClassList, np.ndarray]:
     """Return the classes, and the number of each one's parent (-1: none)."""
     ids, names, parents = [], [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if number == 1 and line.startswith("category_index"):
+    for number, line in numbered_lines(path):
+        if not ids and line.startswith("category_index"):
             continue
         found = CLASS_LINE.fullmatch(line.rstrip())
         if not found or (found[1] and int(found[1]) != len(ids)):
@@ -82,13 +83,19 @@ def read_dictionary(path: Path) -> tuple[ClassList, np.ndarray]:
         ids.append(found[2])
         parents.append(int(found[3]))
         names.append(tuple(part.strip() for part in found[4].split(", ")))
+    for number, parent in enumerate(parents):
+        if parent >= len(ids):
+            raise ValueError(
+                f"{path}: class {number} ({ids[number]}) has the unknown parent {parent}: there "
+                f"are {len(ids)} classes"
+            )
     return ClassList(tuple(ids), tuple(names), str(path)), np.array(parents)
 
 
 def read_labels(path: Path, num_classes: int) -> list[tuple[str, list[int]]]:
     """Return every image's path and the numbers of its classes."""
     images = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in numbered_lines(path):
         image, *labels = line.split()
         try:
             numbers = [int(label.partition(":")[0]) for label in labels]

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from otter_jax.data.records import in_words
+from otter_jax.data.records import in_words, is_image_name
 from otter_jax.embedding.image_collections import ImageCollection
 from otter_jax.evaluation.class_lists import Names
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +34,7 @@ class ZeroShotSet:
 
 def is_image(path: Path) -> bool:
     """Return whether a file is one by its name; hidden files are not."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    return is_image_name(path.name)
 
 
 def find_file(folder: Path, *patterns: str) -> Path:

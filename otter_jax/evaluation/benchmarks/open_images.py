@@ -11,11 +11,12 @@ A human label of confidence 0 says that the class is absent; only the others are
 https://storage.googleapis.com/openimages/web/download_v6.html.
 """
 
-import csv
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from otter_jax.data.text_files import numbered_lines, read_csv
 from otter_jax.embedding.image_collections import from_files
 from otter_jax.evaluation.benchmarks.labelled import (
     ZeroShotSet,
@@ -65,8 +66,7 @@ def load(name: str, folder: Path, classes: ClassList | None = None) -> ZeroShotS
 
 def read_descriptions(path: Path) -> ClassList:
     """Return all classes with their names."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.reader(file) if row]
+    rows = [row for _, row in read_csv(path)]
     if rows and rows[0] == ["LabelName", "DisplayName"]:
         del rows[0]
     for number, row in enumerate(rows, start=1):
@@ -81,7 +81,7 @@ def ranked_classes(path: Path, described: ClassList) -> ClassList:
     """Return the classes that a list of LabelNames names, or all where there is no list."""
     if not path.is_file():
         return described
-    ids = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line)
+    ids = tuple(line.strip() for _, line in numbered_lines(path))
     names = dict(zip(described.ids, described.names, strict=True))
     for each in ids:
         if each not in names:
@@ -116,14 +116,16 @@ def read_labels(
 
 def label_rows(path: Path) -> Iterator[tuple[str, str, float]]:
     """Yield ImageID, LabelName and confidence of every row."""
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if lacking := [c for c in LABEL_COLUMNS if c not in (reader.fieldnames or ())]:
-            raise ValueError(f"{path}: lacks the columns {', '.join(lacking)}")
-        for row in reader:
-            try:
-                yield row["ImageID"], row["LabelName"], float(row["Confidence"])
-            except (TypeError, ValueError):
-                raise ValueError(
-                    f"{path}: line {reader.line_num} has no confidence (0 or 1): {row}"
-                ) from None
+    rows = read_csv(path)
+    _, header = next(rows, (1, []))
+    if lacking := [column for column in LABEL_COLUMNS if column not in header]:
+        raise ValueError(f"{path}: lacks the columns {', '.join(lacking)}")
+    image, label, confidence = map(header.index, ("ImageID", "LabelName", "Confidence"))
+    for line, row in rows:
+        try:
+            known = float(row[confidence])
+        except (IndexError, ValueError):
+            known = math.nan
+        if math.isnan(known) or len(row) < len(header):
+            raise ValueError(f"{path}: line {line} has no confidence (0 or 1): {row}")
+        yield row[image], row[label], known

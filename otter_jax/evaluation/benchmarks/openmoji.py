@@ -123,5 +123,5 @@ def reason_to_leave_out(sequence: str, unicode_names: dict[str, str]) -> str | N
 
 
 def readable(name: str) -> str:
-    """Return ":waving_hand:" -> "waving hand"."""
+    """Return a name in words: ":waving_hand:" is "waving hand"."""
     return name.strip(":").replace("_", " ").replace("\u2019", "'")

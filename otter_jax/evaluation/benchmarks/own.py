@@ -1,12 +1,23 @@
 """One's own labelled images: a folder of a folder a class, a CSV, or pairs with a class list."""
 
-import csv
+import os
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
+from otter_jax.data import folders, specs
+from otter_jax.data.columns import CAPTION_NAMES, LABEL_NAMES
+from otter_jax.data.records import RecordError
 from otter_jax.data.sources import Source
-from otter_jax.embedding.image_collections import from_files, from_source, named_records
-from otter_jax.evaluation.benchmarks.labelled import ZeroShotSet, is_image, refuse_no_images
+from otter_jax.data.tables import Table, open_tables
+from otter_jax.embedding.image_collections import (
+    from_files,
+    from_rows,
+    from_source,
+    named_records,
+)
+from otter_jax.evaluation.benchmarks.labelled import ZeroShotSet, refuse_no_images
 from otter_jax.evaluation.class_lists import ClassList
 
 
@@ -22,52 +33,85 @@ def load_folder(name: str, folder: Path, classes: ClassList | None = None) -> Ze
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
+    found = folders.Found()
     labels: dict[str, str] = {}
-    folders = [entry for entry in sorted(folder.iterdir()) if entry.is_dir()]
-    for entry in folders:
-        for file in sorted(entry.rglob("*")):
-            if is_image(file):
-                labels[str(file.relative_to(folder))] = entry.name
-    loose = sum(map(is_image, folder.iterdir()))
-    left_out = {"image beside the class folders": loose} if loose else {}
-    refuse_no_images(f"{folder} (one folder a class)", labels, left_out)
+    for path in sorted(folders.image_paths(folder, found), key=Path):
+        try:
+            folders.class_name(path)
+        except RecordError as error:
+            if classes is None or os.sep not in path:
+                found.skipped[str(error)] += 1
+                continue
+        labels[path] = path.partition(os.sep)[0]
+    refuse_no_images(f"{folder} (one folder a class)", labels, found.skipped)
     if classes is None:
         used = sorted(set(labels.values()))
-        classes = ClassList(
-            tuple(used), tuple((each.replace("_", " "),) for each in used), str(folder)
-        )
+        names = tuple((each.replace("_", " ").strip(),) for each in used)
+        classes = ClassList(tuple(used), names, str(folder))
     return ZeroShotSet(
         name=name,
         images=from_files(folder, list(labels)),
         labels=classes.numbers([[label] for label in labels.values()], str(folder)),
         class_names=classes.names,
-        left_out=left_out,
+        left_out=dict(found.skipped),
     )
 
 
-def load_csv(name: str, path: Path, classes: ClassList | None = None) -> ZeroShotSet:
-    """Return a CSV with the columns `image` (a path, from the CSV's folder) and `labels` ("cat|animal").
+def load_csv(
+    name: str,
+    path: Path,
+    classes: ClassList | None = None,
+    options: Mapping[str, str] = MappingProxyType({}),
+) -> ZeroShotSet:
+    """Read a table with columns such as `image` (a path from its folder) and `labels`.
 
-    Classes are all labels that occur, in alphabetical order, unless a class list is given.
+    An image has several labels as "cat|animal" or as a list. The table is read as training reads
+    tables: of any of their forms, and what cannot be used is left out and counted. Classes are all
+    labels that occur, in alphabetical order, unless a class list is given.
+
+    Args:
+        name: what results call the set.
+        path: the table, or several.
+        classes: what is ranked instead.
+        options: `image` and `caption`, columns, where they have no customary names.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: for other columns, no image, or a label that the class list lacks.
     """
+    spec = specs.Spec(name, "csv", str(path), dict(options))
+    names = ("labels", *LABEL_NAMES, *(CAPTION_NAMES if classes else ()))
+    tables = open_tables(spec, caption_names=names, needs_caption=False)
+    return from_tables(name, tables, classes, str(path))
+
+
+def holds_captions(spec: specs.Spec) -> bool:
+    """Return whether the tables of a SPEC have captions, rather than labels, by their columns."""
+    names = ("caption", "labels", *CAPTION_NAMES, *LABEL_NAMES)
+    tables = open_tables(spec, caption_names=names, needs_caption=False)
+    return not all(name.lower() in LABEL_NAMES for name in tables[0].caption_names)
+
+
+def from_tables(
+    name: str, tables: Sequence[Table], classes: ClassList | None, origin: str
+) -> ZeroShotSet:
+    """Return the images of tables with their labels; errors as of `load_csv`."""
     left_out: Counter[str] = Counter()
-    names, labels = [], []
-    for image, listed in read_columns(path, "image", "labels"):
-        if not (path.parent / image).is_file():
-            left_out["image missing"] += 1
-            continue
-        names.append(image)
-        labels.append(split_labels(listed))
-    refuse_no_images(path, [each for each in labels if each], left_out)
-    classes = classes or listed_classes(labels, str(path))
+    rows, labels = [], []
+    for table, opened in enumerate(tables):
+        left_out.update(opened.skipped)
+        for number in range(len(opened)):
+            rows.append((table, number))
+            captions = opened.row(number).captions
+            labels.append([label for caption in captions for label in split_labels(caption)])
+    if missing := left_out.pop("missing image", 0):
+        left_out["image missing"] = missing  # As all labelled sets call it.
+    refuse_no_images(origin, [each for each in labels if each], left_out)
+    classes = classes or listed_classes(labels, origin)
     return ZeroShotSet(
         name=name,
-        images=from_files(path.parent, names),
-        labels=classes.numbers(labels, str(path)),
+        images=from_rows(tables, rows),
+        labels=classes.numbers(labels, origin),
         class_names=classes.names,
         left_out=dict(left_out),
     )
@@ -88,38 +132,6 @@ def from_pairs(name: str, source: Source, classes: ClassList) -> ZeroShotSet:
         class_names=classes.names,
         left_out=source.skipped,
     )
-
-
-def read_header(path: str) -> list[str]:
-    """Return the column names of a CSV; none where there is no such file, which its reader will say."""
-    if not Path(path).is_file():
-        return []
-    with Path(path).open(newline="", encoding="utf-8-sig") as file:
-        return next(csv.reader(file), [])
-
-
-def read_columns(path: Path, *columns: str) -> list[list[str]]:
-    """Return some columns of a CSV, by the names in its first line.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if a column is missing, or a line is short of one.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        found = reader.fieldnames or []
-        if lacking := [column for column in columns if column not in found]:
-            raise ValueError(
-                f"{path}: lacks the column {', '.join(lacking)}; it has {', '.join(found)}"
-            )
-        rows = []
-        for row in reader:
-            if any(row[column] is None for column in columns):
-                raise ValueError(f"{path}: line {reader.line_num} should have {len(found)} fields")
-            rows.append([row[column] for column in columns])
-    return rows
 
 
 def split_labels(text: str) -> list[str]:

@@ -61,10 +61,10 @@ def test_a_csv_with_quotes_several_labels_and_gaps(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "lacks the column image, labels"),
-        ("image,label\na.jpg,cat\n", "lacks the column labels; it has image, label"),
-        ("image,labels\na.jpg\n", "line 2 should have 2 fields"),
-        ("image,labels\nb.jpg,cat\n", "image missing: 1"),
+        ("", "is empty"),
+        ("image,words\na.jpg,cat\n", "none of labels, .* is among 'image', 'words'"),
+        ("image,labels\na.jpg\n", "no usable row in .*broken row: 1"),
+        ("image,labels\nb.jpg,cat\n", "missing image: 1"),
         ("image,labels\na.jpg,\n", "no image with a label"),
     ],
 )
