@@ -62,6 +62,8 @@ def evaluate_workdir(
     before = before_training(workdir) if as_trained else {}
     if as_trained and is_latest and (workdir / "results.json").is_file():
         return write_results(parts, before, after, "results.json")
+    if not as_trained:
+        say("other evaluate.* values than the run's: its results.json stays as it is")
     return write_results(parts, before, after, "evaluation.json", step=step)
 
 
@@ -101,4 +103,5 @@ def write_results(parts: Parts, before: Scores, after: Scores, name: str, **fact
     if parts.sets:
         say("")
         say(reporting.results_table(results))
+    say(f"\nwritten to {parts.workdir / name}, and as a table beside it")
     return results | facts

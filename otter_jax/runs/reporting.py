@@ -132,11 +132,18 @@ class Reporter(AbstractContextManager):
         parts.append(f"temperature {values['train/temperature']:.4f}")
         if rate := timings.get("time/steps_per_second"):
             left = duration((self._total_steps - step) / rate)
-            parts.append(f"{rate:.1f} steps/s  {left} left")
+            parts.append(f"{rate:.3g} steps/s  {left} left")
         say(f"step {step:>6} of {self._total_steps}  {'  '.join(parts)}")
 
     def evaluation(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
-        """Report `{set: {metric: value}}` measured after `step` updates, if it is of any set."""
+        """Report `{set: {metric: value}}` measured after `step` updates, if it is of any set.
+
+        It is shown as well, but that of the last step, of which there will be a table.
+        """
+        if step < self._total_steps:
+            for name, metrics in results.items():
+                found = "  ".join(f"{metric} {_percent(x)}" for metric, x in metrics.items())
+                say(f"step {step:>6} of {self._total_steps}  evaluated on {name}  {found}")
         flat = {
             f"eval/{name}/{metric}": value
             for name, metrics in results.items()
