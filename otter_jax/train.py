@@ -1,5 +1,6 @@
 """train(config, workdir): reads from top to bottom in the order in which a run happens."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from otter_jax.embedding import trust
 from otter_jax.embedding.encoder import keep_description
 from otter_jax.evaluate import before_training, draw_sets, write_results
 from otter_jax.evaluation.sets import refuse_unknown_sets
+from otter_jax.json_files import complete_lines
 from otter_jax.models import dual_encoder
-from otter_jax.pictures import gallery
+from otter_jax.pictures import curves, gallery
 from otter_jax.runs import processes, reporting
 from otter_jax.runs.checkpoints import Checkpoints
 from otter_jax.runs.interruption import Interruption
@@ -247,6 +249,13 @@ def finish(training: Training, state: TrainState, report: Reporter) -> Results:
     return results
 
 
+def draw_losses(workdir: Path) -> None:
+    """Draw figures/loss.png from metrics.jsonl, if a loss was written down."""
+    lines = [json.loads(line) for line in complete_lines(workdir / "metrics.jsonl")]
+    if losses := curves.loss_curves(lines):
+        curves.draw_loss(workdir / "figures" / "loss.png", losses)
+
+
 def what_to_do_next(workdir: Path) -> str:
     """Return what a finished run is good for, in words that can be pasted."""
     return (
@@ -259,6 +268,7 @@ def what_to_do_next(workdir: Path) -> str:
 def draw(parts: Parts, data: TrainingData, state: TrainState) -> None:
     """Draw the pictures of the run into figures/; soft targets where there is a teacher."""
     folder = parts.workdir / "figures"
+    draw_losses(parts.workdir)
     encoder = parts.encoder.replace(state.variables)
     if parts.method.uses_teacher:
         order = record_order(parts.config, data.source, data.records)
