@@ -278,9 +278,20 @@ def _estimate_trust(
 
     trust.refuse_too_few(len(numbers), trust.NEIGHBORS)
     with tempfile.TemporaryDirectory(dir=options.out) as folder:
-        pairs = embed_pairs(source, encoder, Path(folder), numbers)
+        store = _features_of(options.model, encoder)
+        pairs = embed_pairs(source, encoder, Path(folder), numbers, store)
         found = trust.estimate(pairs.image, pairs.text, seed=options.seed)
     return {"record": pairs.numbers, "key": pairs.keys}, found
+
+
+def _features_of(model: Path | None, encoder: Any) -> Any:
+    """Return the features that a run has in its workdir; None where the model is no run's."""
+    from otter_jax import config
+    from otter_jax.embedding.features import FeatureStore
+
+    if model is None or not (model / "features").is_dir():
+        return None
+    return FeatureStore.of(model, encoder, config.load(model / "config.json"))
 
 
 def _match_probability(

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from otter_jax import sharding
 from otter_jax.embedding.encoder import Encoder
@@ -47,6 +48,12 @@ def fingerprint(*parts: Any) -> str:
             is_array = isinstance(leaf, np.ndarray)
             digest.update(leaf.tobytes() if is_array else repr(leaf).encode() + b"\0")
     return digest.hexdigest()[:16]
+
+
+def rows_at_once(encoder: Encoder) -> int:
+    """Return how many rows go through a tower at a time: all devices have as many."""
+    devices = encoder.mesh.devices.size
+    return -(-encoder.batch_size // devices) * devices
 
 
 class FeatureStore:
@@ -89,6 +96,20 @@ class FeatureStore:
         transform = (encoder.image_size, encoder.fit)
         self._image_tower = fingerprint(image, frozen.get("image"), stats.get("image"), transform)
         self._text_tower = fingerprint(text, frozen.get("text"))
+
+    @classmethod
+    def of(
+        cls, workdir: Path, encoder: Encoder, config: ConfigDict, *, keep_trained: bool = False
+    ) -> "FeatureStore":
+        """Return that of a run: its features/, and its towers as its config has them."""
+        return cls(
+            workdir / "features",
+            encoder,
+            freeze_image=config.model.image.frozen,
+            freeze_text=config.model.text.frozen,
+            dtype=config.model.dtype,
+            keep_trained=keep_trained,
+        )
 
     def image_key(self, data: str) -> str:
         """Return the name under which a collection's image features are kept."""
@@ -139,6 +160,13 @@ class FeatureStore:
             write_arrays(path, arrays)
             parts.remove()
         return arrays
+
+    def known_images(self, data: str) -> Arrays | None:
+        """Return what is kept of a collection's images by a frozen tower; None if nothing is."""
+        if not self.freeze_image:
+            return None
+        key = self.image_key(data)
+        return self._memory.get(key) or read_arrays(self.folder / f"{key}.npz")
 
     def images(self, encoder: Encoder, data: str, compute: ComputeParts) -> Arrays:
         """Return a collection's `features`, and what else `compute` gives.
@@ -198,8 +226,7 @@ class FeatureStore:
             rows: transformed images, or pairs of tokens and mask.
         """
         run = {"image": encoder.image_features, "text": encoder.token_features}[kind]
-        devices = encoder.mesh.devices.size
-        size = -(-encoder.batch_size // devices) * devices
+        size = rows_at_once(encoder)
         while True:
             batch = list(islice(rows, size))
             with contextlib.ExitStack() as first:

@@ -189,7 +189,7 @@ def estimate_trust(
                 f"what is right; set config.model.{tower}.pretrained"
             )
     if not fixed:
-        pairs = embed_pairs(data.source, parts.place_encoder(), folder)
+        pairs = embed_pairs(data.source, parts.place_encoder(), folder, store=parts.store)
     elif "text_features" in fixed:
         pairs = PairFeatures(fixed["image_features"], fixed["text_features"], data.records)
     else:

@@ -67,13 +67,7 @@ def build_parts(config: ConfigDict, workdir: Path, mesh: Mesh, method: objective
         model, variables = dual_encoder.split(build_module(config))
     variables = jax.tree.map(np.array, variables)  # Copies: no device holds what restarts need.
     encoder = make_encoder(config, model, variables, mesh)
-    store = FeatureStore(
-        workdir / "features",
-        encoder,
-        freeze_image=config.model.image.frozen,
-        freeze_text=config.model.text.frozen,
-        dtype=config.model.dtype,
-    )
+    store = FeatureStore.of(workdir, encoder, config)
     sets = open_sets(
         list(config.evaluate.sets),
         image_size=config.data.image_size,
