@@ -107,7 +107,7 @@ def open_cached_data(parts: Parts, source: Source) -> TrainingData:
     captions = [named[number][1] for number in found.numbers]
     arrays = {"image_features": found.features, "index": found.numbers}
     if parts.config.model.text.frozen:
-        arrays["text_features"] = store.text_features(encoder, captions)
+        arrays["text_features"] = store.text_features(encoder, captions, "training captions")
     else:
         arrays["tokens"], arrays["token_mask"] = encoder.tokenizer(captions)
     load = batches.array_loader(arrays)
