@@ -1,6 +1,5 @@
 """train(config, workdir): reads from top to bottom in the order in which a run happens."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +16,8 @@ from otter_jax.embedding import trust
 from otter_jax.embedding.encoder import keep_description
 from otter_jax.evaluate import before_training, draw_sets, write_results
 from otter_jax.evaluation.sets import refuse_unknown_sets
-from otter_jax.json_files import complete_lines
 from otter_jax.models import dual_encoder
-from otter_jax.pictures import curves, gallery
+from otter_jax.pictures import gallery
 from otter_jax.runs import processes, reporting
 from otter_jax.runs.checkpoints import Checkpoints
 from otter_jax.runs.interruption import Interruption
@@ -97,8 +95,7 @@ def refuse_bad_start(config: ConfigDict, workdir: Path) -> objectives.Method:
             refuse(workdir)
     with problems.noting():
         refuse_unknown_sets(config.evaluate.sets)  # Before data that take long to index.
-    if problems:  # What follows would stumble over them.
-        problems.refuse()
+    problems.refuse()  # What follows would stumble over them.
     method, mesh = objectives.make_method(**config.objective), sharding.make_mesh()
     for refuse in (
         lambda: refuse_other_run(config, workdir),
@@ -249,13 +246,6 @@ def finish(training: Training, state: TrainState, report: Reporter) -> Results:
     return results
 
 
-def draw_losses(workdir: Path) -> None:
-    """Draw figures/loss.png from metrics.jsonl, if a loss was written down."""
-    lines = [json.loads(line) for line in complete_lines(workdir / "metrics.jsonl")]
-    if losses := curves.loss_curves(lines):
-        curves.draw_loss(workdir / "figures" / "loss.png", losses)
-
-
 def what_to_do_next(workdir: Path) -> str:
     """Return what a finished run is good for, in words that can be pasted."""
     return (
@@ -268,7 +258,7 @@ def what_to_do_next(workdir: Path) -> str:
 def draw(parts: Parts, data: TrainingData, state: TrainState) -> None:
     """Draw the pictures of the run into figures/; soft targets where there is a teacher."""
     folder = parts.workdir / "figures"
-    draw_losses(parts.workdir)
+    gallery.draw_losses(folder, parts.workdir / "metrics.jsonl")
     encoder = parts.encoder.replace(state.variables)
     if parts.method.uses_teacher:
         order = record_order(parts.config, data.source, data.records)
