@@ -99,7 +99,7 @@ class PairSet:
         """Return recalls of a random ranking."""
         found = retrieval.chance_recalls(self.image_of_text, len(self.images))
         if self.equal.exist:
-            found |= retrieval.chance_recalls(self.image_of_text, len(self.images), self.equal)
+            found |= retrieval.chance_recalls_with_equal(self.image_of_text, self.equal)
         return found
 
     @functools.cached_property

@@ -165,8 +165,7 @@ def _ranks(
 def _shares(
     name: str, ranks: np.ndarray, num_keys: int, ks: Sequence[int] | None
 ) -> dict[str, float]:
-    found = metrics.hit_at_k(ranks, _known(ks, num_keys))
-    return {f"{name}_recall@{k}": share for k, share in found.items()}
+    return _named(name, metrics.hit_at_k(ranks, _known(ks, num_keys)))
 
 
 def _known(ks: Sequence[int] | None, num_keys: int) -> Sequence[int]:
@@ -207,26 +206,31 @@ def padded(owners: np.ndarray, items: np.ndarray, num_owners: int) -> np.ndarray
     return lists
 
 
-def chance_recalls(
-    image_of_text: np.ndarray, num_images: int, equal: EqualItems | None = None
-) -> dict[str, float]:
-    """Return the expected recalls of a random order; with `equal`, those that it is given for."""
+def chance_recalls(image_of_text: np.ndarray, num_images: int) -> dict[str, float]:
+    """Return the expected recalls of a random order."""
     num_texts = len(image_of_text)
-    if equal is None:
-        equal = EqualItems(np.arange(num_images), np.arange(num_texts))
-        prefix = ""
-    else:
-        prefix = EQUAL
+    texts = texts_of_images(image_of_text, num_images)
+    i2t = metrics.chance_hit_at_k(num_texts, texts, metrics.telling(KS, num_texts))
+    t2i = {k: min(k / num_images, 1.0) for k in metrics.telling(KS, num_images)}
+    return _named("i2t", i2t) | _named("t2i", t2i)
+
+
+def chance_recalls_with_equal(image_of_text: np.ndarray, equal: EqualItems) -> dict[str, float]:
+    """Return the expected `recalls_with_equal` of a random order."""
     pairs = np.unique(np.stack([equal.images[image_of_text], equal.texts]), axis=1)
-    sizes = [np.bincount(first, minlength=len(first)) for first in equal]
-    answers = [np.bincount(pairs[0], sizes[1][pairs[1]], num_images),
-               np.bincount(pairs[1], sizes[0][pairs[0]], num_texts)]  # fmt: skip
-    counts = {
-        "i2t": (num_texts, answers[0][equal.images[np.unique(image_of_text)]]),
-        "t2i": (num_images, answers[1][equal.texts]),
-    }
-    return {
-        f"{prefix}{name}_recall@{k}": share
-        for name, (ranked, true) in counts.items()
-        for k, share in metrics.chance_by_count(ranked, true, _known(None, ranked)).items()
-    }
+    num_images, num_texts = (len(first) for first in equal)
+    images, texts = (np.bincount(first, minlength=len(first)) for first in equal)  # As many equal.
+    of_image = np.bincount(pairs[0], texts[pairs[1]], num_images)
+    of_text = np.bincount(pairs[1], images[pairs[0]], num_texts)
+    found = {}
+    for name, num_keys, answers in (
+        ("i2t", num_texts, of_image[equal.images[np.unique(image_of_text)]]),
+        ("t2i", num_images, of_text[equal.texts]),
+    ):
+        ks = metrics.telling(KS, num_keys)
+        found |= _named(f"{EQUAL}{name}", metrics.chance_by_count(num_keys, answers, ks))
+    return found
+
+
+def _named(name: str, shares: dict[int, float]) -> dict[str, float]:
+    return {f"{name}_recall@{k}": share for k, share in shares.items()}

@@ -121,5 +121,5 @@ def test_chance() -> None:
     assert five["i2t_recall@1"] == pytest.approx(0.25) == five["t2i_recall@1"]
     # Of four images with the captions a, a, b, c the first two have two right ones.
     equal = retrieval.EqualItems(np.arange(4), np.array([0, 0, 2, 3]))
-    found = retrieval.chance_recalls(np.arange(4), 4, equal)
+    found = retrieval.chance_recalls_with_equal(np.arange(4), equal)
     assert found["equal_i2t_recall@1"] == found["equal_t2i_recall@1"] == (0.5 + 0.5 + 1 / 2) / 4
