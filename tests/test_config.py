@@ -179,3 +179,30 @@ def test_every_key_has_a_meaning_and_methods_their_own_defaults() -> None:
     assert all(meaning for _, meaning in described.values())
     assert described["objective.image_weight"][0] == "0 (kd); 1 (otter, declip, slip)"
     assert described["optimizer.learning_rate"][0] == "0.003"
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    config = config_lib.default_config()
+    config.optimizer.momentum, config.data.fit, config.batch_size = 1.0, "stretch", -1
+    with pytest.raises(
+        ValueError, match=r"^3 things are wrong: \(1\) .*; \(2\) .*; \(3\) "
+    ) as said:
+        config_lib.check(config)
+    for words in ("momentum=1.0: it must lie", "data.fit='stretch': choose", "batch_size=-1: it"):
+        assert words in str(said.value)
+
+
+def test_keys_that_may_be_unset_are_told_from_values() -> None:
+    arguments = ["--config.model.image.pretrained=none", "--config.total_steps=None",
+                 "--config.model.image.projection=none", "--config.data.augmentation=none",
+                 "--config=none", "--config.objective.alpha=none"]  # fmt: skip
+    rest, keys = config_lib.split_unset(arguments)
+    assert keys == ["model.image.pretrained", "total_steps", "objective.alpha"]
+    assert rest == arguments[2:5]
+    config = config_lib.default_config()
+    config.model.image.pretrained, config.total_steps = "somewhere", 3
+    config_lib.unset(config, keys)
+    assert config.model.image.pretrained is None and config.total_steps is None
+    config.total_steps = 5  # Its type is still known.
+    with pytest.raises(TypeError):
+        config.total_steps = "five"

@@ -172,18 +172,26 @@ def compute_features(
         ValueError: if not one image can be read.
     """
 
-    def compute() -> Arrays:
+    def compute(known: Sequence[Arrays]) -> Iterator[Arrays]:
+        found = sum(len(part["numbers"]) for part in known)
+        first = found + sum(len(part["unreadable"]) for part in known)
         unreadable: dict[int, str] = {}
-        rows = read_images(collection, encoder, unreadable)
-        features = encoder.image_features(progress(rows, len(collection), f"{name} images"))
-        if unreadable:
-            say(f"{name}: {len(unreadable)} images cannot be read and are left out")
-        reasons = [(collection.keys[number], why) for number, why in unreadable.items()]
-        return {
-            "features": features,
-            "numbers": np.setdiff1d(np.arange(len(collection)), list(unreadable)),
-            "unreadable": np.array(reasons, dtype=str).reshape(-1, 2),
-        }
+        rows = read_images(collection, encoder, unreadable, first)
+        rows = progress(rows, len(collection) - first, f"{name} images")
+        for features in store.run_tower(encoder, "image", rows):
+            # Images come in order, so that all up to the last one are known to be readable or not.
+            last = first + len(features) + len(unreadable)
+            numbers = np.setdiff1d(np.arange(first, last), list(unreadable))
+            reasons = [(collection.keys[number], why) for number, why in unreadable.items()]
+            yield {
+                "features": features,
+                "numbers": numbers,
+                "unreadable": np.array(reasons, dtype=str).reshape(-1, 2),
+            }
+            first, found = last, found + len(numbers)
+            unreadable.clear()
+        if left_out := len(collection) - found:
+            say(f"{name}: {left_out} images cannot be read and are left out")
 
     stored = store.images(encoder, collection.fingerprint, compute)
     if not len(stored["numbers"]):
@@ -193,9 +201,16 @@ def compute_features(
 
 
 def read_images(
-    collection: ImageCollection, encoder: Encoder, unreadable: dict[int, str]
+    collection: ImageCollection, encoder: Encoder, unreadable: dict[int, str], first: int = 0
 ) -> Iterator[np.ndarray]:
-    """Yield transformed images in order, read by threads; note those that cannot be read."""
+    """Yield transformed images in order, read by threads; note those that cannot be read.
+
+    Args:
+        collection: the images.
+        encoder: for their transform.
+        unreadable: gets the number of each that cannot be read, and why.
+        first: the number to begin with.
+    """
 
     def load(number: int) -> np.ndarray | str:
         try:
@@ -203,7 +218,8 @@ def read_images(
         except images.ImageError as error:
             return str(error)
 
-    for number, image in enumerate(_ahead(load, range(len(collection)))):
+    numbers = range(first, len(collection))
+    for number, image in zip(numbers, _ahead(load, numbers), strict=True):
         if isinstance(image, str):
             unreadable[number] = image
         else:

@@ -1,11 +1,13 @@
 """The pairs a run trains on: opening them, what cannot be used, and how far each is trusted."""
 
 import dataclasses
+import shutil
 import tempfile
 from collections import Counter
 from pathlib import Path
 
 import grain
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -22,6 +24,8 @@ from otter_jax.json_files import read_json, write_json
 from otter_jax.runs import processes
 from otter_jax.terminal import progress, say
 from otter_jax.training.parts import Parts
+
+PAIR_FEATURES = "pair_features_"  # Folders in a workdir, while trust is estimated.
 
 
 @dataclasses.dataclass
@@ -107,7 +111,7 @@ def open_cached_data(parts: Parts, source: Source) -> TrainingData:
     captions = [named[number][1] for number in found.numbers]
     arrays = {"image_features": found.features, "index": found.numbers}
     if parts.config.model.text.frozen:
-        arrays["text_features"] = store.text_features(encoder, captions)
+        arrays["text_features"] = store.text_features(encoder, captions, "training captions")
     else:
         arrays["tokens"], arrays["token_mask"] = encoder.tokenizer(captions)
     load = batches.array_loader(arrays)
@@ -167,7 +171,10 @@ def add_trust(parts: Parts, data: TrainingData) -> None:
     if sharding.first_process_says(path.is_file()):
         found, records = trust.read(path, key)
     else:
-        with tempfile.TemporaryDirectory(dir=parts.workdir, prefix="pair_features_") as folder:
+        if jax.process_count() == 1:  # What a killed run has left.
+            for left in parts.workdir.glob(f"{PAIR_FEATURES}*"):
+                shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(dir=parts.workdir, prefix=PAIR_FEATURES) as folder:
             found, records = estimate_trust(parts, data, Path(folder))
         trust.write(path, key, found, records)
     say(trust.describe(found))
@@ -189,7 +196,7 @@ def estimate_trust(
                 f"what is right; set config.model.{tower}.pretrained"
             )
     if not fixed:
-        pairs = embed_pairs(data.source, parts.place_encoder(), folder)
+        pairs = embed_pairs(data.source, parts.place_encoder(), folder, store=parts.store)
     elif "text_features" in fixed:
         pairs = PairFeatures(fixed["image_features"], fixed["text_features"], data.records)
     else:

@@ -15,6 +15,7 @@ from otter_jax.runs.checkpoints import Checkpoints
 from otter_jax.runs.interruption import Interrupted
 from otter_jax.runs.reporting import Reporter
 from otter_jax.runs.workdir import WorkdirLock
+from otter_jax.terminal import working
 from otter_jax.training import costs
 from otter_jax.training.data import TrainingData, record_order, refuse_bad_data, write_data_note
 from otter_jax.training.divergence import DivergedError, DivergenceWatch
@@ -45,23 +46,24 @@ def run_steps(
         evaluate_what_is_missing(training, state, report)
         steps = range(start + 1, training.total_steps + 1)
         # `steps` first: at the end, zip then asks for no batch that nobody trains on.
-        for number, batch in zip(steps, report.waiting(open_stream(training, start)), strict=False):
+        stream = training.interruption.waiting(open_stream(training, start))
+        for number, batch in zip(steps, report.waiting(stream), strict=False):
             batch.pop("index")
             placed = sharding.put_batch(training.mesh, batch)
             if number == start + 1:  # Compiled here, so that what it needs is known before it runs.
                 report.costs(number, step_costs(training, state, placed))
-            # A signal waits until the step and what belongs to it are done.
-            with training.interruption.held(number):
-                state, metrics = take_step(training, number, state, placed)
-                watch.look(number, metrics)
-                if number == start + 1:  # The rate leaves out what only the first step does.
-                    jax.block_until_ready(metrics)
-                    report.start_clock(number)
-                if number == training.total_steps or every(config.log_every_steps, number):
-                    report_step(training, number, metrics, report, watch)
-                saves = number == training.total_steps or must_save(training, number)
-                if saves:
-                    save(training, state, report, watch)
+            training.interruption.unsaved = True
+            state, metrics = take_step(training, number, state, placed)
+            watch.look(number, metrics)
+            if number == start + 1:  # The rate leaves out what only the first step does.
+                jax.block_until_ready(metrics)
+                report.start_clock(number)
+            if number == training.total_steps or every(config.log_every_steps, number):
+                report_step(training, number, metrics, report, watch)
+            saves = number == training.total_steps or must_save(training, number)
+            if saves:
+                save(training, state, report, watch)
+            training.interruption.look(number)
             # After the save: an evaluation may take longer than a machine is left to us.
             evaluates = every(config.evaluate.every_steps, number) and number < training.total_steps
             if evaluates:
@@ -98,9 +100,10 @@ def open_stream(training: Training, start: int) -> Iterator[batches.Batch]:
 def step_costs(training: Training, state: TrainState, batch: Batch) -> costs.StepCosts:
     """Return what a step takes; it is compiled here, and not again when it is called."""
     config = training.config
-    step = training.step.lower(state, batch)
-    unsplit = step if config.micro_batch is None else training.unsplit_step.lower(state, batch)
-    return costs.measure(step, unsplit, state, config.model.dtype)
+    with working("compiling the train step"):
+        step = training.step.lower(state, batch)
+        unsplit = step if config.micro_batch is None else training.unsplit_step.lower(state, batch)
+        return costs.measure(step, unsplit, state, config.model.dtype)
 
 
 def take_step(
