@@ -79,17 +79,7 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
     from otter_jax.json_files import write_json
     from otter_jax.terminal import progress, say
 
-    # What may be wrong with the command is found before the long part.
-    if options.out is not None and options.out.is_file():
-        raise ValueError(f"--out={options.out} is a file; name a folder")
-    if options.batch_size < 2:
-        raise ValueError(f"--batch_size={options.batch_size}; it must be at least 2")
-    if options.seed < 0:
-        raise ValueError(f"--seed={options.seed}; it must not be negative")
-    if options.trust and options.out is not None and importlib.util.find_spec("pyarrow") is None:
-        raise ModuleNotFoundError(
-            "--trust --out writes Parquet, which needs pyarrow: pip install 'otter_jax[parquet]'"
-        )
+    _refuse_bad_options(options)  # Before the long part.
     encoder = _load(options.model)
     towers = (encoder or _quickstart_encoder()) if options.trust else None
     source = open_source(read_specs(options.data), progress=progress)
@@ -102,19 +92,9 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
     read = read_in_order(source, map(int, numbers))
     for number, record in progress(read, len(numbers), "inspect"):
         tally.add_record(number, record)
-    sampled = sample_captions(source)
-    captions = sampled[:: max(1, len(sampled) // SHOWN)][:SHOWN]
-    say("captions as they are trained on:\n" + "\n".join(f"  {text!r:.100}" for text in captions))
-    found = {
-        "data": source.name,
-        "pairs": len(source),
-        "inspected": len(numbers),
-        "skipped": dict(source.skipped),
-        "skipped_files": skipped_files(source),
-        "looks wrong": doubts(sampled),
-        "captions": captions,
-        **tally.summary(),
-    }
+    found = _look_at(source, len(numbers), tally)
+    shown = "\n".join(f"  {text!r:.100}" for text in found["captions"])
+    say(f"captions as they are trained on:\n{shown}")
     order = np.random.default_rng(options.seed).permutation(np.array(tally.readable, int))
     if encoder is not None:
         found["match probability"] = _match_probability(encoder, source, order, options.batch_size)
@@ -135,6 +115,34 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
         draw_samples(options.out / "samples.png", source, order[:SAMPLES], encoder)
         say(f"written to {options.out}: inspect.json, histograms.png, samples.png")
     return found
+
+
+def _refuse_bad_options(options: argparse.Namespace) -> None:
+    if options.out is not None and options.out.is_file():
+        raise ValueError(f"--out={options.out} is a file; name a folder")
+    if options.batch_size < 2:
+        raise ValueError(f"--batch_size={options.batch_size}; it must be at least 2")
+    if options.seed < 0:
+        raise ValueError(f"--seed={options.seed}; it must not be negative")
+    if options.trust and options.out is not None and importlib.util.find_spec("pyarrow") is None:
+        raise ModuleNotFoundError(
+            "--trust --out writes Parquet, which needs pyarrow: pip install 'otter_jax[parquet]'"
+        )
+
+
+def _look_at(source: Source, inspected: int, tally: statistics.Tally) -> dict[str, Any]:
+    """Return what can be said without any model."""
+    sampled = sample_captions(source)
+    return {
+        "data": source.name,
+        "pairs": len(source),
+        "inspected": inspected,
+        "skipped": dict(source.skipped),
+        "skipped_files": skipped_files(source),
+        "looks wrong": doubts(sampled),
+        "captions": sampled[:: max(1, len(sampled) // SHOWN)][:SHOWN],
+        **tally.summary(),
+    }
 
 
 def read_specs(arguments: Sequence[str]) -> str | list[str]:

@@ -46,16 +46,5 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
         }
         # Not `as_dict`: options that a method leaves at its defaults are no difference to another.
         config = json.loads(config_lib.load(path / "config.json").to_json())
-        runs.append(Run(path, flatten(config), flat))
+        runs.append(Run(path, config_lib.flatten(config), flat))
     return runs
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values on one level: {"a.b": 1} for {"a": {"b": 1}}."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

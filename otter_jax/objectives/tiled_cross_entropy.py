@@ -144,6 +144,12 @@ class _Sums(NamedTuple):
     matched: jax.Array  # [N, terms] target times S of the text direction.
     entropy: jax.Array  # [N] of the text direction's target.
 
+    @classmethod
+    def of_nothing(cls, texts: jax.Array, scales: jax.Array, over_columns: jax.Array) -> "_Sums":
+        """Return the sums before the first tile."""
+        zeros = jnp.zeros_like
+        return cls(zeros(texts), zeros(scales), zeros(over_columns), zeros(texts[:, 0]))
+
 
 class _Rows(NamedTuple):
     """What a tile says about its own rows."""
@@ -210,12 +216,7 @@ def value_and_gradients_of_rows(
         )
 
     features = (teacher and teacher.rows, potentials and potentials.rows)
-    none = _Sums(
-        jnp.zeros_like(texts),
-        jnp.zeros_like(scales),
-        jnp.zeros_like(over_columns),
-        jnp.zeros_like(texts[:, 0]),
-    )
+    none = _Sums.of_nothing(texts, scales, over_columns)
     sums, ours = tiles.scan(tiling, step, none, (student.image, terms, over_rows, *features))
     return _over_all_devices(axis, sums, ours, over_rows, over_columns, scales)
 
