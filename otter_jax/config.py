@@ -8,6 +8,7 @@ Each section is a dataclass below, but for `objective`: its keys are the options
 (objectives/methods.py), unset until somebody sets them, so that a method's defaults stand with it.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
@@ -16,7 +17,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference, placeholder
 
 from otter_jax.data.augmentations import AUGMENTATIONS
+from otter_jax.data.batches import ORDERS
 from otter_jax.data.templates import read_templates
 from otter_jax.objectives import METHODS, make_method
 from otter_jax.objectives.methods import fields_of
@@ -118,6 +120,8 @@ class Data:
             see data/sources.py; or several, ("webdataset:a.tar", "csv:b.csv"): one set of pairs.
         weights: with several sources, (1.0, 3.0) mixes them in these shares, each in epochs of its
             own. An epoch of the run is always as many pairs as there are in all sources together.
+        order: which permutations pairs go through: 1 | 2, which below 65,536 pairs takes a tenth of
+            the time (data/batches.py).
         captions: one | all: of several captions of an image one is drawn at every step, or each is
             a pair of its own, so that an epoch has all of them.
         max_bad_share: where more of the records cannot be used, the run stops.
@@ -134,6 +138,7 @@ class Data:
 
     train: str | tuple = "open_clipart"
     weights: tuple = ()
+    order: int = 1
     captions: str = "one"
     max_bad_share: float = 0.05
     image_size: int = 224
@@ -382,68 +387,92 @@ def _meanings(owner: type) -> dict[str, str]:
     return meanings
 
 
+class Problems:
+    """What is wrong with a start, gathered so that all of it can be said at once."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self._found: dict[str, Exception] = {}  # By its words, lest anything be said twice.
+
+    def __bool__(self) -> bool:
+        """Return whether there are any."""
+        return bool(self._found)
+
+    @contextlib.contextmanager
+    def noting(self) -> Iterator[None]:
+        """Note what the block refuses, and go on after it."""
+        try:
+            yield
+        except (ValueError, OSError, ModuleNotFoundError) as error:
+            self._found.setdefault(str(error), error)
+
+    def refuse(self) -> None:
+        """Raise what was found: a single problem as it is, several as one ValueError."""
+        if len(self._found) == 1:
+            raise next(iter(self._found.values()))
+        if self._found:
+            numbered = (f"({number}) {words}" for number, words in enumerate(self._found, start=1))
+            raise ValueError(f"{len(self._found)} things are wrong: {'; '.join(numbered)}")
+
+
 def check(config: ConfigDict) -> None:
     """Refuse values that could only fail later.
 
     Raises:
-        ValueError: naming the key, what was found and what would be right.
+        ValueError: naming the key, what was found and what would be right, of all that are wrong.
+        ModuleNotFoundError: if a package is missing, and nothing else is wrong.
     """
-    _refuse_unknown_keys(config)
-    if not 0 <= config.seed < 2**32:  # What both JAX and the order of the data can tell apart.
-        raise ValueError(f"config.seed={config.seed}: it must be 0 to {2**32 - 1}")
-    _choice(config, "on_nan", ("stop", "skip", "rollback"))
-    _check_profile(config.profile)
-    if config.wandb_project is not None and importlib.util.find_spec("wandb") is None:
-        raise ModuleNotFoundError(
-            f"config.wandb_project={config.wandb_project!r} needs: pip install 'otter_jax[wandb]'"
-        )
-    _check_sources(config)
-    _check_captions(config)
-    _choice(config, "data.fit", ("crop", "pad"))
-    _choice(config, "data.augmentation", AUGMENTATIONS)
-    _choice(config, "data.view_augmentation", AUGMENTATIONS)
-    _choice(config, "optimizer.name", ("sgd", "adamw"))
-    _choice(config, "model.dtype", ("float32", "bfloat16"))
+    problems_of(config).refuse()
+
+
+def problems_of(config: ConfigDict) -> Problems:
+    """Return what `check` refuses."""
+    problems = Problems()
+    with problems.noting():
+        _refuse_unknown_keys(config)
+    if problems:
+        return problems  # The others ask for keys.
+    for refuse in (
+        *(_check_seed, _check_choices, _check_profile, _check_wandb, _check_sources),
+        *(_check_captions, _check_batch, _check_loss_ratio, _check_mesh, _check_trust),
+        _check_template,
+    ):
+        with problems.noting():
+            refuse(config)
     for tower in ("image", "text"):
-        _refuse_contradictions(config, tower)
-    for key in ("batch_size", "micro_batch", "log_every_steps", "checkpoint.every_steps",
-                "checkpoint.keep",
-                "data.image_size", "data.max_tokens", "data.threads", "model.embed_dim",
-                "trust.neighbors",
-                "evaluate.batch_size", "total_steps", "total_epochs"):  # fmt: skip
-        value = _get(config, key)
-        if value is not None and value <= 0:
-            raise ValueError(f"config.{key}={value}: it must be positive")
-    for key in ("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.warmup_steps",
-                "evaluate.every_steps", "checkpoint.every_minutes", "max_nan_steps"):  # fmt: skip
-        if not _get(config, key) >= 0:
-            raise ValueError(f"config.{key}={_get(config, key)}: it must not be negative")
-    if config.max_loss_ratio != 0 and not config.max_loss_ratio > 1:
-        raise ValueError(
-            f"config.max_loss_ratio={config.max_loss_ratio}: it must be above 1, or 0 for never"
-        )
-    for key in ("teacher.decay", "optimizer.momentum", "optimizer.b2"):
-        if not 0 <= _get(config, key) < 1:
-            raise ValueError(f"config.{key}={_get(config, key)}: it must lie in [0, 1)")
-    if config.micro_batch is not None and config.batch_size % config.micro_batch:
-        raise ValueError(
-            f"config.micro_batch={config.micro_batch} does not divide "
-            f"config.batch_size={config.batch_size}"
-        )
-    if config.trust.reference <= config.trust.neighbors:
-        raise ValueError(
-            f"config.trust.reference={config.trust.reference}: it must be more than "
-            f"config.trust.neighbors={config.trust.neighbors}"
-        )
-    if config.mesh.fsdp is not None and not config.fsdp:
-        raise ValueError(f"config.mesh.fsdp={config.mesh.fsdp}: set config.fsdp=True too")
-    if config.batch_size < 2:
-        raise ValueError("config.batch_size=1: a contrastive loss needs at least 2 pairs a batch")
-    _choice(config, "evaluate.names", ("joined", "averaged"))
-    try:
-        read_templates(config.evaluate.template)
-    except (ValueError, FileNotFoundError) as error:
-        raise ValueError(f"config.evaluate.template: {error}") from None
+        with problems.noting():
+            _refuse_contradictions(config, tower)
+    for keys, allowed, words in RANGES:
+        for key in keys:
+            value = _get(config, key)
+            with problems.noting():
+                if value is not None and not allowed(value):
+                    raise ValueError(f"config.{key}={value}: it must {words}")
+    return problems
+
+
+# Keys of numbers, and what they may be.
+RANGES = (
+    (
+        ("batch_size", "micro_batch", "log_every_steps", "checkpoint.every_steps",
+         "checkpoint.keep", "data.image_size", "data.max_tokens", "data.threads",
+         "model.embed_dim", "trust.neighbors", "evaluate.batch_size", "total_steps",
+         "total_epochs"),
+        lambda value: value > 0,
+        "be positive",
+    ),
+    (
+        ("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.warmup_steps",
+         "evaluate.every_steps", "checkpoint.every_minutes", "max_nan_steps"),
+        lambda value: value >= 0,
+        "not be negative",
+    ),
+    (
+        ("teacher.decay", "optimizer.momentum", "optimizer.b2"),
+        lambda value: 0 <= value < 1,
+        "lie in [0, 1)",
+    ),
+)  # fmt: skip
 
 
 def total_steps(config: ConfigDict, num_pairs: int) -> int:
@@ -485,6 +514,43 @@ def unset_foreign_options(config: ConfigDict, given: Iterable[str] = ()) -> list
     for key in foreign:
         config.objective[key] = None
     return foreign
+
+
+def split_unset(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return a command line's arguments without `--config.KEY=none`, and the keys that say so.
+
+    Only keys that may be unset are taken: `model.image.projection=none` is a value.
+
+    >>> split_unset(["--config.model.text.pretrained=none", "--config.seed=1"])
+    (['--config.seed=1'], ['model.text.pretrained'])
+    """
+    may_be_unset = {key for key, optional in _optional_keys() if optional}
+    rest, keys = [], []
+    for argument in arguments:
+        found = re.fullmatch(r"--?config\.([\w.]+)=(none|None|)", argument)
+        if found and found[1] in may_be_unset:
+            keys.append(found[1])
+        else:
+            rest.append(argument)
+    return rest, keys
+
+
+def unset(config: ConfigDict, keys: Iterable[str]) -> None:
+    """Set keys to None."""
+    for key in keys:
+        group, _, name = key.rpartition(".")
+        (_get(config, group) if group else config)[name] = None
+
+
+def _optional_keys() -> Iterator[tuple[str, bool]]:
+    """Yield each key, and whether None is a value of it."""
+    for path, section in SECTIONS.items():
+        for field in dataclasses.fields(section):
+            kinds = typing.get_args(_type_of(section, field))
+            yield (f"{path}.{field.name}" if path else field.name), types.NoneType in kinds
+    for method in METHODS.values():
+        for field in dataclasses.fields(method):
+            yield f"objective.{field.name}", True  # Then it has the method's default.
 
 
 def load(path: Path) -> ConfigDict:
@@ -552,13 +618,82 @@ def differences(
     ]
 
 
-def _check_profile(steps: tuple[int, ...]) -> None:
+def _check_seed(config: ConfigDict) -> None:
+    """Refuse what not both JAX and the order of the data can tell apart."""
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(f"config.seed={config.seed}: it must be 0 to {2**32 - 1}")
+
+
+def _check_choices(config: ConfigDict) -> None:
+    problems = Problems()
+    for key, choices in (
+        ("on_nan", ("stop", "skip", "rollback")),
+        ("data.order", ORDERS),
+        ("data.fit", ("crop", "pad")),
+        ("data.augmentation", AUGMENTATIONS),
+        ("data.view_augmentation", AUGMENTATIONS),
+        ("optimizer.name", ("sgd", "adamw")),
+        ("model.dtype", ("float32", "bfloat16")),
+        ("evaluate.names", ("joined", "averaged")),
+    ):
+        with problems.noting():
+            _choice(config, key, choices)
+    problems.refuse()
+
+
+def _check_profile(config: ConfigDict) -> None:
     """Refuse what is not a first and a last step."""
+    steps = config.profile
     whole = all(isinstance(step, int) for step in steps)
     if steps and not (whole and len(steps) == 2 and 1 <= steps[0] <= steps[1]):
         raise ValueError(
             f"config.profile={steps}: it must be a first and a last step, counted from 1, or ()"
         )
+
+
+def _check_wandb(config: ConfigDict) -> None:
+    if config.wandb_project is not None and importlib.util.find_spec("wandb") is None:
+        raise ModuleNotFoundError(
+            f"config.wandb_project={config.wandb_project!r} needs: pip install 'otter_jax[wandb]'"
+        )
+
+
+def _check_batch(config: ConfigDict) -> None:
+    """Refuse a batch that is none, or that its parts do not fill."""
+    if config.batch_size == 1:
+        raise ValueError("config.batch_size=1: a contrastive loss needs at least 2 pairs a batch")
+    if config.micro_batch and config.batch_size % config.micro_batch:
+        raise ValueError(
+            f"config.micro_batch={config.micro_batch} does not divide "
+            f"config.batch_size={config.batch_size}"
+        )
+
+
+def _check_loss_ratio(config: ConfigDict) -> None:
+    if config.max_loss_ratio != 0 and not config.max_loss_ratio > 1:
+        raise ValueError(
+            f"config.max_loss_ratio={config.max_loss_ratio}: it must be above 1, or 0 for never"
+        )
+
+
+def _check_mesh(config: ConfigDict) -> None:
+    if config.mesh.fsdp is not None and not config.fsdp:
+        raise ValueError(f"config.mesh.fsdp={config.mesh.fsdp}: set config.fsdp=True too")
+
+
+def _check_trust(config: ConfigDict) -> None:
+    if config.trust.reference <= config.trust.neighbors:
+        raise ValueError(
+            f"config.trust.reference={config.trust.reference}: it must be more than "
+            f"config.trust.neighbors={config.trust.neighbors}"
+        )
+
+
+def _check_template(config: ConfigDict) -> None:
+    try:
+        read_templates(config.evaluate.template)
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"config.evaluate.template: {error}") from None
 
 
 def _check_sources(config: ConfigDict) -> None:
@@ -619,9 +754,10 @@ def _refuse_contradictions(config: ConfigDict, tower: str) -> None:
         ) from None
 
 
-def _choice(config: ConfigDict, key: str, choices: tuple[str, ...]) -> None:
+def _choice(config: ConfigDict, key: str, choices: Iterable[str | int]) -> None:
     if _get(config, key) not in choices:
-        raise ValueError(f"config.{key}={_get(config, key)!r}: choose from {', '.join(choices)}")
+        listed = ", ".join(map(str, choices))
+        raise ValueError(f"config.{key}={_get(config, key)!r}: choose from {listed}")
 
 
 def _get(config: ConfigDict, key: str) -> object:

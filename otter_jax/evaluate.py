@@ -12,6 +12,7 @@ from otter_jax.models.dual_encoder import Variables
 from otter_jax.pictures import gallery
 from otter_jax.runs import processes, reporting
 from otter_jax.runs.checkpoints import Checkpoints
+from otter_jax.runs.interruption import Interruption
 from otter_jax.runs.workdir import refuse_other_config
 from otter_jax.terminal import say
 from otter_jax.training.parts import Parts, Results, build_parts_together
@@ -28,6 +29,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> Results:
 
     Raises:
         ValueError, FileNotFoundError: one line on what is wrong with the config or the workdir.
+        Interrupted: on SIGTERM or SIGINT; features that were computed are kept.
     """
     workdir = Path(workdir)
     with processes.refusing_together():
@@ -40,7 +42,16 @@ def evaluate(config: ConfigDict, workdir: Path) -> Results:
         method = objectives.make_method(**config.objective)
         processes.refuse_not_deterministic(config)
     processes.refuse_differences(processes.facts(config, {}))
+    with Interruption() as interruption:
+        return evaluate_workdir(config, workdir, method, interruption)
+
+
+def evaluate_workdir(
+    config: ConfigDict, workdir: Path, method: objectives.Method, interruption: Interruption
+) -> Results:
+    """Measure the model in a workdir, draw its pictures, and write what was found."""
     parts = build_parts_together(config, workdir, sharding.make_mesh(config.mesh.fsdp), method)
+    parts.interruption = interruption
     parts.store.keep_trained = True  # The model is finished: its features are worth a file.
     step, variables, is_latest = restore_variables(parts)
     say(f"{workdir} after step {step}")
@@ -51,6 +62,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> Results:
     before = before_training(workdir) if as_trained else {}
     if as_trained and is_latest and (workdir / "results.json").is_file():
         return write_results(parts, before, after, "results.json")
+    if not as_trained:
+        say("other evaluate.* values than the run's: its results.json stays as it is")
     return write_results(parts, before, after, "evaluation.json", step=step)
 
 
@@ -67,6 +80,7 @@ def draw_sets(parts: Parts, variables: Variables) -> None:
     """Draw hits and misses of every set; say where all pictures are, if there are any."""
     folder, encoder = parts.workdir / "figures", parts.encoder.replace(variables)
     for each in parts.sets:
+        parts.interruption.look_alone()
         gallery.draw_set(folder, each, encoder, parts.store)
     if folder.is_dir():
         say(f"pictures in {folder}")
@@ -89,4 +103,5 @@ def write_results(parts: Parts, before: Scores, after: Scores, name: str, **fact
     if parts.sets:
         say("")
         say(reporting.results_table(results))
+    say(f"\nwritten to {parts.workdir / name}, and as a table beside it")
     return results | facts

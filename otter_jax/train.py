@@ -25,10 +25,11 @@ from otter_jax.runs.reporting import Reporter
 from otter_jax.runs.workdir import (
     WorkdirLock,
     claimed,
+    last_saved_step,
     read_finished,
     refuse_in_use,
-    refuse_other_config,
     refuse_other_data,
+    refuse_other_run,
     refuse_unwritable,
 )
 from otter_jax.terminal import progress, say
@@ -80,36 +81,50 @@ def train(config: ConfigDict, workdir: Path) -> Results:
             return finished
         parts = build_parts_together(config, workdir, sharding.make_mesh(config.mesh.fsdp), method)
         parts.interruption = interruption
-        with claimed(config, workdir) as lock:
+        with claimed(config, workdir, source) as lock:
+            interruption.before_end(lock.release)
+            interruption.step = last_saved_step(workdir)
             return train_claimed(parts, source, schedule, total_steps, lock)
 
 
 def refuse_bad_start(config: ConfigDict, workdir: Path) -> objectives.Method:
-    """Refuse what can be told of config and workdir alone; return the method."""
-    config_lib.check(config)
-    refuse_unwritable(workdir)
-    refuse_in_use(workdir)
-    refuse_other_config(config, workdir)
-    method = objectives.make_method(**config.objective)
-    processes.refuse_not_deterministic(config)
-    mesh = sharding.make_mesh(config.mesh.fsdp)
-    sharding.check_batch_size(mesh, config.batch_size)
-    if config.micro_batch is not None:
-        sharding.check_batch_size(mesh, config.micro_batch, "micro_batch")
-    objectives.check_queue(method, config.batch_size, mesh.devices.size)
-    views_of(config, method)  # Refuses what the data cannot give.
-    refuse_unknown_sets(config.evaluate.sets)  # Before data that take long to index.
+    """Refuse what can be told of config and workdir alone, all at once; return the method."""
+    problems = config_lib.problems_of(config)
+    for refuse in (refuse_unwritable, refuse_in_use):
+        with problems.noting():
+            refuse(workdir)
+    with problems.noting():
+        refuse_unknown_sets(config.evaluate.sets)  # Before data that take long to index.
+    problems.refuse()  # What follows would stumble over them.
+    method, mesh = objectives.make_method(**config.objective), sharding.make_mesh(config.mesh.fsdp)
+    for refuse in (
+        lambda: refuse_other_run(config, workdir),
+        lambda: processes.refuse_not_deterministic(config),
+        lambda: sharding.check_batch_size(mesh, config.batch_size),
+        lambda: sharding.check_batch_size(mesh, config.micro_batch or 0, "micro_batch"),
+        lambda: objectives.check_queue(method, config.batch_size, mesh.devices.size),
+        lambda: views_of(config, method),  # Refuses what the data cannot give.
+    ):
+        with problems.noting():
+            refuse()
+    problems.refuse()
     return method
 
 
 def open_pairs(config: ConfigDict, workdir: Path, method: objectives.Method) -> Source:
     """Open the pairs to train on; refuse them if they are too few, too bad, or have changed."""
-    source = open_source(
-        config.data.train,
-        cache_dir=workdir,
-        every_caption=config.data.captions == "all",
-        progress=progress,
-    )
+    try:
+        source = open_source(
+            config.data.train,
+            cache_dir=workdir,
+            every_caption=config.data.captions == "all",
+            progress=progress,
+        )
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"config.data.train: {error}; without data of your own, try "
+            "--config.data.train=open_clipart, which comes with a package"
+        ) from error
     for remark in remarks(source):
         say(remark)
     refuse_bad_data(config, source, {})
@@ -195,6 +210,7 @@ def train_from_checkpoint(training: Training, state: TrainState) -> Results:
     elif config.on_nan == "rollback":
         saved.save(state)  # A state to go back to, from the first step on.
     checkpoint = int(state.step)
+    training.interruption.step, training.interruption.unsaved = checkpoint, False
     watch = DivergenceWatch(
         config,
         training.workdir,
@@ -216,18 +232,33 @@ def train_from_checkpoint(training: Training, state: TrainState) -> Results:
 
 def finish(training: Training, state: TrainState, report: Reporter) -> Results:
     """Evaluate the trained model, draw its pictures, and write results.json last of all."""
+    training.saved.finished_step()
+    training.interruption.unsaved = False
     after = training.evaluate(state.variables)
     check_data(training, training.data)  # Again: what was read since may have been unreadable.
     last, metrics = training.total_steps, training.workdir / "metrics.jsonl"
     if not reporting.read_evaluation(metrics, last):
         report.evaluation(last, after)  # Else a run that ended right after has said it.
     draw(training, training.data, state)
-    return write_results(training, before_training(training.workdir), after, "results.json")
+    training.interruption.look_alone()
+    results = write_results(training, before_training(training.workdir), after, "results.json")
+    say(what_to_do_next(training.workdir))
+    return results
+
+
+def what_to_do_next(workdir: Path) -> str:
+    """Return what a finished run is good for, in words that can be pasted."""
+    return (
+        f'the model in Python: otter_jax.load("{workdir}")\n'
+        f"on other sets: otter-jax evaluate --config=... --workdir={workdir} "
+        "--config.evaluate.sets='(\"SPEC\",)'"
+    )
 
 
 def draw(parts: Parts, data: TrainingData, state: TrainState) -> None:
     """Draw the pictures of the run into figures/; soft targets where there is a teacher."""
     folder = parts.workdir / "figures"
+    gallery.draw_losses(folder, parts.workdir / "metrics.jsonl")
     encoder = parts.encoder.replace(state.variables)
     if parts.method.uses_teacher:
         order = record_order(parts.config, data.source, data.records)

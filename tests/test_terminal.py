@@ -1,8 +1,12 @@
-"""Durations and progress."""
+"""Durations, progress, what is said while something lasts, and a clock without compiling."""
 
+import time
+
+import jax
 import pytest
 
-from otter_jax.terminal import duration, progress
+from otter_jax import terminal
+from otter_jax.terminal import Stopwatch, between_items, duration, progress, working
 
 
 @pytest.mark.parametrize(
@@ -15,4 +19,50 @@ def test_duration(seconds: float, text: str) -> None:
 
 def test_progress_passes_items_on(capsys: pytest.CaptureFixture) -> None:
     assert list(progress("abc", 3, "letters")) == ["a", "b", "c"]
-    assert "letters: 3 in" in capsys.readouterr().out
+    assert capsys.readouterr().out == "letters: 3 in 0 s\n"  # Too short for a rate.
+
+
+def test_what_is_asked_for_is_called_between_items() -> None:
+    called = []
+    with between_items(lambda: called.append(len(called))):
+        assert list(progress("ab", 2, "letters")) == ["a", "b"]
+    assert list(progress("ab", 2, "letters")) == ["a", "b"]
+    assert called == [0, 1]
+
+
+def compile_for(seconds: float) -> None:
+    """Have JAX report what it reports after compiling."""
+    jax.monitoring.record_event_duration_secs(terminal.COMPILED, seconds)
+
+
+def test_compiling_is_no_part_of_a_rate(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(terminal.time, "perf_counter", lambda: now)
+    for number, _ in enumerate(progress(range(40), 40, "images")):
+        now += 1.0
+        if number == 5:
+            now += 60.0
+            compile_for(60.0)
+    out = capsys.readouterr().out
+    assert "images: 17 of 40, 1.0 a second, 23 s left" in out
+    assert out.endswith("images: 40 in 40 s (1.0 a second), and 1 min 00 s to compile\n")
+    compile_for(60.0)  # Nobody listens any more.
+
+
+def test_jax_reports_what_it_compiles() -> None:
+    with Stopwatch() as clock:
+        jax.jit(lambda x: x * 3 + len("of this test alone")).lower(1.0).compile()
+    assert clock.compiling > 0
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.3])
+def test_what_lasts_is_said_and_for_how_long(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    monkeypatch.setattr(terminal, "WORTH_A_WORD", 0.1)
+    with working("compiling the train step"):
+        time.sleep(seconds)
+    expected = ["compiling the train step ...", "compiling the train step: 0 s"]
+    assert capsys.readouterr().out.splitlines() == (expected if seconds else [])

@@ -409,7 +409,6 @@ def test_sources_are_mixed_by_their_weights(
         ({"evaluate.sets": ("imagenot",)}, "unknown set 'imagenot'"),
         ({"model.image.name": "resnet51"}, "there is no image tower 'resnet51'"),
         ({"model.text.pretrained": "/nowhere"}, "config.model.text.pretrained: there are no"),
-        ({"optimizer.warmup_steps": 99}, "warmup_steps=99"),
         ({"on_nan": "ignore"}, "choose from stop, skip, rollback"),
         ({"max_loss_ratio": 0.5}, "config.max_loss_ratio=0.5: it must be above 1, or 0 for never"),
     ],

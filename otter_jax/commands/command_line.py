@@ -25,8 +25,11 @@ def ending_in_one_line() -> Iterator[None]:
         fail(error)
     except KeyboardInterrupt as stop:
         print(f"\notter_jax: {str(stop) or 'stopped'}", flush=True)
-        # Without a status it is the second Ctrl-C, which waits for no thread.
-        sys.exit(stop.status) if hasattr(stop, "status") else os._exit(130)
+        if not hasattr(stop, "status"):  # No run was interrupted that has processes beside it.
+            os._exit(130)
+        from otter_jax.runs.interruption import leave
+
+        leave(stop.status)
 
 
 class Parser(argparse.ArgumentParser):

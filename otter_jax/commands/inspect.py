@@ -1,10 +1,11 @@
 """Shows what is in data: otter-jax inspect --data=SPEC [--data=SPEC] [--out=DIR].
 
 Counts pairs, sizes, caption lengths, exact copies, and images that cannot be read, each with its
-reason; prints ten captions as they are trained on, and says what makes them look like none. With --out it writes inspect.json, histograms.png and samples.png. With --model it also says
-how surely that model finds each image's caption among those of a batch, which is OTTER's measure of
-how noisy a data set is. With --trust it estimates how many captions are wrong, and with --out which
-ones: trust.parquet, trust.png, and the pairs that are trusted least and most.
+reason; prints ten captions as they are trained on, and says what makes them look like none. With
+--out it writes inspect.json, histograms.png and samples.png. With --model it also says how surely
+that model finds each image's caption among those of a batch, which is OTTER's measure of how noisy
+a data set is. With --trust it estimates how many captions are wrong, and with --out which ones:
+trust.parquet, trust.png, and the pairs that are trusted least and most.
 """
 
 import argparse
@@ -230,6 +231,8 @@ def write_trust(folder: Path, source: Source, pairs: dict[str, Any], found: Any)
     import pyarrow
     from pyarrow import parquet
 
+    from otter_jax.pictures.curves import draw_trust
+
     table, histogram, least, most = (folder / name for name in TRUST_FILES)
     columns = {**pairs, "trust": found.alpha, "statistic": found.statistic}
     parquet.write_table(pyarrow.table(columns), table)
@@ -238,28 +241,6 @@ def write_trust(folder: Path, source: Source, pairs: dict[str, Any], found: Any)
     for path, chosen in ((least, order[:SAMPLES]), (most, order[::-1][:SAMPLES])):
         notes = [f"{value:.2f}: " for value in found.alpha[chosen]]
         draw_samples(path, source, pairs["record"][chosen], None, notes)
-
-
-def draw_trust(path: Path, found: Any) -> None:
-    """Draw the statistic's histograms: of the pairs, and of random captions in their share."""
-    from matplotlib.figure import Figure
-
-    ends = np.quantile(np.concatenate([found.statistic, found.null]), [0.001, 0.999])
-    edges = np.linspace(*ends, 61)
-    pairs, null = (np.histogram(each, edges)[0] for each in (found.statistic, found.null))
-    expected = found.share_wrong * null * len(found.statistic) / len(found.null)
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    axes = figure.subplots()
-    axes.stairs(pairs, edges, fill=True, color="#bcd9ea", label="pairs as they are")
-    axes.stairs(expected, edges, color="#d1495b", label="wrong ones among them, estimated")
-    axes.set(
-        title=f"estimated share of wrong pairs: {100 * found.share_wrong:.0f} %",
-        xlabel="agreement with similar pairs, in standard deviations of wrong ones",
-        ylabel="pairs",
-    )
-    axes.spines[["right", "top"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=110)
 
 
 def _load(model: Path | None) -> Any:
@@ -298,9 +279,20 @@ def _estimate_trust(
 
     trust.refuse_too_few(len(numbers), trust.NEIGHBORS)
     with tempfile.TemporaryDirectory(dir=options.out) as folder:
-        pairs = embed_pairs(source, encoder, Path(folder), numbers)
+        store = _features_of(options.model, encoder)
+        pairs = embed_pairs(source, encoder, Path(folder), numbers, store)
         found = trust.estimate(pairs.image, pairs.text, seed=options.seed)
     return {"record": pairs.numbers, "key": pairs.keys}, found
+
+
+def _features_of(model: Path | None, encoder: Any) -> Any:
+    """Return the features that a run has in its workdir; None where the model is no run's."""
+    from otter_jax import config
+    from otter_jax.embedding.features import FeatureStore
+
+    if model is None or not (model / "features").is_dir():
+        return None
+    return FeatureStore.of(model, encoder, config.load(model / "config.json"))
 
 
 def _match_probability(

@@ -14,6 +14,7 @@ COMMANDS = {
     "plan": "say what a config needs on a TPU slice, without one",
     "prepare": "convert pairs into a TFDS data set",
     "export": "write the model of a run under Hugging Face's names",
+    "sweep": "run one config with several values and seeds, then compare",
     "compare": "set finished runs side by side, with confidence intervals",
 }
 

@@ -63,12 +63,26 @@ def main(arguments: Sequence[str]) -> None:
     if any(each in ("-h", "--help", "-help", "--helpfull") for each in arguments):
         print(describe_options())
         return
+    from otter_jax import config as config_lib
+
+    arguments, unset = config_lib.split_unset(arguments)  # Which the library cannot read.
     sys.argv[1:] = with_preset_files(arguments)  # Where the library reads the config's keys.
-    app.run(run, argv=sys.argv, flags_parser=parse_flags)
+    for argument in sys.argv[1:]:  # As Python does for scripts, so that a config may import others.
+        if argument.startswith("--config=") and argument.partition(":")[0].endswith(".py"):
+            folder = Path(argument.removeprefix("--config=").partition(":")[0]).parent
+            sys.path.insert(0, str(folder.absolute()))
+    app.run(lambda argv: run(argv, unset), argv=sys.argv, flags_parser=parse_flags)
 
 
-def run(argv: Sequence[str]) -> None:
-    """Hand over to otter_jax.train or otter_jax.evaluate, with flags that have been parsed."""
+def run(argv: Sequence[str], unset: Sequence[str]) -> None:
+    """Hand over to otter_jax.train or otter_jax.evaluate, with flags that have been parsed.
+
+    Args:
+        argv: what is left beside the flags, after the program's name.
+        unset: the config's keys to be set to None.
+    """
+    from otter_jax import config as config_lib
+
     if len(argv) > 1:
         fail(f"unknown argument {argv[1]!r}: flags are --config, --workdir, --mode, --config.KEY")
     if not flags.FLAGS["verbosity"].present:
@@ -77,12 +91,15 @@ def run(argv: Sequence[str]) -> None:
         fail("--workdir is empty: name the folder of the run")
     workdir = Path(_WORKDIR.value or Path("runs") / config_name()).expanduser()
     config = _CONFIG.value
+    config_lib.unset(config, unset)
     drop_what_another_method_had(config)
     if _MODE.value == "train":
         refuse_missing_pairs(config, workdir)
     from otter_jax import evaluate, train
     from otter_jax.runs import processes
+    from otter_jax.runs.interruption import Interruption
 
+    Interruption.may_end_process = True
     if config.deterministic:
         processes.make_deterministic()
     coordinator = (_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)

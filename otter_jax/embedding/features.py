@@ -7,21 +7,33 @@ that is trained are good for one evaluation: its sets share them in memory, and 
 finished model is evaluated are they worth a file.
 """
 
+import contextlib
 import hashlib
-import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from otter_jax import sharding
 from otter_jax.embedding.encoder import Encoder
+from otter_jax.embedding.kept_parts import (
+    Arrays,
+    KeptParts,
+    count_rows,
+    join,
+    read_arrays,
+    write_arrays,
+)
 from otter_jax.models.dual_encoder import Variables
-from otter_jax.terminal import progress
+from otter_jax.models.two_towers import Kind
+from otter_jax.terminal import progress, working
 
-Arrays = dict[str, np.ndarray]
+# Gives, of what was computed before, the parts that follow.
+ComputeParts = Callable[[Sequence[Arrays]], Iterable[Arrays]]
 FORMAT = 2  # Of the arrays of a file: of files of another format nothing is read.
 MEMORY_LIMIT = 2**31  # Bytes of features held at once; beyond, they are read again from their file.
 
@@ -36,6 +48,12 @@ def fingerprint(*parts: Any) -> str:
             is_array = isinstance(leaf, np.ndarray)
             digest.update(leaf.tobytes() if is_array else repr(leaf).encode() + b"\0")
     return digest.hexdigest()[:16]
+
+
+def rows_at_once(encoder: Encoder) -> int:
+    """Return how many rows go through a tower at a time: all devices have as many."""
+    devices = encoder.mesh.devices.size
+    return -(-encoder.batch_size // devices) * devices
 
 
 class FeatureStore:
@@ -69,14 +87,29 @@ class FeatureStore:
         self._memory: dict[str, Arrays] = {}
         self._trained: tuple[Variables | None, dict[str, str]] = (None, {})
         self._passing: set[str] = set()
+        self._compiled: set[Kind] = set()
         frozen, stats = encoder.variables.frozen, encoder.variables.batch_stats
         module = encoder.model.bind(encoder.variables)
         image, text = (
             (type(t).__name__, repr(t.config), dtype) for t in (module.image, module.text)
         )
-        transform = (encoder.image_size, encoder.fit)
+        transform = (encoder.image_size, encoder.fit, *(encoder.resize or ()))
         self._image_tower = fingerprint(image, frozen.get("image"), stats.get("image"), transform)
         self._text_tower = fingerprint(text, frozen.get("text"))
+
+    @classmethod
+    def of(
+        cls, workdir: Path, encoder: Encoder, config: ConfigDict, *, keep_trained: bool = False
+    ) -> "FeatureStore":
+        """Return that of a run: its features/, and its towers as its config has them."""
+        return cls(
+            workdir / "features",
+            encoder,
+            freeze_image=config.model.image.frozen,
+            freeze_text=config.model.text.frozen,
+            dtype=config.model.dtype,
+            keep_trained=keep_trained,
+        )
 
     def image_key(self, data: str) -> str:
         """Return the name under which a collection's image features are kept."""
@@ -90,21 +123,52 @@ class FeatureStore:
             compute: gives them where they are not known.
             keep: whether they are worth a file.
         """
+        return self.get_in_parts(key, lambda _: [compute()], keep=keep)
+
+    def get_in_parts(self, key: str, compute: ComputeParts, *, keep: bool = True) -> Arrays:
+        """Return what is kept under this key, or compute it now, and keep it as it comes.
+
+        Of several processes none keeps parts, since all must go on from the same one.
+
+        Args:
+            key: a name that holds all that the arrays depend on.
+            compute: gives the parts that follow those it is given.
+            keep: whether they are worth a file.
+        """
         if key in self._memory:
             return self._memory[key]
         path = self.folder / f"{key}.npz"
-        arrays = None if path.is_file() else compute()
-        if arrays is None or keep:
-            if arrays is not None:
-                self._write(path, arrays)
-            with np.load(path) as stored:
-                arrays = dict(stored)
+        arrays = read_arrays(path)
+        if arrays is None and not keep:
+            arrays = join(list(compute([])))
+        elif arrays is None:
+            arrays = self._compute_and_write(path, compute)
         held = [*self._memory.values(), arrays]
         if not keep or sum(a.nbytes for each in held for a in each.values()) <= MEMORY_LIMIT:
             self._memory[key] = arrays
         return arrays
 
-    def images(self, encoder: Encoder, data: str, compute: Callable[[], Arrays]) -> Arrays:
+    def _compute_and_write(self, path: Path, compute: ComputeParts) -> Arrays:
+        if jax.process_count() > 1:
+            arrays = join(list(compute([])))
+            write_arrays(path, arrays)
+            return arrays
+        with KeptParts(path.with_suffix("")) as parts:
+            for part in compute(tuple(parts.known)):
+                parts.add(part)
+            arrays = parts.whole()
+            write_arrays(path, arrays)
+            parts.remove()
+        return arrays
+
+    def known_images(self, data: str) -> Arrays | None:
+        """Return what is kept of a collection's images by a frozen tower; None if nothing is."""
+        if not self.freeze_image:
+            return None
+        key = self.image_key(data)
+        return self._memory.get(key) or read_arrays(self.folder / f"{key}.npz")
+
+    def images(self, encoder: Encoder, data: str, compute: ComputeParts) -> Arrays:
         """Return a collection's `features`, and what else `compute` gives.
 
         Args:
@@ -113,35 +177,70 @@ class FeatureStore:
             compute: not called where the features are known.
         """
         if self.freeze_image:
-            return self.get(self.image_key(data), compute)
+            return self.get_in_parts(self.image_key(data), compute)
         return self._get_trained(fingerprint("image", self._now(encoder, "image"), data), compute)
 
     def embed_images(
         self, encoder: Encoder, data: str, images: Callable[[], Iterable[np.ndarray]]
     ) -> np.ndarray:
         """Return unit embeddings [N, d] of transformed images; arguments as in `images`."""
-        stored = self.images(encoder, data, lambda: {"features": encoder.image_features(images())})
-        return encoder.project_image(stored["features"])
 
-    def embed_texts(self, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
-        """Return unit embeddings [N, d] of texts."""
-        return encoder.project_text(self.text_features(encoder, texts))
+        def compute(known: Sequence[Arrays]) -> Iterator[Arrays]:
+            rest = islice(images(), count_rows(join(known)), None)
+            return ({"features": rows} for rows in self.run_tower(encoder, "image", rest))
 
-    def text_features(self, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
+        return encoder.project_image(self.images(encoder, data, compute)["features"])
+
+    def embed_texts(
+        self, encoder: Encoder, texts: Sequence[str], name: str = "texts"
+    ) -> np.ndarray:
+        """Return unit embeddings [N, d] of texts, which are called `name` on the screen."""
+        return encoder.project_text(self.text_features(encoder, texts, name))
+
+    def text_features(
+        self, encoder: Encoder, texts: Sequence[str], name: str = "texts"
+    ) -> np.ndarray:
         """Return the text tower's features [N, width], kept under a name of the texts' tokens."""
         tokens = encoder.tokenizer(texts)
 
-        def compute() -> Arrays:
-            return {"features": _run_text_tower(encoder, *tokens)}
+        def compute(known: Sequence[Arrays]) -> Iterator[Arrays]:
+            done = count_rows(join(known))
+            rows = zip(*(each[done:] for each in tokens), strict=True)
+            rows = progress(rows, len(texts) - done, name)
+            return ({"features": part} for part in self.run_tower(encoder, "text", rows))
 
         if self.freeze_text:
-            return self.get(fingerprint("text", self._text_tower, *tokens), compute)["features"]
+            key = fingerprint("text", self._text_tower, *tokens)
+            return self.get_in_parts(key, compute)["features"]
         key = fingerprint("text", self._now(encoder, "text"), *tokens)
         return self._get_trained(key, compute)["features"]
 
-    def _get_trained(self, key: str, compute: Callable[[], Arrays]) -> Arrays:
+    def run_tower(self, encoder: Encoder, kind: Kind, rows: Iterator[Any]) -> Iterator[np.ndarray]:
+        """Yield what a tower makes of as many rows as it takes at a time, until there are no more.
+
+        So rows are batched as they would be in one call: features are the same to the last bit.
+
+        Args:
+            encoder: with the variables of now.
+            kind: which tower.
+            rows: transformed images, or pairs of tokens and mask.
+        """
+        run = {"image": encoder.image_features, "text": encoder.token_features}[kind]
+        size = rows_at_once(encoder)
+        while True:
+            batch = list(islice(rows, size))
+            with contextlib.ExitStack() as first:
+                if batch and kind not in self._compiled:
+                    self._compiled.add(kind)
+                    first.enter_context(working(f"compiling the {kind} tower, and its first batch"))
+                features = run(batch)
+            yield features
+            if len(batch) < size:
+                return
+
+    def _get_trained(self, key: str, compute: ComputeParts) -> Arrays:
         self._passing.add(key)
-        return self.get(key, compute, keep=self.keep_trained)
+        return self.get_in_parts(key, compute, keep=self.keep_trained)
 
     def _now(self, encoder: Encoder, tower: str) -> str:
         """Hash a trained tower as it is now, and let go of the features of what it was."""
@@ -156,18 +255,3 @@ class FeatureStore:
             parts = variables.params.get(tower), variables.batch_stats.get(tower)
             known[tower] = fingerprint(shape, *parts)
         return known[tower]
-
-    def _write(self, path: Path, arrays: Arrays) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")  # Others may write it too.
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, **arrays)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-
-def _run_text_tower(encoder: Encoder, tokens: np.ndarray, token_mask: np.ndarray) -> np.ndarray:
-    rows = zip(tokens, token_mask, strict=True)
-    return encoder.token_features(progress(rows, len(tokens), "text features"))

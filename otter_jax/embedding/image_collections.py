@@ -6,9 +6,11 @@ they are embedded, by threads ahead of the device, and those that cannot be read
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import itertools
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +19,15 @@ from typing import NamedTuple
 import numpy as np
 
 from otter_jax.data import images
-from otter_jax.data.records import Record, RecordError, Source, name_record, read_in_order
+from otter_jax.data.records import (
+    READ_AT_A_TIME,
+    Record,
+    RecordError,
+    Source,
+    name_record,
+    read_in_order,
+    read_records,
+)
 from otter_jax.data.tables import Table
 from otter_jax.embedding.encoder import Encoder
 from otter_jax.embedding.features import Arrays, FeatureStore, fingerprint
@@ -82,14 +92,35 @@ def named_records(source: Source) -> Iterator[tuple[str, Record | None]]:
 
 def from_source(source: Source, keys: Sequence[str]) -> ImageCollection:
     """Collect the images of a source of pairs, by the names of its records."""
+    read = _reading_ahead(source) if hasattr(source, "read_many") else source.__getitem__
 
     def decode(number: int) -> np.ndarray:
         try:
-            return images.decode(source[number].image)
+            return images.decode(read(number).image)
         except RecordError as error:
             raise images.ImageError(str(error)) from None
 
     return ImageCollection(keys, decode, source.fingerprint)
+
+
+def _reading_ahead(source: Source) -> Callable[[int], Record]:
+    """Return what reads records of ascending numbers, some of them at a time, by any thread."""
+    lock = threading.Lock()
+
+    @functools.lru_cache(maxsize=2)
+    def read_part(part: int) -> list[Record | RecordError]:
+        first = part * READ_AT_A_TIME
+        return read_records(source, range(first, min(first + READ_AT_A_TIME, len(source))))
+
+    def read(number: int) -> Record:
+        part, place = divmod(number, READ_AT_A_TIME)
+        with lock:  # Lest all threads read the same part.
+            record = read_part(part)[place]
+        if isinstance(record, RecordError):
+            raise record
+        return record
+
+    return read
 
 
 def from_rows(tables: Sequence[Table], rows: Sequence[tuple[int, int]]) -> ImageCollection:
@@ -141,18 +172,26 @@ def compute_features(
         ValueError: if not one image can be read.
     """
 
-    def compute() -> Arrays:
+    def compute(known: Sequence[Arrays]) -> Iterator[Arrays]:
+        found = sum(len(part["numbers"]) for part in known)
+        first = found + sum(len(part["unreadable"]) for part in known)
         unreadable: dict[int, str] = {}
-        rows = read_images(collection, encoder, unreadable)
-        features = encoder.image_features(progress(rows, len(collection), f"{name} images"))
-        if unreadable:
-            say(f"{name}: {len(unreadable)} images cannot be read and are left out")
-        reasons = [(collection.keys[number], why) for number, why in unreadable.items()]
-        return {
-            "features": features,
-            "numbers": np.setdiff1d(np.arange(len(collection)), list(unreadable)),
-            "unreadable": np.array(reasons, dtype=str).reshape(-1, 2),
-        }
+        rows = read_images(collection, encoder, unreadable, first)
+        rows = progress(rows, len(collection) - first, f"{name} images")
+        for features in store.run_tower(encoder, "image", rows):
+            # Images come in order, so that all up to the last one are known to be readable or not.
+            last = first + len(features) + len(unreadable)
+            numbers = np.setdiff1d(np.arange(first, last), list(unreadable))
+            reasons = [(collection.keys[number], why) for number, why in unreadable.items()]
+            yield {
+                "features": features,
+                "numbers": numbers,
+                "unreadable": np.array(reasons, dtype=str).reshape(-1, 2),
+            }
+            first, found = last, found + len(numbers)
+            unreadable.clear()
+        if left_out := len(collection) - found:
+            say(f"{name}: {left_out} images cannot be read and are left out")
 
     stored = store.images(encoder, collection.fingerprint, compute)
     if not len(stored["numbers"]):
@@ -162,9 +201,16 @@ def compute_features(
 
 
 def read_images(
-    collection: ImageCollection, encoder: Encoder, unreadable: dict[int, str]
+    collection: ImageCollection, encoder: Encoder, unreadable: dict[int, str], first: int = 0
 ) -> Iterator[np.ndarray]:
-    """Yield transformed images in order, read by threads; note those that cannot be read."""
+    """Yield transformed images in order, read by threads; note those that cannot be read.
+
+    Args:
+        collection: the images.
+        encoder: for their transform.
+        unreadable: gets the number of each that cannot be read, and why.
+        first: the number to begin with.
+    """
 
     def load(number: int) -> np.ndarray | str:
         try:
@@ -172,7 +218,8 @@ def read_images(
         except images.ImageError as error:
             return str(error)
 
-    for number, image in enumerate(_ahead(load, range(len(collection)))):
+    numbers = range(first, len(collection))
+    for number, image in zip(numbers, _ahead(load, numbers), strict=True):
         if isinstance(image, str):
             unreadable[number] = image
         else:

@@ -10,6 +10,7 @@ import numpy as np
 from otter_jax.data import images
 from otter_jax.data.records import RecordError, Source
 from otter_jax.embedding.encoder import Encoder
+from otter_jax.embedding.features import FeatureStore, rows_at_once
 from otter_jax.embedding.image_collections import ImageCollection, read_images
 from otter_jax.terminal import progress, say
 
@@ -26,7 +27,11 @@ class PairFeatures(NamedTuple):
 
 
 def embed_pairs(
-    source: Source, encoder: Encoder, folder: Path, numbers: Sequence[int] | None = None
+    source: Source,
+    encoder: Encoder,
+    folder: Path,
+    numbers: Sequence[int] | None = None,
+    store: FeatureStore | None = None,
 ) -> PairFeatures:
     """Run both towers over the pairs of a source; of several captions, over the first.
 
@@ -35,44 +40,64 @@ def embed_pairs(
         encoder: with the variables of now; images are seen as in evaluation.
         folder: gets two files that the features are mapped from: 2 bytes a number.
         numbers: ascending, which records are wanted; all of them if not given.
+        store: where it has the features of the source's images, these are taken.
 
     Raises:
         ValueError: if not one image can be read.
     """
     wanted = np.arange(len(source)) if numbers is None else np.asarray(numbers)
-    noted: dict[int, tuple[str, str]] = {}  # Key and caption.
+    known = store and store.known_images(source.fingerprint)
+    if known:
+        say("the features of the images are known")
+        kept = np.isin(known["numbers"], wanted)
+        readable, rows = known["numbers"][kept], known["features"][kept]
+        noted = {int(n): (source[int(n)].key, source[int(n)].caption) for n in readable}
+        image = _create(folder / "image.npy", len(readable), encoder.image_width)
+        _fill(image, iter([rows]))
+    else:
+        image, readable, noted = _embed_images(source, encoder, folder, wanted)
+    if not len(readable):
+        raise ValueError(f"{source.name}: not one of {len(wanted)} images can be read")
+    if left_out := len(wanted) - len(readable):
+        say(f"{source.name}: {left_out} images cannot be read and are left out")
+    keys, captions = zip(*(noted[int(number)] for number in readable), strict=True)
+    said = progress(iter(captions), len(captions), "captions of pairs")
+    text = _create(folder / "text.npy", len(readable), encoder.text_width)
+    _fill(text, (encoder.text_features(part) for part in _parts(said, encoder)))
+    return PairFeatures(image[: len(readable)], text, readable, keys)
+
+
+def _embed_images(
+    source: Source, encoder: Encoder, folder: Path, wanted: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, dict[int, tuple[str, str]]]:
+    """Return features of the images that can be read, their numbers, and keys and captions."""
+    noted: dict[int, tuple[str, str]] = {}
 
     def decode(place: int) -> np.ndarray:
+        number = int(wanted[place])
         try:
-            record = source[int(wanted[place])]
+            record = source[number]
         except RecordError as error:
             raise images.ImageError(str(error)) from None
-        noted[place] = record.key, record.caption
+        noted[number] = record.key, record.caption
         return images.decode(record.image)
 
     unreadable: dict[int, str] = {}
     collection = ImageCollection(wanted, decode, source.fingerprint)
     rows = progress(read_images(collection, encoder, unreadable), len(wanted), "images of pairs")
     image = _create(folder / "image.npy", len(wanted), encoder.image_width)
-    _fill(image, (encoder.image_features(part) for part in _parts(rows)))
-    readable = np.setdiff1d(np.arange(len(wanted)), list(unreadable))
-    if not len(readable):
-        raise ValueError(f"{source.name}: not one of {len(wanted)} images can be read")
-    if unreadable:
-        say(f"{source.name}: {len(unreadable)} images cannot be read and are left out")
-    keys, captions = zip(*(noted[place] for place in readable), strict=True)
-    said = progress(iter(captions), len(captions), "captions of pairs")
-    text = _create(folder / "text.npy", len(readable), encoder.text_width)
-    _fill(text, (encoder.text_features(part) for part in _parts(said)))
-    return PairFeatures(image[: len(readable)], text, wanted[readable], keys)
+    _fill(image, (encoder.image_features(part) for part in _parts(rows, encoder)))
+    return image, np.delete(wanted, list(unreadable)), noted
 
 
 def _create(path: Path, count: int, width: int) -> np.ndarray:
     return np.lib.format.open_memmap(path, "w+", np.float16, (count, width))
 
 
-def _parts(items: Iterator) -> Iterator[list]:
-    while part := list(islice(items, PART)):
+def _parts(items: Iterator, encoder: Encoder) -> Iterator[list]:
+    """Yield about `PART` items at a time, in whole batches, as a feature store has them."""
+    size = rows_at_once(encoder)
+    while part := list(islice(items, -(-PART // size) * size)):
         yield part
 
 

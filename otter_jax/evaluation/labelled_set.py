@@ -64,7 +64,7 @@ class LabelledSet:
         return ways
 
     def evaluate(self, encoder: Encoder, store: FeatureStore) -> dict[str, float]:
-        """Return flat hit@1, 2, 5, 10, by every way to count."""
+        """Return flat hit@1, 2, 5, 10 of more classes than that, by every way to count."""
         images, numbers, bank = self._embed(encoder, store)
         return {
             prefix + metric: value
@@ -103,7 +103,7 @@ class LabelledSet:
             f"{prefix}hit@{k}": value
             for prefix, way in self.countings.items()
             for k, value in metrics.chance_hit_at_k(
-                len(way.classes), way.labels, zero_shot.KS
+                len(way.classes), way.labels, metrics.telling(zero_shot.KS, len(way.classes))
             ).items()
         }
 
@@ -115,7 +115,7 @@ class LabelledSet:
         self.unreadable = found.unreadable
         names = self.labelled.class_names
         bank = class_bank(
-            lambda texts: store.embed_texts(encoder, texts),
+            lambda texts: store.embed_texts(encoder, texts, f"{self.name} class names"),
             [",or ".join(each) for each in names] if self.names == "joined" else names,
             self.templates,
         )

@@ -30,6 +30,11 @@ def hit_at_k(ranks: np.ndarray, ks: Sequence[int]) -> dict[int, float]:
     return {k: float((ranks < k).mean()) for k in ks}
 
 
+def telling(ks: Sequence[int], num_ranked: int) -> list[int]:
+    """Return the values of k that say something: all below the number of what is ranked, or 1."""
+    return [k for k in ks if k < num_ranked] or [1]
+
+
 def chance_hit_at_k(num_classes: int, labels: np.ndarray, ks: Sequence[int]) -> dict[int, float]:
     """Return the expected flat hit@k of a random order of the classes.
 
@@ -40,7 +45,13 @@ def chance_hit_at_k(num_classes: int, labels: np.ndarray, ks: Sequence[int]) -> 
         labels: int [n, L], the true classes, padded with -1. Images without any are not counted.
         ks: values of k.
     """
-    images = Counter(len({label for label in row if label >= 0}) for row in labels.tolist())
+    counts = [len({label for label in row if label >= 0}) for row in labels.tolist()]
+    return chance_by_count(num_classes, counts, ks)
+
+
+def chance_by_count(num_classes: int, counts: Sequence[int], ks: Sequence[int]) -> dict[int, float]:
+    """Return the same of images of which only the number of true classes is known, 0 for none."""
+    images = Counter(map(int, counts))
     images.pop(0, None)
     total = images.total()
 

@@ -19,7 +19,7 @@ def evaluate(
     image_features: np.ndarray,
     bank: np.ndarray,
     labels: np.ndarray,
-    ks: Sequence[int] = KS,
+    ks: Sequence[int] | None = None,
     *,
     mesh: Mesh | None = None,
 ) -> dict[str, float]:
@@ -29,7 +29,7 @@ def evaluate(
         image_features: float [n, d], unit rows.
         bank: float [C, d], unit rows.
         labels: int [n, L], the true classes of every image, padded with -1.
-        ks: values of k.
+        ks: values of k; those of `KS` that say something if not given.
         mesh: devices to work on; all of them if not given.
 
     Returns:
@@ -38,6 +38,7 @@ def evaluate(
     Raises:
         ValueError: for rows that are not unit rows, labels out of range, or no label at all.
     """
+    ks = metrics.telling(KS, len(bank)) if ks is None else ks
     ranks = best_true_ranks(image_features, bank, labels, max(ks), mesh=mesh)
     found = metrics.hit_at_k(ranks[(labels >= 0).any(axis=1)], ks)
     return {f"hit@{k}": share for k, share in found.items()}

@@ -57,6 +57,7 @@ class BertConfig:
         relative_attention_num_buckets: rows of the table of attention biases; 0 for no biases.
         drop_attended: whether `hidden_dropout_prob` applies behind the attention too.
         pooling: "mean" over the tokens, or "cls", the first token.
+        cleaning: what is done to captions before they become tokens, as in `ClipTextConfig`.
         mlm_head: whether there is a head that predicts masked tokens.
         mlm_act: its activation; None for `hidden_act`.
         tie_word_embeddings: whether that head scores tokens with their embeddings.
@@ -87,6 +88,7 @@ class BertConfig:
     embedding_size: int | None = None
     shared_layer: bool = False
     pooling: Literal["mean", "cls"] = "mean"
+    cleaning: str = "none"
     mlm_head: bool = False
     mlm_act: str | None = None
     tie_word_embeddings: bool = True

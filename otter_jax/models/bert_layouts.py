@@ -164,7 +164,7 @@ POOLING_KEYS = Keys(
 MODEL_TYPES: Mapping[str, Keys] = {
     "bert": BERT_KEYS,
     "chinese_clip_text_model": BERT_KEYS,
-    "roberta": ROBERTA_KEYS,
+    "roberta": ROBERTA_KEYS.extended(defaults={"vocab_size": 50265}),
     "xlm-roberta": ROBERTA_KEYS,
     "camembert": ROBERTA_KEYS,
     "mpnet": MPNET_KEYS,

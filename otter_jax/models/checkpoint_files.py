@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from otter_jax.models.bert_layouts import read_pooling, transformer_folder
+from otter_jax.models.preprocessing import read_preprocessing
 from otter_jax.models.torch_files import read_torch_file
 
 SAFETENSORS = ".safetensors"
@@ -45,7 +46,7 @@ class Checkpoint(NamedTuple):
 
     fields: dict[str, Any] | None  # Of config.json; None where there is none.
     arrays: dict[str, np.ndarray]
-    # Settings of a tower that other files of the folder say: mean, std, pooling.
+    # Settings of a tower that other files of the folder say: mean, std, resize, pooling.
     hints: Mapping[str, Any] = {}
     open_clip: dict[str, Any] | None = None  # Of open_clip_config.json, if the weights are its.
 
@@ -74,7 +75,14 @@ def read_checkpoint(location: Path) -> Checkpoint:
         fields, open_clip = None, read_json(described) if described.is_file() else None
     else:
         fields, open_clip = read_json(config), None
-    hints = read_pooling(location) | _read_statistics(folder, open_clip)
+    pixels = folder / "preprocessor_config.json"
+    try:
+        preprocessing = read_preprocessing(
+            read_json(pixels) if pixels.is_file() else None, fields, open_clip
+        )
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    hints = read_pooling(location) | preprocessing
     return Checkpoint(fields, strip_prefixes(_read_arrays(weights)), hints, open_clip)
 
 
@@ -140,24 +148,6 @@ def _read_parts(index: Path) -> dict[str, np.ndarray]:
     if absent := sorted(set(places) - set(arrays)):
         raise ValueError(f"{index} lists {absent[0]}, which {places[absent[0]]} does not hold")
     return arrays
-
-
-def _read_statistics(folder: Path, open_clip: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the mean and deviation of pixels that a folder's files say."""
-
-    def read(name: str) -> dict[str, Any]:
-        return read_json(folder / name) if (folder / name).is_file() else {}
-
-    hints: dict[str, Any] = {}
-    for source, prefix in (
-        ((open_clip or {}).get("preprocess_cfg", {}), ""),
-        (read("preprocessor_config.json"), "image_"),
-        (read("config.json").get("pretrained_cfg", {}), ""),
-    ):
-        for name in ("mean", "std"):
-            if f"{prefix}{name}" in source:
-                hints.setdefault(name, tuple(source[f"{prefix}{name}"]))
-    return hints
 
 
 def read_json(path: Path) -> dict[str, Any]:

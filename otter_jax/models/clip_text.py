@@ -46,6 +46,10 @@ class ClipTextConfig(TransformerConfig):
             of padding too.
         pooling: "eos", the first end-of-text token; "last", the last position of
             `max_position_embeddings`, to which texts must then be padded; "first".
+        cleaning: what is done to captions before they become tokens, "none", "whitespace", "lower"
+            or "canonical", see `data.caption_cleaning`.
+        strip_separator: whether 0 takes the place of the separator that the tokenizer puts behind a
+            caption.
 
     The other fields are those of `transformer.TransformerConfig`.
 
@@ -64,6 +68,8 @@ class ClipTextConfig(TransformerConfig):
     eos_token_id: int | None = None
     causal: bool = True
     pooling: Literal["eos", "last", "first"] = "eos"
+    cleaning: str = "lower"
+    strip_separator: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what this tower cannot compute."""
@@ -162,8 +168,11 @@ class ClipText(nnx.Module):
         x = dropout(x, self.config.hidden_dropout_prob, first_key)
         bias = None
         if self.config.causal:
-            before = jnp.tril(jnp.ones((length, length), bool))
-            bias = mask_bias(before & jnp.asarray(token_mask, bool)[:, None, None, :])
+            seen = jnp.tril(jnp.ones((length, length), bool))
+            # The last position is padding in most texts, and looks at all of it.
+            if self.config.pooling != "last":
+                seen = seen & jnp.asarray(token_mask, bool)[:, None, None, :]
+            bias = mask_bias(seen)
         states = run_blocks(self.blocks, x, bias, blocks_key, remat=self.config.remat)
         states = self.final_norm(states)
         pooled = states[jnp.arange(len(states)), self._pooled_position(tokens)]

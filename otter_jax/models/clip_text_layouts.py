@@ -26,7 +26,7 @@ WRONG_EOS_TOKEN_ID = 2
 # Width -> attention heads, where all published text towers agree: they are 64 wide, but for
 # SigLIP's, which are told by their names.
 PUBLISHED_HEADS = {width: width // 64 for width in (256, 384, 512, 640, 768, 896, 1024, 1280)}
-SIGLIP_FORM = {"causal": False, "pooling": "last"}
+SIGLIP_FORM = {"causal": False, "pooling": "last", "cleaning": "canonical"}
 
 HUGGING_FACE_NAMES = (
     (r"^token_embeddings", "embeddings.token_embedding"),

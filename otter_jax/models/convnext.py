@@ -56,6 +56,8 @@ class ConvNextConfig:
         remat: compute the blocks' activations again in the backward pass instead of keeping them.
         mean: per channel, what the weights expect to be subtracted from pixels in 0..1.
         std: per channel, what the result is divided by.
+        resize: how the weights expect images to be brought to their size, a
+            `preprocessing.Resize`; None for this package's own way.
 
     Raises:
         ValueError: widths and depths do not pair up, or the activation is unknown.
@@ -74,6 +76,7 @@ class ConvNextConfig:
     remat: bool = False
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    resize: tuple[str, float, str] | None = None
 
     def __post_init__(self) -> None:
         """Turn lists into tuples (a configuration is hashed); refuse what no network has."""

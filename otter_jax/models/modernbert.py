@@ -59,6 +59,7 @@ class ModernBertConfig:
         mlp_dropout: dropout inside the perceptrons.
         initializer_range: standard deviation of the initial weights.
         pooling: "mean" over the tokens, or "cls", the first token.
+        cleaning: what is done to captions before they become tokens, as in `ClipTextConfig`.
         remat: whether the backward pass computes each layer again instead of storing it.
 
     Raises:
@@ -85,6 +86,7 @@ class ModernBertConfig:
     mlp_dropout: float = 0.0
     initializer_range: float = 0.02
     pooling: Literal["mean", "cls"] = "mean"
+    cleaning: str = "none"
     remat: bool = False
 
     def __post_init__(self) -> None:

@@ -41,6 +41,11 @@ HUGGING_FACE_TOWER_KEYS = Keys(
 HUGGING_FACE_POOLINGS = {"mean_pooler": "mean", "cls_last_hidden_state_pooler": "cls"}
 
 
+# How open_clip's tokenizers clean texts -> our names.
+CLEANINGS = {"lower": "lower", "whitespace": "whitespace", "canonicalize": "canonical"}
+TOKENIZER_KEYS = Keys(fields={"clean": "cleaning", "strip_sep_token": "strip_separator"})
+
+
 class TowerDescription(NamedTuple):
     """What a file says about one tower."""
 
@@ -64,9 +69,20 @@ def describe(kind: Kind, config: Description) -> TowerDescription:
     source = f"{SOURCE}'s {part}"
     if tower.get("timm_model_name"):
         return _timm_tower(tower, source)
+    cleaning = _cleaning(tower, source) if kind == "text" else {}
     if tower.get("hf_model_name"):
-        return _hugging_face_tower(tower, source)
-    return TowerDescription(_own_tower(tower, bool(model.get("quick_gelu")), source))
+        return _hugging_face_tower(tower, source, cleaning)
+    return TowerDescription(_own_tower(tower, bool(model.get("quick_gelu")), source), cleaning)
+
+
+def _cleaning(tower: Description, source: str) -> dict[str, Any]:
+    """Return how captions are cleaned: CLIP's way, or as the tokenizer's arguments say."""
+    arguments = TOKENIZER_KEYS.read(tower.get("tokenizer_kwargs") or {}, f"{source}'s tokenizer")
+    usual = "whitespace" if tower.get("hf_tokenizer_name") else "lower"
+    named = arguments.get("cleaning", usual)
+    refuse_other(named, tuple(CLEANINGS), "clean", f"{source}'s tokenizer_kwargs")
+    strip = arguments.get("strip_separator", False)
+    return {"cleaning": CLEANINGS[named], "strip_separator": strip}
 
 
 def _own_tower(tower: Description, quick_gelu: bool, source: str) -> Description:
@@ -94,9 +110,11 @@ def _timm_tower(tower: Description, source: str) -> TowerDescription:
     return TowerDescription(saved)
 
 
-def _hugging_face_tower(tower: Description, source: str) -> TowerDescription:
+def _hugging_face_tower(
+    tower: Description, source: str, cleaning: Mapping[str, str]
+) -> TowerDescription:
     """Return the pooling; what else config.json would say lies in the Hub, but the shapes tell."""
     HUGGING_FACE_TOWER_KEYS.read(tower, source)
     pooler = tower.get("hf_pooler_type", "mean_pooler")
     refuse_other(pooler, tuple(HUGGING_FACE_POOLINGS), "hf_pooler_type", source)
-    return TowerDescription({}, {"pooling": HUGGING_FACE_POOLINGS[pooler]})
+    return TowerDescription({}, {"pooling": HUGGING_FACE_POOLINGS[pooler], **cleaning})

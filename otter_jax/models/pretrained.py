@@ -72,6 +72,11 @@ class ProjectedTower(NamedTuple):
     projection: nnx.Module | None
 
 
+def list_towers() -> dict[str, list[str]]:
+    """Return the names of all towers by their kind, as `model.image.name` takes them."""
+    return {kind: sorted(_registry(kind)) for kind in KINDS}
+
+
 def create_image_tower(
     name: str,
     pretrained: str | None = None,
@@ -228,7 +233,8 @@ class _Reader(NamedTuple):
         if saved and OWN_KEY in saved:
             tower_class, fields = read_description(saved[OWN_KEY])
         else:
-            classes = self._classes_described(saved) if saved else _classes(*KINDS)
+            described = saved is not None
+            classes = self._classes_described(saved) if described else _classes(*KINDS)
             tower_class = self._recognise(classes, arrays)
             fields = self._layout_fields(tower_class, saved or {}, arrays)
         if kind is not None and tower_class not in _classes(kind):
@@ -247,9 +253,9 @@ class _Reader(NamedTuple):
                     "nor an architecture, as timm's do"
                 )
             return classes
-        fitting = [each for each in classes if model_type in each.model_types]
+        fitting = [each for each in classes if model_type in getattr(each, "model_types", ())]
         if not fitting:
-            known = {name for each in classes for name in each.model_types}
+            known = {name for each in classes for name in getattr(each, "model_types", ())}
             # Those of either tower of a model with both go without saying.
             known = {each for each in known if not each.endswith(("_text_model", "_vision_model"))}
             known = sorted(known.union(two_tower_configs.MODEL_TYPES))
@@ -395,7 +401,9 @@ def read_description(
     name = description.get("tower")
     if name not in classes:
         raise ValueError(f"there is no tower class {name!r}; there are: {', '.join(classes)}")
-    return classes[name], {k: _make_tuple(v) for k, v in description["config"].items()}
+    # Towers of an earlier version saw captions as they were.
+    fields = {"cleaning": "none"} | description["config"]
+    return classes[name], {k: _make_tuple(v) for k, v in fields.items()}
 
 
 def _make_tuple(value: Any) -> Any:

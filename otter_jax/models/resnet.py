@@ -59,6 +59,8 @@ class ResNetConfig:
         remat: recompute each block in the backward pass instead of keeping its insides.
         mean: per channel, what the weights expect to be subtracted from pixels in 0..1.
         std: per channel, what the result is divided by.
+        resize: how the weights expect images to be brought to their size, a
+            `preprocessing.Resize`; None for this package's own way.
 
     Raises:
         ValueError: the block is of no known kind, the stages' widths and depths do not pair up, or
@@ -79,6 +81,7 @@ class ResNetConfig:
     remat: bool = False
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    resize: tuple[str, float, str] | None = None
 
     def __post_init__(self) -> None:
         """Turn lists into tuples (a configuration is hashed); refuse shapes no network has."""
@@ -123,6 +126,8 @@ class ClipResNetConfig:
         mean: per channel, what the weights expect to be subtracted from pixels in 0..1 (CLIP's
             values; DeCLIP's release was trained with ImageNet's).
         std: per channel, what the result is divided by.
+        resize: how the weights expect images to be brought to their size, a
+            `preprocessing.Resize`; None for this package's own way.
 
     Raises:
         ValueError: a number is not positive, or the heads do not divide the channels.
@@ -139,6 +144,7 @@ class ClipResNetConfig:
     remat: bool = False
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
+    resize: tuple[str, float, str] | None = None
 
     def __post_init__(self) -> None:
         """Turn lists into tuples (a configuration is hashed); refuse shapes no network has."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from otter_jax.models import timm_names
 from otter_jax.models.descriptions import TRANSFORMERS_KEYS, Description, Guess, Keys, words
+from otter_jax.models.preprocessing import CLIP_RESIZE
 from otter_jax.models.weights import CheckpointArrays, CheckpointLayout
 
 Fields = dict[str, Any]
@@ -143,6 +144,7 @@ def _clip_fields(saved: Description, arrays: CheckpointArrays) -> Fields:
         "width": len(arrays["attnpool.c_proj.weight"]),
         "num_heads": max(channels // saved.get("head_width", 64), 1),
         "image_size": int(np.sqrt(positions - 1)) * 4 * 2 ** (len(depths) - 1),
+        "resize": CLIP_RESIZE,
     }
 
 

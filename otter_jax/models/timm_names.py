@@ -19,7 +19,7 @@ TOP_KEYS = Keys(
         pretrained_cfg_overlay label_names label_descriptions""")
 )
 # Where the weights come from and what their classes are called; `mean`, `std` and how images are
-# cut and scaled are honoured, see image_transforms.py.
+# cut and scaled are honoured, see preprocessing.py.
 PRETRAINED_KEYS = Keys(
     harmless=words("""architecture tag url file state_dict hf_hub_id hf_hub_filename source
         custom_load input_size test_input_size min_input_size fixed_input_size interpolation

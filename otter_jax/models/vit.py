@@ -55,6 +55,8 @@ class ViTConfig(TransformerConfig):
             tokens.
         mean: per channel, what the weights expect to be subtracted from pixels in 0..1.
         std: per channel, what the result is divided by.
+        resize: how the weights expect images to be brought to their size, a
+            `preprocessing.Resize`; None for this package's own way.
 
     The other fields are those of `transformer.TransformerConfig`.
 
@@ -75,6 +77,7 @@ class ViTConfig(TransformerConfig):
     norm_after_pooling: bool = False
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    resize: tuple[str, float, str] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no ViT has."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from otter_jax.models import timm_names
 from otter_jax.models.descriptions import TRANSFORMERS_KEYS, Description, Guess, Keys, words
+from otter_jax.models.preprocessing import CLIP_RESIZE
 from otter_jax.models.transformer import (
     HUGGING_FACE_CLIP_BLOCKS,
     OPENAI_BLOCKS,
@@ -413,7 +414,7 @@ OPEN_CLIP_POOLS = {"tok": "cls", "avg": "mean"}
 
 
 def _openai_fields(saved: Description, arrays: CheckpointArrays) -> Fields:
-    shape = CLIP_FORM | _shape_fields(arrays, OPENAI_NAMES)
+    shape = CLIP_FORM | {"resize": CLIP_RESIZE} | _shape_fields(arrays, OPENAI_NAMES)
     if not saved:
         heads = _guessed_heads(shape)
         return shape | {"hidden_act": Guess("quick_gelu"), "num_attention_heads": heads}

@@ -182,7 +182,8 @@ def recognise_layout(
     tower: nnx.Module | type[nnx.Module], arrays: CheckpointArrays
 ) -> CheckpointLayout | None:
     """Return the first of the tower's layouts that recognises the arrays, None if none does."""
-    return next((each for each in tower.checkpoint_layouts if each.recognises(arrays)), None)
+    layouts = getattr(tower, "checkpoint_layouts", ())  # A tower of one's own may have none.
+    return next((each for each in layouts if each.recognises(arrays)), None)
 
 
 def _entries(module: nnx.Module, names: Sequence[Substitution]) -> dict[str, _Entry]:

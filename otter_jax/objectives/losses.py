@@ -132,6 +132,7 @@ def cross_entropy_loss(
         "target_diagonal": means.diagonal / 2,
     }
     if len(terms) == 2:
+        # KL(P || softmax) is the cross-entropy less P's own entropy, which has no gradient.
         hard, soft = means.cross_entropy
         loss -= means.weighted_entropy
         metrics |= {
@@ -176,6 +177,7 @@ def _whole(
     """Return the weighted sum of cross-entropies, and what it consists of, from whole matrices."""
     del mesh  # The compiler splits the rows of whatever has them.
     soft = soft_targets(method, teacher, len(student.image))
+    # Identity targets are whole too: every method's dense loss is the same computation.
     cosines = both_directions(student, stop_gradient_keys=method.stop_gradient_keys)
     cross_entropies = []
     for term, scale in zip(terms, scales, strict=True):

@@ -121,6 +121,7 @@ def teacher_features(
     """
     if image_weight == text_weight == 0.0:
         return image, text
+    # [v; t] . [gv v' + t'; gt t'] = gv vv' + vt' + gt tt': one product, 2 d numbers a row.
     rows = jnp.concatenate([image, text], axis=1)
     columns = jnp.concatenate([image_weight * image + text, text_weight * text], axis=1)
     return rows, columns

@@ -3,6 +3,7 @@
 Figures are made without pyplot, so nothing global changes and no display is needed.
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ RIGHT, WRONG, INK = "#00734d", "#7a7a7a", "#222222"
 # White at zero, so that empty cells vanish; lightness falls evenly, so it also works in grey.
 MASS = LinearSegmentedColormap.from_list("mass", ["#ffffff", "#bcd9ea", "#4a90c2", "#0b2c5f"])
 LABELLED_FROM = 0.05
+LETTER = 0.068  # Inches that a letter of a caption takes.
+SLANT = math.radians(50)
 
 
 def draw_targets(
@@ -42,20 +45,21 @@ def draw_targets(
             f"{len(captions)} and {list(target.shape)}"
         )
     cell = 0.52  # Inches.
-    left, top = 2 * cell, 3.0
-    width, height = left + count * cell + 1.2, top + count * cell + 0.5
+    captions = [plain(caption, 40) for caption in captions]
+    longest = LETTER * max(map(len, captions))
+    up, aside = longest * math.sin(SLANT), longest * math.cos(SLANT)
+    left, top = 2 * cell, 0.95 + up
+    width = left + count * cell + max(1.2, aside - 0.5 * cell)
+    height = top + count * cell + 0.5
     figure = Figure(figsize=(width, height), facecolor="white")
     matrix = figure.add_axes(
         (left / width, 0.3 / height, count * cell / width, count * cell / height)
     )
-    shown = matrix.imshow(
-        target, cmap=MASS, vmin=0.0, vmax=max(0.3, float(target.max())), aspect="auto"
-    )
+    highest = max(0.3, float(target.max()))
+    shown = matrix.imshow(100 * target, cmap=MASS, vmin=0.0, vmax=100 * highest, aspect="auto")
     matrix.set(xticks=range(count), yticks=[], xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5))
     matrix.xaxis.tick_top()
-    matrix.set_xticklabels(
-        [plain(caption, 40) for caption in captions], rotation=50, ha="left", fontsize=8.5
-    )
+    matrix.set_xticklabels(captions, rotation=math.degrees(SLANT), ha="left", fontsize=8.5)
     for label in matrix.get_xticklabels():
         label.set_parse_math(False)  # A caption's $ is money, not a formula.
     matrix.tick_params(length=0)
@@ -67,9 +71,7 @@ def draw_targets(
         )
     bar = figure.add_axes(((left + count * cell + 0.25) / width, 0.3 / height,
                            0.16 / width, count * cell / height))  # fmt: skip
-    figure.colorbar(shown, cax=bar).set_label(
-        "mass of the soft target (in the cells: percent)", fontsize=9
-    )
+    figure.colorbar(shown, cax=bar).set_label("mass of the soft target, in percent", fontsize=9)
     bar.tick_params(labelsize=8)
     figure.text(0.15 / width, 1 - 0.3 / height, plain(title, 120), fontsize=12, weight="bold",
                 color=INK, parse_math=False)  # fmt: skip
@@ -78,7 +80,7 @@ def draw_targets(
         "Each row spreads one image's target over the captions; outlined: the given pair.",
         fontsize=9, color=INK,
     )  # fmt: skip
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_predictions(
@@ -129,7 +131,7 @@ def draw_predictions(
             figure.text((x + 1.22) / width, (y + 1.24 - 0.21 * line) / height, text,
                         fontsize=7.8, color=colour, weight=weight, va="center",
                         parse_math=False)  # fmt: skip
-    _save(figure, path)
+    save(figure, path)
 
 
 def plain(text: str, length: int) -> str:
@@ -168,7 +170,8 @@ def _thumbnail(axes: Axes, image: np.ndarray) -> None:
     axes.axis("off")
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure, from the first process only; its folder is made."""
     if jax.process_index() != 0:
         return
     path.parent.mkdir(parents=True, exist_ok=True)

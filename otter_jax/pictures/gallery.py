@@ -1,5 +1,6 @@
 """The pictures of a run: what the soft targets match with what, and what the model answers."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from otter_jax.data import images
 from otter_jax.data.sources import Source
 from otter_jax.embedding.encoder import Encoder
 from otter_jax.embedding.features import FeatureStore
-from otter_jax.pictures import figures
+from otter_jax.json_files import complete_lines
+from otter_jax.pictures import curves, figures
 
 PAIRS_SHOWN = 20
 IMAGES_SHOWN = 24
@@ -46,6 +48,13 @@ def linked_groups(target: np.ndarray, count: int, group_size: int = 4) -> np.nda
     spread = np.linspace(0, len(strong) - 1, wanted).astype(int)
     chosen = dict.fromkeys(number for place in spread for number in strong[place])
     return np.array(list(chosen | dict.fromkeys(range(len(target))))[:count])
+
+
+def draw_losses(folder: Path, metrics: Path) -> None:
+    """Draw loss.png from a run's metrics.jsonl, if it has a loss."""
+    losses = curves.loss_curves([json.loads(line) for line in complete_lines(metrics)])
+    if losses:
+        curves.draw_loss(folder / "loss.png", losses)
 
 
 def draw_batch_targets(

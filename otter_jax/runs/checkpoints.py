@@ -1,7 +1,9 @@
 """Checkpoints with Orbax: everything a run is at one step, saved whole and restored on any mesh.
 
-The variables are an item of their own, so that a model can be loaded without its optimizer. Every
-checkpoint carries the SHA-256 of its files, since Orbax would read flipped bits as numbers.
+The variables are an item of their own, so that a model can be loaded without its optimizer. What of
+them is never trained is the same in all checkpoints, and is kept once, in a folder beside them.
+Every checkpoint carries the SHA-256 of its files and of those, since Orbax would read flipped bits
+as numbers.
 """
 
 import contextlib
@@ -27,6 +29,8 @@ from otter_jax.terminal import say
 
 ITEMS = ("variables", "training")
 CHECKSUMS = "sha256.json"
+FROZEN = "frozen"  # The folder of what is never trained, and what its arrays' names begin with.
+BESIDE = f"../{FROZEN}/"  # How a checkpoint's checksums name the files in it.
 # A NamedTuple of pytrees with `step` and `variables`: nothing else is asked of what is saved.
 State = Any
 NEWER = ("mean_loss",)  # What checkpoints of earlier versions lack: it begins anew.
@@ -46,6 +50,8 @@ class Checkpoints(AbstractContextManager):
         self.folder = folder.absolute()
         self._saving: int | None = None  # The step that is, or was last, being written.
         self._last_save = time.monotonic()
+        self._frozen_is_kept = False
+        self._frozen_checksums: dict[str, str] = {}
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.LatestN(keep),
             enable_async_checkpointing=True,
@@ -78,19 +84,29 @@ class Checkpoints(AbstractContextManager):
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        frozen, variables = _split_frozen(_flatten(state.variables))
+        items = {"variables": variables, "training": _flatten(_without_variables(state))}
         if jax.default_backend() == "cpu":
             # The step donates its state, and here a host array may be a view of a device buffer.
-            state = jax.tree.map(jnp.copy, state)
-        arguments = ocp.args.Composite(
-            variables=ocp.args.StandardSave(_flatten(state.variables)),
-            training=ocp.args.StandardSave(_flatten(_without_variables(state))),
-        )
+            items = jax.tree.map(jnp.copy, items)
+        arguments = {name: ocp.args.StandardSave(arrays) for name, arrays in items.items()}
         self.finished_step()
         with self._writing():
             self._saving = step
-            if not self._manager.save(step, args=arguments):
+            if frozen and not self._frozen_is_kept:
+                self._keep_frozen(frozen)
+            if not self._manager.save(step, args=ocp.args.Composite(**arguments)):
                 raise RuntimeError("Orbax has refused it")
         self._last_save = time.monotonic()
+
+    def _keep_frozen(self, arrays: dict[str, jax.Array]) -> None:
+        """Write what is never trained, unless a checkpoint says that it is there."""
+        latest = self.latest_step
+        known = latest is not None and has_frozen_beside(self.folder / str(latest))
+        if not sharding.first_process_says(known):
+            with ocp.StandardCheckpointer() as writer:
+                writer.save(self.folder / FROZEN, arrays, force=True)
+        self._frozen_is_kept = True
 
     def finished_step(self) -> int | None:
         """Wait until what is being saved is on disk, and return `latest_step`; raises as `save`."""
@@ -159,11 +175,17 @@ class Checkpoints(AbstractContextManager):
     def _restore(self, step: int, **templates: Any) -> dict[str, Any]:
         folder = self.folder / str(step)
         flat = {name: _flatten(template) for name, template in templates.items()}
-        wanted = {name: _without_lacking(folder / name, arrays) for name, arrays in flat.items()}
+        wanted, frozen = dict(flat), {}
+        if has_frozen_beside(folder):  # Those of an earlier version hold everything.
+            frozen, wanted["variables"] = _split_frozen(flat["variables"])
+        wanted = {name: _without_lacking(folder / name, arrays) for name, arrays in wanted.items()}
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
         items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+            found = self._manager.restore(step, args=ocp.args.Composite(**items))
+            restored = {name: found[name] for name in items}
+            if frozen:
+                restored["variables"] |= self._restore_frozen(frozen)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"the checkpoint {folder} does not fit this config: {_one_line(error)}"
@@ -171,6 +193,11 @@ class Checkpoints(AbstractContextManager):
         return {
             name: _unflatten(flat[name] | restored[name], templates[name]) for name in templates
         }
+
+    def _restore_frozen(self, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, arrays)
+        with ocp.StandardCheckpointer() as reader:
+            return reader.restore(self.folder / FROZEN, abstract)
 
     def _set_aside(self, damaged: dict[int, str]) -> None:
         """Rename damaged checkpoints, so that their steps can be saved again."""
@@ -193,6 +220,14 @@ class Checkpoints(AbstractContextManager):
             for path in sorted((folder / item).rglob("*"))
             if path.is_file()
         }
+        frozen = self.folder / FROZEN
+        if frozen.is_dir() and not self._frozen_checksums:
+            self._frozen_checksums = {
+                BESIDE + path.relative_to(frozen).as_posix(): _checksum(path, flush=True)
+                for path in sorted(frozen.rglob("*"))
+                if path.is_file()
+            }
+        checksums |= self._frozen_checksums
         with (folder / CHECKSUMS).open("w", encoding="utf-8") as file:
             json.dump(checksums, file, indent=2)
             file.flush()
@@ -221,21 +256,30 @@ def find_damage(folder: Path, items: tuple[str, ...] = ITEMS) -> str | None:
     """
     if missing := [item for item in items if not (folder / item).is_dir()]:
         return f"{missing[0]}/ is missing"
-    path = folder / CHECKSUMS
-    if not path.is_file():
-        return None
     try:
-        checksums = json.loads(path.read_text(encoding="utf-8"))
+        checksums = _read_checksums(folder)
     except ValueError:
         return f"{CHECKSUMS} cannot be read"
     for name, wanted in checksums.items():
-        if name.split("/")[0] not in items:
+        item = "variables" if name.startswith(BESIDE) else name.split("/")[0]
+        if item not in items:
             continue
         if not (folder / name).is_file():
             return f"{name} is missing"
         if _checksum(folder / name) != wanted:
             return f"{name} has changed since it was written"
     return None
+
+
+def has_frozen_beside(folder: Path) -> bool:
+    """Return whether a finished checkpoint leaves what is never trained to the folder beside it."""
+    return any(name.startswith(BESIDE) for name in _read_checksums(folder))
+
+
+def _read_checksums(folder: Path) -> dict[str, str]:
+    """Return the checksums of a checkpoint's files; none of one of an earlier version."""
+    path = folder / CHECKSUMS
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _checksum(path: Path, *, flush: bool = False) -> str:
@@ -259,6 +303,14 @@ def _obstacle(error: Exception) -> str:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
+
+
+def _split_frozen(
+    variables: dict[str, jax.Array],
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Return the arrays that are never trained, and the others."""
+    frozen = {name: x for name, x in variables.items() if name.startswith(f"{FROZEN}.")}
+    return frozen, {name: x for name, x in variables.items() if name not in frozen}
 
 
 def _without_variables(state: State) -> dict[str, Any]:

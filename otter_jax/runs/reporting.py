@@ -20,6 +20,8 @@ import numpy as np
 from otter_jax.json_files import JsonLines, complete_lines, read_json
 from otter_jax.terminal import duration, say
 
+MOST_SHOWN = 6  # Metrics of a set in a line.
+
 
 class Costs(Protocol):
     """What each step of a run takes."""
@@ -132,11 +134,20 @@ class Reporter(AbstractContextManager):
         parts.append(f"temperature {values['train/temperature']:.4f}")
         if rate := timings.get("time/steps_per_second"):
             left = duration((self._total_steps - step) / rate)
-            parts.append(f"{rate:.1f} steps/s  {left} left")
+            shown = f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"
+            parts.append(f"{shown} steps/s  {left} left")
         say(f"step {step:>6} of {self._total_steps}  {'  '.join(parts)}")
 
     def evaluation(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
-        """Report `{set: {metric: value}}` measured after `step` updates, if it is of any set."""
+        """Report `{set: {metric: value}}` measured after `step` updates, if it is of any set.
+
+        It is shown as well, but that of the last step, of which there will be a table.
+        """
+        if step < self._total_steps:
+            for name, metrics in results.items():
+                first = list(metrics.items())[:MOST_SHOWN]
+                found = "  ".join(f"{metric} {_percent(value)}" for metric, value in first)
+                say(f"step {step:>6} of {self._total_steps}  evaluated on {name}  {found}")
         flat = {
             f"eval/{name}/{metric}": value
             for name, metrics in results.items()

@@ -6,6 +6,7 @@ import fcntl
 import getpass
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -18,13 +19,22 @@ from ml_collections import ConfigDict
 from otter_jax import config as config_lib
 from otter_jax import sharding
 from otter_jax.data.sources import Source
-from otter_jax.json_files import read_json, write_json
+from otter_jax.json_files import complete_lines, read_json, write_json
 from otter_jax.terminal import say
+
+# What a run writes before its first step that hangs on its config or data; features/ has names of
+# its own for both.
+OF_NO_USE_TO_ANOTHER = ("metrics.jsonl", "timings.jsonl", "data.json", "trust.npz",
+                        "divergence.json", "checkpoints", "tensorboard", "tokenizer")  # fmt: skip
 
 
 @contextlib.contextmanager
-def claimed(config: ConfigDict, workdir: Path) -> Iterator["WorkdirLock"]:
+def claimed(
+    config: ConfigDict, workdir: Path, source: Source | None = None
+) -> Iterator["WorkdirLock"]:
     """Make the workdir, write config.json, and hold the lock while the context lasts.
+
+    What a run of another config or of other pairs left, in which nothing was trained, is removed.
 
     Raises:
         ValueError: if the workdir cannot be made or written, belongs to another config, or another
@@ -36,7 +46,8 @@ def claimed(config: ConfigDict, workdir: Path) -> Iterator["WorkdirLock"]:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             lock = stack.enter_context(WorkdirLock(workdir / "run.lock"))
-            refuse_other_config(config, workdir)  # Again: another run may just have made it.
+            refuse_other_run(config, workdir)  # Again: another run may just have made it.
+            _clear_for(config, source, workdir)
             write_json(workdir / "config.json", config_lib.as_dict(config))
         except OSError as error:
             raise ValueError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
@@ -66,12 +77,17 @@ class WorkdirLock(AbstractContextManager):
 
     def __exit__(self, *exception: object) -> None:
         """Let go of the folder."""
+        self.release()
+
+    def release(self) -> None:
+        """Let go of the folder, once."""
         if self._file is None:
             return
         if self._is_ours():
             with contextlib.suppress(OSError):
                 self._path.unlink()  # Still locked: whoever opened it meanwhile will look again.
         self._file.close()
+        self._file = None
 
     def check(self) -> None:
         """Refuse to go on in a folder that was removed meanwhile (FileNotFoundError)."""
@@ -155,6 +171,47 @@ def refuse_other_config(
         )
 
 
+def refuse_other_run(config: ConfigDict, workdir: Path) -> None:
+    """Refuse to train where another config has trained (ValueError naming the keys)."""
+    if not is_untrained(workdir):
+        refuse_other_config(config, workdir)
+
+
+def is_untrained(workdir: Path) -> bool:
+    """Return whether no step of a run is left in its workdir, so that it is free for another."""
+    lines = complete_lines(workdir / "metrics.jsonl")
+    return last_saved_step(workdir) == 0 and not any(json.loads(each)["step"] > 0 for each in lines)
+
+
+def last_saved_step(workdir: Path) -> int:
+    """Return the last step that has a checkpoint, whole or not; 0 where there is none."""
+    names = (path.name for path in (workdir / "checkpoints").glob("[0-9]*"))
+    return max((int(name.partition(".")[0]) for name in names), default=0)
+
+
+def _is_of(config: ConfigDict, source: Source | None, workdir: Path) -> bool:
+    """Return whether a workdir, or what there is of it, is of this config and these pairs."""
+    path, data = workdir / "config.json", workdir / "data.json"
+    if path.is_file() and config_lib.differences(config_lib.load(path), config):
+        return False
+    if source is None or not data.is_file():
+        return True
+    return read_json(data)["train"]["fingerprint"] == source.fingerprint
+
+
+def _clear_for(config: ConfigDict, source: Source | None, workdir: Path) -> None:
+    """Remove what another run has written before its first step."""
+    of_another = is_untrained(workdir) and not _is_of(config, source, workdir)
+    if not sharding.first_process_says(of_another):
+        return
+    say(f"nothing was trained in {workdir} before: it begins anew, with the features it has")
+    if jax.process_index() == 0:
+        for name in OF_NO_USE_TO_ANOTHER:
+            path = workdir / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    sharding.first_process_says(True)  # The others wait until it is done.
+
+
 def refuse_unwritable(workdir: Path) -> None:
     """Refuse a workdir that cannot be made or written (ValueError naming what is in the way)."""
     place = workdir.absolute()
@@ -167,7 +224,7 @@ def refuse_unwritable(workdir: Path) -> None:
 def refuse_other_data(source: Source, workdir: Path) -> None:
     """Refuse to go on with other pairs than a run began with (ValueError)."""
     path = workdir / "data.json"
-    if not path.is_file():
+    if not path.is_file() or is_untrained(workdir):
         return
     before = read_json(path)["train"]
     if before["fingerprint"] != source.fingerprint:

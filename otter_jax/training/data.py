@@ -1,11 +1,13 @@
 """The pairs a run trains on: opening them, what cannot be used, and how far each is trusted."""
 
 import dataclasses
+import shutil
 import tempfile
 from collections import Counter
 from pathlib import Path
 
 import grain
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -22,6 +24,8 @@ from otter_jax.json_files import read_json, write_json
 from otter_jax.runs import processes
 from otter_jax.terminal import progress, say
 from otter_jax.training.parts import Parts
+
+PAIR_FEATURES = "pair_features_"  # Folders in a workdir, while trust is estimated.
 
 
 @dataclasses.dataclass
@@ -99,7 +103,7 @@ def views_of(config: ConfigDict, method: objectives.Method) -> Views:
 
 
 def open_cached_data(parts: Parts, source: Source) -> TrainingData:
-    """Compute the frozen image tower's features of all pairs, or reads them if they are known."""
+    """Compute the frozen image tower's features of all pairs, or read them if they are known."""
     store, encoder = parts.store, parts.place_encoder()
     named = [(name, record and record.caption) for name, record in named_records(source)]
     collection = from_source(source, [name for name, _ in named])
@@ -107,7 +111,7 @@ def open_cached_data(parts: Parts, source: Source) -> TrainingData:
     captions = [named[number][1] for number in found.numbers]
     arrays = {"image_features": found.features, "index": found.numbers}
     if parts.config.model.text.frozen:
-        arrays["text_features"] = store.text_features(encoder, captions)
+        arrays["text_features"] = store.text_features(encoder, captions, "training captions")
     else:
         arrays["tokens"], arrays["token_mask"] = encoder.tokenizer(captions)
     load = batches.array_loader(arrays)
@@ -167,7 +171,10 @@ def add_trust(parts: Parts, data: TrainingData) -> None:
     if sharding.first_process_says(path.is_file()):
         found, records = trust.read(path, key)
     else:
-        with tempfile.TemporaryDirectory(dir=parts.workdir, prefix="pair_features_") as folder:
+        if jax.process_count() == 1:  # What a killed run has left.
+            for left in parts.workdir.glob(f"{PAIR_FEATURES}*"):
+                shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(dir=parts.workdir, prefix=PAIR_FEATURES) as folder:
             found, records = estimate_trust(parts, data, Path(folder))
         trust.write(path, key, found, records)
     say(trust.describe(found))
@@ -189,7 +196,7 @@ def estimate_trust(
                 f"what is right; set config.model.{tower}.pretrained"
             )
     if not fixed:
-        pairs = embed_pairs(data.source, parts.place_encoder(), folder)
+        pairs = embed_pairs(data.source, parts.place_encoder(), folder, store=parts.store)
     elif "text_features" in fixed:
         pairs = PairFeatures(fixed["image_features"], fixed["text_features"], data.records)
     else:
@@ -215,4 +222,7 @@ def trust_key(parts: Parts, source: Source) -> str:
 def record_order(config: ConfigDict, source: Source, records: np.ndarray) -> grain.MapDataset:
     """Return rows of `records` by step, see batches.record_order."""
     lengths = count_by_source(source, records)
-    return batches.record_order(lengths, config.batch_size, config.seed, config.data.weights)
+    settings = config.data
+    return batches.record_order(
+        lengths, config.batch_size, config.seed, settings.weights, settings.order
+    )

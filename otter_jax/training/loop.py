@@ -15,6 +15,7 @@ from otter_jax.runs.checkpoints import Checkpoints
 from otter_jax.runs.interruption import Interrupted
 from otter_jax.runs.reporting import Reporter
 from otter_jax.runs.workdir import WorkdirLock
+from otter_jax.terminal import working
 from otter_jax.training import costs
 from otter_jax.training.data import TrainingData, record_order, refuse_bad_data, write_data_note
 from otter_jax.training.divergence import DivergedError, DivergenceWatch
@@ -39,27 +40,31 @@ class Training(Parts):
 def run_steps(
     training: Training, state: TrainState, report: Reporter, watch: DivergenceWatch
 ) -> TrainState:
-    """Return the training loop: from the state's own step to the last one, which is saved."""
+    """Train from the state's own step to the last one, which is saved; return the state."""
     config, start = training.config, int(state.step)
     try:
         evaluate_what_is_missing(training, state, report)
         steps = range(start + 1, training.total_steps + 1)
-        for number, batch in zip(steps, report.waiting(open_stream(training, start)), strict=False):
+        # `steps` first: at the end, zip then asks for no batch that nobody trains on.
+        stream = training.interruption.waiting(open_stream(training, start))
+        for number, batch in zip(steps, report.waiting(stream), strict=False):
             batch.pop("index")
             placed = sharding.put_batch(training.mesh, batch)
-            if number == start + 1:
+            if number == start + 1:  # Compiled here, so that what it needs is known before it runs.
                 report.costs(number, step_costs(training, state, placed))
-            with training.interruption.held(number):
-                state, metrics = take_step(training, number, state, placed)
-                watch.look(number, metrics)
-                if number == start + 1:
-                    jax.block_until_ready(metrics)
-                    report.start_clock(number)
-                if number == training.total_steps or every(config.log_every_steps, number):
-                    report_step(training, number, metrics, report, watch)
-                saves = number == training.total_steps or must_save(training, number)
-                if saves:
-                    save(training, state, report, watch)
+            training.interruption.unsaved = True
+            state, metrics = take_step(training, number, state, placed)
+            watch.look(number, metrics)
+            if number == start + 1:  # The rate leaves out what only the first step does.
+                jax.block_until_ready(metrics)
+                report.start_clock(number)
+            if number == training.total_steps or every(config.log_every_steps, number):
+                report_step(training, number, metrics, report, watch)
+            saves = number == training.total_steps or must_save(training, number)
+            if saves:
+                save(training, state, report, watch)
+            training.interruption.look(number)
+            # After the save: an evaluation may take longer than a machine is left to us.
             evaluates = every(config.evaluate.every_steps, number) and number < training.total_steps
             if evaluates:
                 report.evaluation(number, training.evaluate(state.variables))
@@ -88,15 +93,17 @@ def open_stream(training: Training, start: int) -> Iterator[batches.Batch]:
         process=(jax.process_index(), jax.process_count()),
         threads=config.data.threads,
         weights=config.data.weights,
+        order=config.data.order,
     )
 
 
 def step_costs(training: Training, state: TrainState, batch: Batch) -> costs.StepCosts:
     """Return what a step takes; it is compiled here, and not again when it is called."""
     config = training.config
-    step = training.step.lower(state, batch)
-    unsplit = step if config.micro_batch is None else training.unsplit_step.lower(state, batch)
-    return costs.measure(step, unsplit, state, config.model.dtype)
+    with working("compiling the train step"):
+        step = training.step.lower(state, batch)
+        unsplit = step if config.micro_batch is None else training.unsplit_step.lower(state, batch)
+        return costs.measure(step, unsplit, state, config.model.dtype)
 
 
 def take_step(
@@ -113,8 +120,10 @@ def take_step(
 def report_step(
     training: Training, number: int, metrics: Metrics, report: Reporter, watch: DivergenceWatch
 ) -> None:
-    """Report a step, and looks for what would make it the last one."""
+    """Report a step, and look for what would make it the last one."""
+    # Judged before it is shown: what has diverged ends or rolls back here.
     watch.settle()
+    # One process may find the disk full or the folder gone; all must stop after the same step.
     with processes.refusing_together():
         training.lock.check()
         training.saved.check()

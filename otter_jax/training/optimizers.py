@@ -4,24 +4,26 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
+from otter_jax.terminal import say
+
 
 def make_schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
     """Return the learning rate by step: linear warm-up, then cosine to zero.
 
-    Raises:
-        ValueError: if the warm-up is not shorter than the run.
+    A warm-up that is no shorter than the run, as in a short trial, is cut to a tenth of it.
     """
     optimizer = config.optimizer
-    if optimizer.warmup_steps >= total_steps:
-        raise ValueError(
-            f"config.optimizer.warmup_steps={optimizer.warmup_steps}: "
-            f"it must be less than the {total_steps} steps of the run; "
-            "for a short trial add --config.optimizer.warmup_steps=0"
+    warmup_steps = optimizer.warmup_steps
+    if warmup_steps >= total_steps:
+        warmup_steps = total_steps // 10
+        say(
+            f"config.optimizer.warmup_steps={optimizer.warmup_steps} is no less than the "
+            f"{total_steps} steps of the run: {warmup_steps} are taken"
         )
     return optax.warmup_cosine_decay_schedule(
-        init_value=0.0 if optimizer.warmup_steps else optimizer.learning_rate,
+        init_value=0.0 if warmup_steps else optimizer.learning_rate,
         peak_value=optimizer.learning_rate,
-        warmup_steps=optimizer.warmup_steps,
+        warmup_steps=warmup_steps,
         decay_steps=total_steps,
     )
 

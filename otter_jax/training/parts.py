@@ -67,13 +67,7 @@ def build_parts(config: ConfigDict, workdir: Path, mesh: Mesh, method: objective
         model, variables = dual_encoder.split(build_module(config))
     variables = jax.tree.map(np.array, variables)  # Copies: no device holds what restarts need.
     encoder = make_encoder(config, model, variables, mesh)
-    store = FeatureStore(
-        workdir / "features",
-        encoder,
-        freeze_image=config.model.image.frozen,
-        freeze_text=config.model.text.frozen,
-        dtype=config.model.dtype,
-    )
+    store = FeatureStore.of(workdir, encoder, config)
     sets = open_sets(
         list(config.evaluate.sets),
         image_size=config.data.image_size,
@@ -96,11 +90,30 @@ def describe(parts: Parts, source: Source, total_steps: int) -> None:
     say(", ".join(towers))
     say(f"{trained:,} trained parameters, {frozen:,} frozen")
     for each in parts.sets:
-        say(f"evaluated on {each.name}: {counts_of(each)}")
+        say(f"to be evaluated on {each.name}: {counts_of(each)}")
+    if seen := sets_trained_on(parts, source):
+        say(
+            f"also trained on: {', '.join(seen)}; what is measured there says how well it was "
+            "learned, not how well the model does on what it has not seen"
+        )
     say(
         f"{total_steps} steps of {config.batch_size} pairs on {parts.mesh.devices.size} "
         f"{jax.devices()[0].platform} device(s), workdir {parts.workdir}"
     )
+
+
+def sets_trained_on(parts: Parts, source: Source) -> list[str]:
+    """Return the names of the evaluation sets that are the training pairs, or some of them."""
+    train = parts.config.data.train
+    specs = [train] if isinstance(train, str) else list(train)
+    specs = [spec for spec in specs if ":" in spec]  # A bare name has a split of its own for both.
+    sources = getattr(source, "sources", (source,))
+    fingerprints = {each.fingerprint for each in (source, *sources)}
+    return [
+        each.name
+        for each in parts.sets
+        if each.name in specs or each.contents().get("fingerprint") in fingerprints
+    ]
 
 
 def counts_of(evaluated: EvaluationSet) -> str:

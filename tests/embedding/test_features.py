@@ -1,6 +1,6 @@
 """Frozen towers run once; what is kept is named by all that it depends on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -9,7 +9,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from otter_jax import sharding
+from otter_jax.data.images import ImageError
 from otter_jax.embedding import encoder, features
+from otter_jax.embedding.image_collections import ImageCollection, compute_features
 from otter_jax.models import dual_encoder
 
 
@@ -132,3 +134,54 @@ def test_fingerprint_sees_every_part() -> None:
               features.fingerprint(arrays, "y", 1), features.fingerprint(arrays, "x", 2),
               features.fingerprint(arrays, "x1")]  # fmt: skip
     assert same not in others
+
+
+def test_stopped_and_resumed_a_file_has_the_same_bytes(
+    tiny_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images that cannot be read lie at the ends of batches and in their midst."""
+    config = tiny_config(**{"model.image.frozen": True, "evaluate.batch_size": 8})
+    made, _ = make_store(config, tmp_path)
+    broken, shown = {0, 3, 9, 10, 26, 29}, pictures(30)
+
+    def decode(number: int) -> np.ndarray:
+        if number in broken:
+            raise ImageError(f"broken {number}")
+        return shown[number]
+
+    collection = ImageCollection([str(n) for n in range(30)], decode, "some", transformed=True)
+
+    def compute(folder: Path) -> bytes:
+        store = features.FeatureStore(folder, made, freeze_image=True, freeze_text=True)
+        found = compute_features(collection, made, store, "some")
+        assert found.unreadable == {str(n): f"broken {n}" for n in broken}
+        assert found.numbers.tolist() == [n for n in range(30) if n not in broken]
+        (path,) = folder.iterdir()
+        return path.read_bytes()
+
+    whole, run = compute(tmp_path / "whole"), features.FeatureStore.run_tower
+    for stop in (1, 2, 3):
+        read: list[int] = []
+
+        def interrupted(
+            self: features.FeatureStore, *arguments: object, stop: int = stop
+        ) -> Iterator[np.ndarray]:
+            for number, rows in enumerate(run(self, *arguments)):
+                yield rows
+                if number + 1 == stop:
+                    raise KeyboardInterrupt
+
+        def counted(
+            self: features.FeatureStore, *arguments: object, read: list = read
+        ) -> Iterator[np.ndarray]:
+            for rows in run(self, *arguments):
+                read.append(len(rows))
+                yield rows
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(features.FeatureStore, "run_tower", interrupted)
+            compute(tmp_path / f"{stop}")
+        with monkeypatch.context() as patch:
+            patch.setattr(features.FeatureStore, "run_tower", counted)
+            assert compute(tmp_path / f"{stop}") == whole
+        assert sum(read) == 24 - 8 * stop  # What was computed before is not computed again.

@@ -13,6 +13,8 @@ from PIL import Image
 from otter_jax import sharding
 from otter_jax.data.sources import open_source
 from otter_jax.embedding.encoder import Encoder, build_module, make_encoder
+from otter_jax.embedding.features import FeatureStore
+from otter_jax.embedding.image_collections import compute_features, from_source, named_records
 from otter_jax.embedding.pair_features import embed_pairs
 from otter_jax.models import dual_encoder
 
@@ -60,3 +62,24 @@ def test_nothing_that_can_be_read(encoder: Encoder, tmp_path: Path) -> None:
     source = open_source(f"webdataset:{tmp_path / '0.tar'}")
     with pytest.raises(ValueError, match="not one of 3 images can be read"):
         embed_pairs(source, encoder, tmp_path)
+
+
+def test_features_that_exist_are_not_computed_again(
+    encoder: Encoder, shape_pairs: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shard(tmp_path / "0.tar", [*shape_pairs[:6], (b"broken", "x"), *shape_pairs[6:10]])
+    source = open_source(f"webdataset:{tmp_path / '0.tar'}")
+    store = FeatureStore(tmp_path / "features", encoder, freeze_image=True, freeze_text=True)
+    assert store.known_images(source.fingerprint) is None
+    computed = embed_pairs(source, encoder, tmp_path, store=store)
+    images, text, numbers, keys = (np.array(each) for each in computed)
+    names = [name for name, _ in named_records(source)]
+    compute_features(from_source(source, names), encoder, store, "some")
+    monkeypatch.setattr(Encoder, "image_features", lambda *arguments: pytest.fail("again"))
+    found = embed_pairs(source, encoder, tmp_path, store=store)
+    np.testing.assert_array_equal(found.image, images)
+    np.testing.assert_array_equal(found.text, text)
+    assert list(found.numbers) == list(numbers) and list(found.keys) == list(keys)
+    some = embed_pairs(source, encoder, tmp_path, [2, 6, 8], store)
+    assert list(some.numbers) == [2, 8]
+    np.testing.assert_array_equal(some.image, images[[2, 7]])

@@ -102,7 +102,8 @@ def test_other_files_of_a_folder_give_hints(tmp_path: Path):
     (folder / "preprocessor_config.json").unlink()
     timm = {"architecture": "resnet18", "pretrained_cfg": {"mean": [0.1, 0.2, 0.3]}}
     (folder / "config.json").write_text(json.dumps(timm))
-    assert read_checkpoint(folder).hints == {"mean": (0.1, 0.2, 0.3)}
+    hints = read_checkpoint(folder).hints
+    assert hints == {"mean": (0.1, 0.2, 0.3), "resize": ("shortest", 0.875, "bicubic")}
 
 
 def test_a_folder_of_open_clip_has_its_own_description(tmp_path: Path):
@@ -111,4 +112,4 @@ def test_a_folder_of_open_clip_has_its_own_description(tmp_path: Path):
     (tmp_path / "open_clip_config.json").write_text(json.dumps(settings))
     checkpoint = read_checkpoint(tmp_path)
     assert checkpoint.fields is None and checkpoint.open_clip == settings
-    assert checkpoint.hints == {"mean": (1, 2, 3)}
+    assert checkpoint.hints == {"mean": (1, 2, 3), "resize": ("shortest", 1.0, "bicubic")}

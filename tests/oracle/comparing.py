@@ -68,7 +68,7 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
             if name.endswith(("running_var", "gamma", "lambda1", "layer_scale_parameter")):
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) * 0.6 + 0.5)
             elif tensor.ndim >= 2 and not re.search("pos|token|probe|latent|embed", name):
-                tensor.copy_(normal(tensor) * (1.5 / tensor[0].numel() ** 0.5))
+                tensor.copy_(normal(tensor) * tensor[0].numel() ** -0.5)
             elif tensor.ndim == 0 or name in ("logit_scale", "logit_bias"):
                 continue
             elif tensor.ndim == 1 and name.endswith("weight"):

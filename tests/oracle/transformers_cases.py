@@ -143,7 +143,7 @@ TWO_TOWERS: tuple[tuple[str, dict], ...] = (
     ("CLIP", {"text_config": {"eos_token_id": 2}}),
     ("Siglip", {}),
     ("ChineseCLIP", {}),
-    ("AltCLIP", {}),
+    ("AltCLIP", {"text_config": {"max_position_embeddings": 40}}),
     ("Blip", {}),
     ("GroupViT", {}),
     ("OwlViT", {}),

@@ -103,16 +103,16 @@ def test_damage_is_named_and_set_aside(
     with Checkpoints(tmp_path) as saved:
         assert_equal(saved.restore(zeros_like(make_state())), make_state(updates=1))
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"1", "2.damaged", "2.damaged-2"}
+    assert names == {"1", "2.damaged", "2.damaged-2", "frozen"}
 
 
-def damage(checkpoint: Path, harm: str) -> None:
+def damage(checkpoint: Path, harm: str, item: str = "variables") -> None:
     """Do to the largest file of the variables what disks and people do."""
     if harm == "empty":
         shutil.rmtree(checkpoint)
         checkpoint.mkdir()
         return
-    files = [path for path in (checkpoint / "variables").rglob("*") if path.is_file()]
+    files = [path for path in (checkpoint / item).rglob("*") if path.is_file()]
     path = max(files, key=lambda each: each.stat().st_size)
     contents = bytearray(path.read_bytes())
     contents[len(contents) // 2] ^= 1
@@ -133,16 +133,18 @@ def test_where_none_is_whole_nothing_is_touched(tmp_path: Path) -> None:
         saved.restore(make_state())
     with Checkpoints(tmp_path) as saved, pytest.raises(ValueError, match="no checkpoint is whole"):
         saved.restore_variables(make_state().variables)
-    assert [path.name for path in tmp_path.iterdir()] == ["2"]
+    assert {path.name for path in tmp_path.iterdir()} == {"2", "frozen"}
 
 
 def test_checkpoints_without_checksums_are_taken_as_they_are(tmp_path: Path) -> None:
+    state = make_state(updates=2)
+    state = state._replace(variables=state.variables._replace(frozen={}))
     with Checkpoints(tmp_path) as saved:
-        saved.save(make_state(updates=2))
+        saved.save(state)
     assert find_damage(tmp_path / "2") is None
     (tmp_path / "2" / "sha256.json").unlink()
     with Checkpoints(tmp_path) as saved:
-        assert_equal(saved.restore(zeros_like(make_state())), make_state(updates=2))
+        assert_equal(saved.restore(zeros_like(state)), state)
 
 
 def test_what_an_earlier_version_did_not_save_begins_anew(
@@ -225,3 +227,54 @@ def test_nothing_saved(tmp_path: Path) -> None:
         assert saved.latest_step is None
         with pytest.raises(FileNotFoundError, match="no finished checkpoint"):
             saved.restore(make_state())
+
+
+def test_what_is_never_trained_is_kept_once(tmp_path: Path) -> None:
+    state = make_state(updates=1)
+    frozen = {"text": jnp.arange(50_000.0)}
+    state = state._replace(variables=state.variables._replace(frozen=frozen))
+    with Checkpoints(tmp_path) as saved:
+        for updates in (1, 2):
+            saved.save(state._replace(step=jnp.int32(updates)))
+    with Checkpoints(tmp_path) as saved:  # As a resumed run does, which writes it not again.
+        before = written_at(tmp_path / "frozen")
+        assert_equal(saved.restore(zeros_like(state)), state._replace(step=jnp.int32(2)))
+        saved.save(state._replace(step=jnp.int32(3)))
+        saved.finished_step()
+        assert written_at(tmp_path / "frozen") == before
+        _, variables = saved.restore_variables(zeros_like(state).variables)
+        np.testing.assert_array_equal(variables.frozen["text"], frozen["text"])
+    sizes = {each.name: size_of(each) for each in tmp_path.iterdir()}
+    assert sizes["3"] < 100_000 < sizes["frozen"]
+    damage(tmp_path, "flip", "frozen")
+    with (
+        Checkpoints(tmp_path) as saved,
+        pytest.raises(ValueError, match=r"no checkpoint is whole: .*\.\./frozen/.* has changed"),
+    ):
+        saved.restore_variables(state.variables)
+
+
+def test_checkpoints_of_an_earlier_version_hold_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = make_state(updates=1)
+    with monkeypatch.context() as context:
+        context.setattr(checkpoints, "_split_frozen", lambda variables: ({}, variables))
+        with Checkpoints(tmp_path) as saved:
+            saved.save(state)
+    assert not (tmp_path / "frozen").exists()
+    with Checkpoints(tmp_path) as saved:
+        restored = saved.restore(zeros_like(state))
+        assert_equal(restored, state)
+        saved.save(restored._replace(step=jnp.int32(2)))
+    assert (tmp_path / "frozen").is_dir()
+    with Checkpoints(tmp_path) as saved:
+        assert_equal(saved.restore(zeros_like(state)), state._replace(step=jnp.int32(2)))
+
+
+def written_at(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,6 +1,7 @@
 """Signals, kills and clocks: when they stop a run, and that a stopped run goes on exactly."""
 
 import datetime
+import gc
 import itertools
 import json
 import os
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from otter_jax.runs import interruption
 from otter_jax.runs.checkpoints import Checkpoints
 from otter_jax.runs.interruption import Interrupted, Interruption
 from otter_jax.runs.workdir import refuse_in_use
+from otter_jax.terminal import progress
 
 ROOT = Path(__file__).parents[2]
 SAME_FILES = ("metrics.jsonl", "results.json", "data.json")
@@ -48,37 +50,137 @@ def tell(number: int = signal.SIGTERM) -> None:
     os.kill(os.getpid(), number)
 
 
-def test_a_signal_stops_at_once_outside_a_step() -> None:
-    with pytest.raises(Interrupted, match="stopped by SIGTERM") as stopped, Interruption():
-        tell()
-        pytest.fail("went on")
-    assert stopped.value.status == 143
-
-
-def test_a_signal_waits_for_the_end_of_a_step() -> None:
+def test_a_signal_is_noted_and_stops_where_the_run_looks() -> None:
     done = []
-    with pytest.raises(Interrupted) as stopped, Interruption() as interruption:
-        with interruption.held(7):
-            tell(signal.SIGINT)
-            done.append("step")
+    with (
+        pytest.raises(Interrupted, match="stopped by SIGTERM; the same") as stopped,
+        Interruption() as interruption,
+    ):
+        interruption.look()
+        tell()
+        done.append("the step")
+        interruption.look()
         done.append("more")
-    assert done == ["step"] and stopped.value.step == 7 and stopped.value.status == 130
-    assert str(stopped.value).startswith("stopped by SIGINT after step 7;")
+    assert done == ["the step"] and stopped.value.status == 143
+
+
+def test_a_signal_in_a_callback_of_the_garbage_collector_is_not_swallowed() -> None:
+    def on_collection(phase: str, facts: dict) -> None:
+        if phase == "start" and not told:
+            told.append(phase)
+            tell()
+
+    told: list[str] = []
+    gc.callbacks.append(on_collection)
+    try:
+        with pytest.raises(Interrupted), Interruption() as interruption:
+            gc.collect()
+            interruption.look()
+    finally:
+        gc.callbacks.remove(on_collection)
+    assert told == ["start"]
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [(7, "after step 7; the same command goes on from there"), (0, "before the first step;")],
+)
+def test_it_says_after_which_step(step: int, said: str) -> None:
+    with (
+        pytest.raises(Interrupted, match=f"stopped by SIGINT {said}") as stopped,
+        Interruption() as interruption,
+    ):
+        interruption.look(step)
+        tell(signal.SIGINT)
+        interruption.look_alone()
+    assert stopped.value.step == step and stopped.value.status == 130
+
+
+def test_long_loops_look_between_their_items() -> None:
+    done = []
+    with pytest.raises(Interrupted), Interruption():
+        for item in progress(range(5), 5, "items"):
+            done.append(item)
+            if item == 2:
+                tell()
+    assert done == [0, 1, 2]
+    assert list(progress(range(2), 2, "afterwards")) == [0, 1]
+
+
+def test_waiting_for_data_ends_with_a_signal() -> None:
+    hangs = threading.Event()
+
+    def items() -> Iterator[int]:
+        yield 1
+        tell()
+        hangs.wait()
+        yield 2
+
+    found = []
+    with pytest.raises(Interrupted), Interruption() as interruption:
+        found.extend(interruption.waiting(items()))
+    hangs.set()
+    assert found == [1]
+    with Interruption() as interruption:
+        assert list(interruption.waiting(iter("abc"))) == ["a", "b", "c"]
+        with pytest.raises(ZeroDivisionError):
+            list(interruption.waiting(1 / number for number in (1, 0)))
 
 
 def test_a_second_sigint_does_not_wait() -> None:
     done = []
-    with (
-        pytest.raises(KeyboardInterrupt) as stopped,
-        Interruption() as interruption,
-        interruption.held(1),
-    ):
+    with pytest.raises(KeyboardInterrupt) as stopped, Interruption():
         tell(signal.SIGTERM)
         tell(signal.SIGTERM)  # Nothing new.
         done.append("still at it")
         tell(signal.SIGINT)
         done.append("never")
     assert done == ["still at it"] and not isinstance(stopped.value, Interrupted)
+
+
+STUCK = """
+import signal, sys, threading
+from otter_jax.runs.interruption import Interruption, Interrupted
+
+Interruption.may_end_process = True
+with Interruption() as interruption:
+    interruption.step, interruption.unsaved = 0, sys.argv[1] == "unsaved"
+    interruption.before_end(lambda: print("last words", flush=True))
+    lock = threading.Lock()
+    lock.acquire()
+    print("ready", flush=True)
+    lock.acquire(timeout=float(sys.argv[2]))  # Like a compiler: it does not look.
+    print("over", flush=True)
+    interruption.look()
+"""
+
+
+@pytest.mark.parametrize(
+    ("state", "seconds", "signals", "status", "said"),
+    [
+        ("saved", 60, [signal.SIGTERM], 143, "last words, stopped by SIGTERM before the first"),
+        ("saved", 60, [signal.SIGINT], 130, "last words, stopped by SIGINT before the first"),
+        ("unsaved", 60, [signal.SIGTERM, signal.SIGINT], 130, "last words, broken off"),
+        ("unsaved", 3, [signal.SIGTERM], 1, "over, Interrupted"),
+    ],
+)
+def test_a_program_ends_where_it_does_not_look(
+    state: str, seconds: int, signals: list, status: int, said: str
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUCK, state, str(seconds)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    since = time.monotonic()
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(0.1)
+    output = process.communicate(timeout=30)[0]
+    assert time.monotonic() - since < 10  # It is to be 5, on a machine that has time.
+    assert process.returncode == status, output
+    for words in said.split(", "):
+        assert words in output
 
 
 def test_several_processes_count_where_they_look(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,9 +193,9 @@ def test_several_processes_count_where_they_look(monkeypatch: pytest.MonkeyPatch
     )
     listener = Interruption()
     for step in (7, 8, 3):  # As after a rollback.
-        with listener.held(step):
-            pass
-    with pytest.raises(Interrupted):
+        listener.look_alone()
+        listener.look(step)
+    with pytest.raises(Interrupted, match="after step 3"):
         listener.look()
     assert looks == [1, 2, 3, 4]
 
@@ -210,7 +312,7 @@ def test_a_wall_clock_that_jumps_changes_nothing(
     for name in SAME_FILES:
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
     kept = [{path.name for path in (each / "checkpoints").iterdir()} for each in (tmp_path, whole)]
-    assert kept[0] == kept[1] == {"3", "6"}
+    assert kept[0] == kept[1] == {"3", "6", "frozen"}
     timings = [json.loads(line) for line in (tmp_path / "timings.jsonl").open()]
     seconds, rates = (
         [each[name] for each in timings if name in each]
@@ -343,6 +445,82 @@ def parameters(workdir: Path) -> list[bytes]:
     from otter_jax.embedding.encoder import load
 
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(load(workdir).variables)]
+
+
+PHASES = ("compile", "features", "trust", "evaluation", "pictures")
+STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}
+OF_A_RUN = ("metrics.jsonl", "results.json", "data.json", "trust.npz")
+
+
+def phases_config(make: Callable, folder: Path) -> Path:
+    """Write a config whose run goes through all phases; return its file."""
+    frozen = FROZEN | {"evaluate.batch_size": 8, "objective.pair_weight": "estimated"}
+    config = make(**frozen, **{"objective.name": "infonce", "trust.neighbors": 5})
+    path = folder / "phases.json"
+    path.write_text(json.dumps(config_lib.as_dict(config)))
+    return path
+
+
+def interrupt(phase: str, number: int, config: Path, workdir: Path) -> float:
+    """Start a run, send it a signal in a phase, and return the seconds until it has ended."""
+    program = Path(__file__).with_name("slow_phases.py")
+    process = subprocess.Popen(  # On this process's devices: random weights are the same bits.
+        [sys.executable, str(program), phase, str(config), str(workdir)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while (line := process.stdout.readline()) != f"in {phase}\n":
+        assert line, "the phase did not come"
+    time.sleep(0.5)
+    since = time.monotonic()
+    process.send_signal(number)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == STATUS[number], output[-3000:]
+    if number != signal.SIGKILL:
+        said = "after step 6" if phase == "pictures" else "before the first step"
+        assert f"otter_jax: stopped by {signal.Signals(number).name} {said}" in output
+        assert not (workdir / "run.lock").exists()
+    return time.monotonic() - since
+
+
+def kept_features(workdir: Path) -> dict[str, bytes]:
+    """Return the files of whole features; parts are not left behind."""
+    assert all(path.suffix == ".npz" for path in (workdir / "features").iterdir())
+    return {path.name: path.read_bytes() for path in (workdir / "features").iterdir()}
+
+
+def test_stopped_in_features_and_in_the_compiler(tiny_config: Callable, tmp_path: Path) -> None:
+    """What two batches have given is kept; XLA is not waited for; all is as if never stopped."""
+    config, workdir, whole = phases_config(tiny_config, tmp_path), tmp_path / "run", tmp_path / "w"
+    train.train(config_lib.load(config), whole)
+    assert interrupt("features", signal.SIGTERM, config, workdir) < 10
+    (parts,) = (path for path in (workdir / "features").iterdir() if path.is_dir())
+    assert len(list(parts.iterdir())) == 1
+    assert interrupt("compile", signal.SIGINT, config, workdir) < 10
+    train.train(config_lib.load(config), workdir)
+    for name in OF_A_RUN:
+        assert (workdir / name).read_bytes() == (whole / name).read_bytes(), name
+    assert kept_features(workdir) == kept_features(whole)
+
+
+@pytest.mark.slow
+def test_interrupted_in_every_phase_by_every_signal(tiny_config: Callable, tmp_path: Path) -> None:
+    """30 times; `-s` shows the table."""
+    config, whole = phases_config(tiny_config, tmp_path), tmp_path / "whole"
+    train.train(config_lib.load(config), whole)
+    print("\nphase       signal   status  seconds until it had ended  equal afterwards")
+    for phase, number, again in itertools.product(PHASES, STATUS, range(2)):
+        workdir = tmp_path / f"{phase}{number}"  # Twice in the same.
+        seconds = interrupt(phase, number, config, workdir)
+        assert seconds < 5
+        equal = "-"
+        if again:
+            train.train(config_lib.load(config), workdir)
+            equal = all((workdir / n).read_bytes() == (whole / n).read_bytes() for n in OF_A_RUN)
+            assert equal and kept_features(workdir) == kept_features(whole)
+        print(f"{phase:10}  {number.name:7}  {STATUS[number]:6}  {seconds:26.1f}  {equal}")
 
 
 @pytest.mark.slow

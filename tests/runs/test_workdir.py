@@ -110,9 +110,38 @@ def test_a_folder_that_was_removed_or_replaced_is_noticed(tmp_path: Path) -> Non
 def test_a_claim_that_is_refused_leaves_no_lock(tiny_config: Callable, tmp_path: Path) -> None:
     with claimed(tiny_config(), tmp_path):
         assert (tmp_path / "config.json").is_file()
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 2}\n')
     with (
         pytest.raises(ValueError, match="seed: 0 -> 1"),
         claimed(tiny_config(seed=1), tmp_path),
     ):
         pytest.fail("another config")
     assert not (tmp_path / "run.lock").exists()
+
+
+def test_where_nothing_was_trained_another_config_begins_anew(
+    tiny_config: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    left = ("metrics.jsonl", "data.json", "features/of_a_tower.npz", "checkpoints/0/variables")
+
+    def leave() -> None:
+        for name in left:
+            (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+            (tmp_path / name).touch()
+        (tmp_path / "metrics.jsonl").write_text('{"step": 0, "eval/set/hit@1": 0.5}\n')
+
+    def what_is_left() -> set[str]:
+        return {name for name in left if (tmp_path / name).exists()}
+
+    with claimed(tiny_config(), tmp_path):
+        leave()
+    with claimed(tiny_config(log_every_steps=2), tmp_path):  # The same.
+        assert what_is_left() == set(left)
+    assert "begins anew" not in capsys.readouterr().out
+    with claimed(tiny_config(seed=1), tmp_path):
+        assert what_is_left() == {"features/of_a_tower.npz"}
+    assert "nothing was trained" in capsys.readouterr().out
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    with pytest.raises(ValueError, match="seed: 1 -> 0"), claimed(tiny_config(), tmp_path):
+        pytest.fail("trained by another config")

@@ -188,9 +188,16 @@ def test_schedule_warms_up_and_ends_at_zero(tiny_config: Callable) -> None:
     assert float(plain(10)) == pytest.approx(1.5e-3)
 
 
-def test_warmup_longer_than_the_run_is_refused(tiny_config: Callable) -> None:
-    with pytest.raises(ValueError, match="warmup_steps=20"):
-        make_schedule(tiny_config(**{"optimizer.warmup_steps": 20}), 20)
+def test_warmup_longer_than_the_run_is_cut(
+    tiny_config: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    config = tiny_config(**{"optimizer.warmup_steps": 30})
+    shorter = make_schedule(tiny_config(**{"optimizer.warmup_steps": 2}), 20)
+    assert not capsys.readouterr().out
+    cut = make_schedule(config, 20)
+    assert "warmup_steps=30 is no less than the 20 steps of the run: 2" in capsys.readouterr().out
+    assert [float(cut(step)) for step in range(20)] == [float(shorter(s)) for s in range(20)]
+    assert float(make_schedule(config, 5)(0)) == pytest.approx(config.optimizer.learning_rate)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

@@ -1,0 +1,44 @@
+"""Curves are drawn where there is something to draw, and of what the files say."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from otter_jax.embedding.trust import Trust
+from otter_jax.pictures import curves
+
+
+def assert_drawn(path: Path) -> None:
+    pixels = np.asarray(Image.open(path).convert("L"))
+    assert min(pixels.shape) > 200 and pixels.std() > 5
+
+
+def test_losses_are_those_of_the_lines() -> None:
+    lines = [
+        {"step": 0, "eval/set/hit@1": 0.5},
+        {"step": 2, "train/loss_kd": 3.0, "train/loss": 5.0, "train/learning_rate": 0.1},
+        {"step": 4, "train/loss_kd": 2.0},  # A loss that was not finite is not written.
+        {"step": 6, "train/loss": 4.0, "train/loss_kd": float("inf")},
+    ]
+    found = curves.loss_curves(lines)
+    assert found == {"loss": {2: 5.0, 6: 4.0}, "kd": {2: 3.0, 4: 2.0}}
+    assert list(found) == ["loss", "kd"] and curves.loss_curves(lines[:1]) == {}
+
+
+@pytest.mark.parametrize("steps", [1, 50])
+def test_loss_of_few_and_of_many_steps(tmp_path: Path, steps: int) -> None:
+    curves.draw_loss(
+        tmp_path / "new" / "loss.png", {"loss": {n: 1 / (n + 1) for n in range(steps)}}
+    )
+    assert_drawn(tmp_path / "new" / "loss.png")
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_trust_also_where_all_pairs_are_alike(tmp_path: Path, spread: float) -> None:
+    statistic = spread * np.random.default_rng(0).normal(2, 1, size=200).astype(np.float32)
+    null = spread * np.random.default_rng(1).normal(0, 1, size=900).astype(np.float32)
+    found = Trust(np.full(200, 0.5, np.float32), 0.25, statistic, null)
+    curves.draw_trust(tmp_path / "trust.png", found)
+    assert_drawn(tmp_path / "trust.png")
