@@ -25,7 +25,7 @@ class Generation:
     """A kind of TPU (https://cloud.google.com/tpu/docs/v4, v5e, v5p and v6e).
 
     Attributes:
-        kind: what JAX calls such a device.
+        kind: its name in `PEAK_TERAFLOPS`.
         memory: GiB of a chip, less what the system keeps.
         link: GB/s that a chip can send and receive over all of its links together.
         grids: by number of chips.
