@@ -9,6 +9,7 @@ from setuptools import find_packages, setup
 REQUIRES = [
     "absl-py>=2.5",
     "flax>=0.12.8,<0.13",
+    "ftfy>=6.3",
     "grain>=0.2.18,<0.3",
     "jax>=0.10.2,<0.11",
     "matplotlib>=3.11",
@@ -91,9 +92,19 @@ EXTRAS = {
         "scikit-learn>=1.9",
     ],
     "oracle": ["efficientnet-lite-pytorch==0.1.0", "torch==2.13.0"],
+    # The other libraries of tests/oracle. Apart from [oracle], because torchvision, which timm and
+    # open_clip need, works beside one torch only, and brings several gigabytes with it.
+    "sweep": [
+        "open_clip_torch>=3.3",
+        "sentence-transformers>=6.2",
+        "timm>=1.0.31",
+        "torch==2.14.1",
+        "torchvision==0.29.1",
+    ],
     "gpu": ["jax[cuda12]>=0.10.2,<0.11"],
     "wandb": ["wandb>=0.31"],
     "tpu": ["jax[tpu]>=0.10.2,<0.11"],
+    "plan": ["libtpu==0.0.42.*"],  # XLA's compiler for TPUs, of jax 0.10.2.
 }
 
 setup(

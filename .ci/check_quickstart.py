@@ -9,7 +9,7 @@ FILES = ("config.json", "data.json", "metrics.jsonl", "timings.jsonl", "figures/
 
 
 def main(workdir: Path) -> None:
-    """Checks the workdir's files and its results."""
+    """Check the workdir's files and its results."""
     missing = [name for name in FILES if not (workdir / name).is_file()]
     results = json.loads((workdir / "results.json").read_text())
     chance = results["chance"]

@@ -103,7 +103,10 @@ def our_runs(name: str, images: np.ndarray, platform: str) -> dict[str, Run]:
         return jax.grad(loss, has_aux=True)(params)
 
     def compiled(function: Callable) -> Run:
-        with mock.patch.object(jax, "default_backend", lambda: platform):
+        def choose(*arrays: jax.Array, cpu: Callable, default: Callable) -> jax.Array:
+            return cpu(*arrays) if platform == "cpu" else default(*arrays)
+
+        with mock.patch.object(jax.lax, "platform_dependent", choose):
             program = jax.jit(function).lower(params, statistics).compile()
         return lambda: jax.block_until_ready(program(params, statistics))
 

@@ -38,28 +38,13 @@ def main() -> None:
 
 def abstract_state(path: Path) -> Any:
     """Return the shapes of the state with which a config's run begins; weights are not read."""
-    import jax
-
-    from otter_jax import objectives
-    from otter_jax.embedding import encoder
-    from otter_jax.models import dual_encoder
-    from otter_jax.training.optimizers import make_optimizer
-    from otter_jax.training.state import TrainState, initial_state
+    from otter_jax import sharding
+    from otter_jax.training.shapes import describe_step
 
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = module.get_config()
-    for tower in (config.model.image, config.model.text):
-        tower.pretrained = None
-    options = objectives.make_method(**config.objective)
-    optimizer = make_optimizer(config, lambda count: config.optimizer.learning_rate)
-
-    def make() -> TrainState:
-        _, variables = dual_encoder.split(encoder.build_module(config))
-        return initial_state(variables, optimizer, uses_teacher=options.uses_teacher)
-
-    return jax.eval_shape(make)
+    return describe_step(module.get_config(), sharding.make_mesh())[1]
 
 
 def mebibytes(tree: Any, devices: int, fsdp: bool) -> float:

@@ -50,7 +50,7 @@ def evaluate_workdir(
     config: ConfigDict, workdir: Path, method: objectives.Method, interruption: Interruption
 ) -> Results:
     """Measure the model in a workdir, draw its pictures, and write what was found."""
-    parts = build_parts_together(config, workdir, sharding.make_mesh(), method)
+    parts = build_parts_together(config, workdir, sharding.make_mesh(config.mesh.fsdp), method)
     parts.interruption = interruption
     parts.store.keep_trained = True  # The model is finished: its features are worth a file.
     step, variables, is_latest = restore_variables(parts)

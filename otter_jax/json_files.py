@@ -30,7 +30,7 @@ class JsonLines:
     """A file of one JSON object a line, each with its `step`; goes on where a run resumes."""
 
     def __init__(self, path: Path, resume_step: int):
-        """Open `path` and drops the lines of steps after `resume_step`, which will come again."""
+        """Open `path` and drop the lines of steps after `resume_step`, which will come again."""
         kept = [line for line in complete_lines(path) if json.loads(line)["step"] <= resume_step]
         partial = path.with_name(path.name + ".partial")
         partial.write_text("".join(kept), encoding="utf-8")
@@ -38,7 +38,7 @@ class JsonLines:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Append one line and hands it to the operating system (OSError naming the file)."""
+        """Append one line and hand it to the operating system (OSError naming the file)."""
         try:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()

@@ -79,7 +79,7 @@ def train(config: ConfigDict, workdir: Path) -> Results:
             if config.evaluate.sets:
                 say(f"its results:\n\n{reporting.results_table(finished)}")
             return finished
-        parts = build_parts_together(config, workdir, sharding.make_mesh(), method)
+        parts = build_parts_together(config, workdir, sharding.make_mesh(config.mesh.fsdp), method)
         parts.interruption = interruption
         with claimed(config, workdir, source) as lock:
             interruption.before_end(lock.release)
@@ -96,7 +96,7 @@ def refuse_bad_start(config: ConfigDict, workdir: Path) -> objectives.Method:
     with problems.noting():
         refuse_unknown_sets(config.evaluate.sets)  # Before data that take long to index.
     problems.refuse()  # What follows would stumble over them.
-    method, mesh = objectives.make_method(**config.objective), sharding.make_mesh()
+    method, mesh = objectives.make_method(**config.objective), sharding.make_mesh(config.mesh.fsdp)
     for refuse in (
         lambda: refuse_other_run(config, workdir),
         lambda: processes.refuse_not_deterministic(config),

@@ -26,12 +26,14 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = (
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+import gc
 import io
 import itertools
 import json
 import shutil
+import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +101,15 @@ def write_shard(path: Path, pairs: list[tuple[bytes, str]]) -> None:
                 member = tarfile.TarInfo(f"{number:05d}.{suffix}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_what_was_compiled() -> Iterator[None]:
+    """A worker would otherwise hold the programs of all files it has seen: gigabytes."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,14 @@
 """Every key has a default, wrong ones are refused, and a saved config comes back."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from otter_jax import config as config_lib
+from otter_jax.objectives import make_method
+from otter_jax.preset_files import read_preset
 
 
 def test_default_passes_its_own_checks() -> None:
@@ -138,6 +141,44 @@ def test_total_steps_counts_epochs_without_rounding_each() -> None:
     assert config_lib.total_steps(config, 250) == 7
     config.total_steps = 11
     assert config_lib.total_steps(config, 250) == 11
+
+
+GOLDEN = Path(__file__).parent / "golden" / "configs"  # As version 0.1.0 wrote them into workdirs.
+ASKED = {  # What their commands asked for, beside the name of the objective.
+    **dict.fromkeys(("infonce", "kd", "otter", "sigmoid"), ("quickstart", {})),
+    "declip": ("declip_quickstart", {}),
+    "slip": ("declip_quickstart", {"data.augmentation": "light"}),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_configs_of_earlier_runs_mean_what_they_meant(name: str) -> None:
+    """They hold the options of all methods, and resume by the command that began them."""
+    preset, changes = ASKED[name]
+    asked = read_preset(preset)
+    if name in ("declip", "slip"):
+        changes = changes | {"total_steps": 20, "log_every_steps": 1, "optimizer.warmup_steps": 0}
+    asked.update_from_flattened_dict({"objective.name": name} | changes)
+    dropped = config_lib.unset_foreign_options(asked)
+    assert dropped == (["queue_size"] if name == "slip" else [])
+    saved = config_lib.load(GOLDEN / f"{name}.json")
+    assert config_lib.differences(saved, asked) == []
+    config_lib.check(saved)
+
+
+def test_a_saved_config_has_the_methods_own_options_complete() -> None:
+    config = config_lib.default_config()
+    config.objective.name = "label_smoothing"
+    own = config_lib.as_dict(config)["objective"]
+    assert own.pop("name") == "label_smoothing"
+    assert own == dataclasses.asdict(make_method("label_smoothing"))
+
+
+def test_every_key_has_a_meaning_and_methods_their_own_defaults() -> None:
+    described = {key: (default, meaning) for key, default, meaning in config_lib.describe_keys()}
+    assert all(meaning for _, meaning in described.values())
+    assert described["objective.image_weight"][0] == "0 (kd); 1 (otter, declip, slip)"
+    assert described["optimizer.learning_rate"][0] == "0.003"
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from test_processes import free_port
-from test_step import batch_of, build, mesh_of, vit_config
+from runs.test_processes import free_port
+from training.test_step import batch_of, build, mesh_of, vit_config
 
 from otter_jax import config as config_lib
 from otter_jax import objectives, sharding

@@ -1,10 +1,11 @@
 """Shows what is in data: otter-jax inspect --data=SPEC [--data=SPEC] [--out=DIR].
 
 Counts pairs, sizes, caption lengths, exact copies, and images that cannot be read, each with its
-reason; prints ten captions as they are trained on, and says what makes them look like none. With --out it writes inspect.json, histograms.png and samples.png. With --model it also says
-how surely that model finds each image's caption among those of a batch, which is OTTER's measure of
-how noisy a data set is. With --trust it estimates how many captions are wrong, and with --out which
-ones: trust.parquet, trust.png, and the pairs that are trusted least and most.
+reason; prints ten captions as they are trained on, and says what makes them look like none. With
+--out it writes inspect.json, histograms.png and samples.png. With --model it also says how surely
+that model finds each image's caption among those of a batch, which is OTTER's measure of how noisy
+a data set is. With --trust it estimates how many captions are wrong, and with --out which ones:
+trust.parquet, trust.png, and the pairs that are trusted least and most.
 """
 
 import argparse

@@ -11,8 +11,10 @@ COMMANDS = {
     "train": "train a model, or go on where the run was interrupted",
     "evaluate": "measure the model of a run, on other sets too",
     "inspect": "show what a set of pairs holds, and which captions are probably wrong",
+    "plan": "say what a config needs on a TPU slice, without one",
     "prepare": "convert pairs into a TFDS data set",
     "export": "write the model of a run under Hugging Face's names",
+    "sweep": "run one config with several values and seeds, then compare",
     "compare": "set finished runs side by side, with confidence intervals",
 }
 

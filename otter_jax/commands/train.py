@@ -67,6 +67,10 @@ def main(arguments: Sequence[str]) -> None:
 
     arguments, unset = config_lib.split_unset(arguments)  # Which the library cannot read.
     sys.argv[1:] = with_preset_files(arguments)  # Where the library reads the config's keys.
+    for argument in sys.argv[1:]:  # As Python does for scripts, so that a config may import others.
+        if argument.startswith("--config=") and argument.partition(":")[0].endswith(".py"):
+            folder = Path(argument.removeprefix("--config=").partition(":")[0]).parent
+            sys.path.insert(0, str(folder.absolute()))
     app.run(lambda argv: run(argv, unset), argv=sys.argv, flags_parser=parse_flags)
 
 

@@ -3,6 +3,7 @@
 Nothing is refused here. What looks wrong in a sample is put into one line each, with an example.
 """
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from otter_jax.data.records import Record, RecordError, Source, read_in_order
+from otter_jax.data.records import Record, RecordError, Source, first_caption, read_in_order
 
 SAMPLED = 100  # Records that are looked at when a source is opened.
 SHOWN = 10  # Captions that are shown of them.
@@ -25,7 +26,7 @@ _FILE_NAME = re.compile(
     re.IGNORECASE,
 )
 _IDENTIFIER = re.compile(r"\S*[\d_/\\]\S*")  # One "word" with a digit, an underscore or a slash.
-_LIST = re.compile(r"\[.*\]|\{.*\}", re.DOTALL)
+_LIST = re.compile(r"\[.*\]|array\(\[.*\)|\{.*\}|\(['\"].*\)", re.DOTALL)
 _HTML = re.compile(r"</?[a-zA-Z][^<>]*>|&(#\d+|[a-zA-Z]{2,8});")
 
 
@@ -102,14 +103,22 @@ def sample_captions(source: Source, count: int = SAMPLED) -> list[str]:
         source: The pairs.
         count: How many records to look at.
     """
-    return [record.caption for record in sample_records(source, count)]
+    captions = []
+    for number in _spread(source, count):
+        with contextlib.suppress(RecordError):
+            captions.append(first_caption(source, number))
+    return captions
 
 
 def sample_records(source: Source, count: int = SAMPLED) -> list[Record]:
     """Return some records, evenly spread; those that can be read."""
-    numbers = np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).astype(int))
-    read = read_in_order(source, numbers.tolist())
+    read = read_in_order(source, _spread(source, count))
     return [record for _, record in read if not isinstance(record, RecordError)]
+
+
+def _spread(source: Source, count: int) -> list[int]:
+    """Return the numbers of some records, evenly spread."""
+    return np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)).tolist()
 
 
 def are_lists_of_lines(records: Sequence[Record]) -> bool:

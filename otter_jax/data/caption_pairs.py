@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from otter_jax.data.records import Record, RecordError, Source, read_records
+from otter_jax.data.records import Record, RecordError, Source, first_caption, read_records
 
 
 class CaptionPairs:
@@ -69,6 +69,10 @@ class CaptionPairs:
         wanted = list(dict.fromkeys(places))
         records = dict(zip(wanted, read_records(self.source, wanted), strict=True))
         return [self._pair(n, records[place]) for n, place in zip(numbers, places, strict=True)]
+
+    def first_caption(self, i: int) -> str:
+        """Return the first caption of the record that pair `i` is of; `records.first_caption`."""
+        return first_caption(self.source, self._place(i))
 
     def _place(self, number: int) -> int:
         """Return the record that a pair is of."""

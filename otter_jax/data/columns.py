@@ -19,8 +19,12 @@ ADDRESS_NAMES = {"url", "urls", "image_url", "img_url", "link"}
 
 _ESCAPE = r"\\[\\'\"abfnrtvxuU0-7]"
 _STRING = rf"(?:'(?:[^'\\]|{_ESCAPE})*+'|\"(?:[^\"\\]|{_ESCAPE})*+\")"
-# As str() writes a list of strings, and a NumPy array of strings: without commas.
-_PYTHON_LIST = re.compile(rf"\[\s*{_STRING}(?:(?:\s*,\s*|\s+){_STRING})*+\s*\]", re.DOTALL)
+# As str() writes a list or tuple of strings, and a NumPy array of strings: without commas.
+_PYTHON_LIST = re.compile(
+    rf"\[\s*{_STRING}(?:(?:\s*,\s*|\s+){_STRING})*+\s*\]"
+    rf"|\({_STRING}(?:,|(?:,\s*{_STRING})++)\)",
+    re.DOTALL,
+)
 
 
 def choose_columns(
@@ -97,7 +101,7 @@ def captions_of_cell(cell: object) -> tuple[str, ...]:
     if not isinstance(cell, str):
         return clean_captions(cell)
     caption = clean_captions(cell)
-    if caption and caption[0].startswith("["):
+    if caption and caption[0].startswith(("[", "(")):
         listed = _listed(cell)
         return caption if listed is None else listed
     return caption

@@ -129,6 +129,10 @@ class TextTable:
         row = self.row(i)
         return Record(row.key, read_image(row.image), row.captions[0], row.columns, row.captions)
 
+    def first_caption(self, i: int) -> str:
+        """Return the first caption of row `i`."""
+        return self.row(i).captions[0]
+
     @property
     def folder(self) -> Path:
         """The folder that paths of images count from."""
@@ -171,6 +175,8 @@ class TextTable:
     def _column_names(self, file: BinaryIO) -> list[str]:
         try:
             names = self._next_row(file)
+            while not names and file.peek(1):  # Blank lines before the names.
+                names = self._next_row(file)
         except csv.Error as error:
             raise ValueError(f"{self._path}: its first line names no columns ({error})") from None
         return [name.strip() for name in names]

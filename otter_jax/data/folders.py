@@ -66,87 +66,6 @@ class PackedStrings:
         return self._blob[self._ends[i] : self._ends[i + 1]].decode("utf-8", "surrogateescape")
 
 
-class Folder:
-    """The images below a folder, in the order of their paths.
-
-    If most images have a text file of their name beside them (`cat.jpg` and `cat.txt`), or a json
-    file with a `caption` or `captions`, as img2dataset's layout `files` has, these hold the
-    captions: the text file one a line, else the json file. Otherwise the caption is the name of the
-    first folder below the root, with spaces for underscores; but names such as `00000` or `train`
-    are only taken for captions if that is said, by `captions="folders"`. Links to folders are
-    followed, but no folder is entered twice, and none that is hidden or a program's own. What
-    cannot be used is left out and counted in `skipped` by reason.
-
-    Attributes:
-        notes: What should be said before the pairs are used, a line each.
-    """
-
-    def __init__(self, root: Path, name: str, captions: str = "") -> None:
-        """Find the images, and read what lies beside them.
-
-        Args:
-            root: The folder.
-            name: What to call it in logs.
-            captions: "folders" if captions are the names of folders, "files" if they lie beside
-                the images; "": as is found.
-
-        Raises:
-            FileNotFoundError: If there is no such folder.
-            ValueError: If it has not one usable image, or if its folders' names are no captions.
-        """
-        if captions not in ("", *CAPTIONS):
-            raise ValueError(f"{name}: captions={captions}; it is {' or '.join(CAPTIONS)}")
-        if not root.is_dir():
-            raise FileNotFoundError(f"{name}: there is no folder {root}")
-        self.name = name
-        self._root = root
-        self._has_captions = has_captions(root) if not captions else captions == "files"
-        self._paths = PackedStrings()
-        self.caption_counts = array("I")
-        if not (self._has_captions or captions):
-            refuse_names_of_no_class(root, name)
-        found = Found()
-        digest = hashlib.sha256()
-        for path in image_paths(root, found):
-            try:
-                size, texts = size_of_image(root / path), self._captions(path)
-            except RecordError as error:
-                found.skipped[str(error)] += 1
-                continue
-            self._paths.append(path)
-            self.caption_counts.append(len(texts))
-            digest.update(repr((os.fsencode(path), size, texts)).encode())
-            found.classes.add(path.partition(os.sep)[0])
-        self.skipped = dict(sorted(found.skipped.items()))
-        self.fingerprint = digest.hexdigest()
-        if not len(self._paths):
-            raise ValueError(
-                f"{name}: no usable image in {root} ({in_words(self.skipped)}){found.others()}"
-            )
-        self.notes = found.notes(root, names_are_captions=not self._has_captions)
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self._paths)
-
-    def __getitem__(self, i: int) -> Record:
-        """Read image `i`; RecordError if its files have gone."""
-        path = self._paths[range(len(self))[i]]
-        captions = self._captions(path)
-        image = read_image(self._root / path)
-        return Record(os.path.splitext(path)[0], image, captions[0], {}, captions)
-
-    def _captions(self, path: str) -> tuple[str, ...]:
-        if not self._has_captions:
-            return (class_name(path),)
-        if not _is_captioned(self._root / path):
-            raise RecordError("no text file")
-        captions = _captions_beside(self._root / path)
-        if not captions:
-            raise RecordError("empty caption")
-        return captions
-
-
 @dataclasses.dataclass
 class Found:
     """What is found on the way through a folder besides its images.
@@ -187,6 +106,90 @@ def _count(items: Sized, what: str) -> str:
     return f"{len(items):,} {what}{'s' * (len(items) != 1)}"
 
 
+class Folder:
+    """The images below a folder, in the order of their paths.
+
+    If most images have a text file of their name beside them (`cat.jpg` and `cat.txt`), or a json
+    file with a `caption` or `captions`, as img2dataset's layout `files` has, these hold the
+    captions: the text file one a line, else the json file. Otherwise the caption is the name of the
+    first folder below the root, with spaces for underscores; but names such as `00000` or `train`
+    are only taken for captions if that is said, by `captions="folders"`. Links to folders are
+    followed, but no folder is entered twice, and none that is hidden or a program's own. What
+    cannot be used is left out and counted in `skipped` by reason.
+
+    Attributes:
+        notes: What should be said before the pairs are used, a line each.
+    """
+
+    def __init__(self, root: Path, name: str, captions: str = "") -> None:
+        """Find the images, and read what lies beside them.
+
+        Args:
+            root: The folder.
+            name: What to call it in logs.
+            captions: "folders" if captions are the names of folders, "files" if they lie beside
+                the images; "": as is found.
+
+        Raises:
+            FileNotFoundError: If there is no such folder.
+            ValueError: If it has not one usable image, or if its folders' names are no captions.
+        """
+        if captions not in ("", *CAPTIONS):
+            raise ValueError(f"{name}: captions={captions}; it is {' or '.join(CAPTIONS)}")
+        if not root.is_dir():
+            raise FileNotFoundError(f"{name}: there is no folder {root}")
+        self.name = name
+        self._root = root
+        self._has_captions = has_captions(root) if not captions else captions == "files"
+        if not (self._has_captions or captions):
+            refuse_names_of_no_class(root, name)
+        found = Found()
+        self._find_usable(found)
+        self.skipped = dict(sorted(found.skipped.items()))
+        if not len(self._paths):
+            raise ValueError(
+                f"{name}: no usable image in {root} ({in_words(self.skipped)}){found.others()}"
+            )
+        self.notes = found.notes(root, names_are_captions=not self._has_captions)
+
+    def _find_usable(self, found: Found) -> None:
+        self._paths = PackedStrings()
+        self.caption_counts = array("I")
+        digest = hashlib.sha256()
+        for path in image_paths(self._root, found):
+            try:
+                size, texts = size_of_image(self._root / path), self._captions(path)
+            except RecordError as error:
+                found.skipped[str(error)] += 1
+                continue
+            self._paths.append(path)
+            self.caption_counts.append(len(texts))
+            digest.update(repr((os.fsencode(path), size, texts)).encode())
+            found.classes.add(path.partition(os.sep)[0])
+        self.fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._paths)
+
+    def __getitem__(self, i: int) -> Record:
+        """Read image `i`; RecordError if its files have gone."""
+        path = self._paths[range(len(self))[i]]
+        captions = self._captions(path)
+        image = read_image(self._root / path)
+        return Record(os.path.splitext(path)[0], image, captions[0], {}, captions)
+
+    def _captions(self, path: str) -> tuple[str, ...]:
+        if not self._has_captions:
+            return (class_name(path),)
+        if not _is_captioned(self._root / path):
+            raise RecordError("no text file")
+        captions = _captions_beside(self._root / path)
+        if not captions:
+            raise RecordError("empty caption")
+        return captions
+
+
 def refuse_names_of_no_class(root: Path, name: str) -> None:
     """Refuse a folder whose folders' names are plainly not what their images show.
 
@@ -198,19 +201,27 @@ def refuse_names_of_no_class(root: Path, name: str) -> None:
         ValueError: If a table beside the images has the captions, or if the folders are those of
             a split or numbered as img2dataset numbers them.
     """
-    names = sorted({path.partition(os.sep)[0] for path in image_paths(root) if os.sep in path})
-    for folder in (root, *(root / each for each in names)):
+    inside = sorted(each for each in os.listdir(root) if not is_hidden(each))
+    for folder in (root, *(root / each for each in inside)):
         for table in METADATA_FILES:
             if (folder / table).is_file():
                 raise ValueError(
                     f"{name}: {folder / table} has the captions: write csv:{folder / table}; to "
                     "take the names of folders for captions, add ?captions=folders"
                 )
-    if names and all(_NO_CLASS.fullmatch(each.lower()) for each in names):
-        shown = ", ".join(names[:_NAMED])
+    names: dict[str, None] = {}
+    for path in image_paths(root):
+        first, separator, _ = path.partition(os.sep)
+        if separator and not _NO_CLASS.fullmatch(first.lower()):
+            return
+        if separator:
+            names[first] = None
+    if names:
+        shown = list(names)[:_NAMED]
         raise ValueError(
-            f"{name}: there are no captions beside the images, and the names of folders ({shown}) "
-            "are none; if they are meant to be, add ?captions=folders"
+            f"{name}: there are no captions beside the images, and the names of folders "
+            f"({', '.join(shown)}) are none; if they are meant to be, add ?captions=folders, or "
+            f"write folder:{root / shown[0]} if its folders are the classes"
         )
 
 
@@ -222,7 +233,10 @@ def has_captions(root: Path) -> bool:
     with_captions = images = 0
     for path in image_paths(root):
         images += 1
-        with_captions += _is_captioned(root / path)
+        try:
+            with_captions += _is_captioned(root / path)
+        except RecordError:  # There is a file that cannot be read.
+            with_captions += 1
     if 0 < 2 * with_captions <= images:
         _log.warning(
             "%s: %d of %d images have a caption in a file beside them, too few to be meant: "
@@ -301,9 +315,9 @@ def image_paths(root: Path, found: Found | None = None) -> Iterator[str]:
         here = os.path.relpath(folder, root)
         found.hidden += [
             os.path.normpath(os.path.join(here, each)) for each in sorted(subfolders)
-            if _is_hidden(each)
+            if is_hidden(each)
         ]  # fmt: skip
-        subfolders[:] = sorted(each for each in subfolders if not _is_hidden(each))
+        subfolders[:] = sorted(each for each in subfolders if not is_hidden(each))
         stems = {os.path.splitext(file)[0] for file in files if is_image_name(file)}
         for file in sorted(files):
             if is_image_name(file):
@@ -314,6 +328,6 @@ def image_paths(root: Path, found: Found | None = None) -> Iterator[str]:
                 found.other_files.append(file)
 
 
-def _is_hidden(folder: str) -> bool:
+def is_hidden(folder: str) -> bool:
     """Return whether a folder is hidden, or one that a file system or program keeps for itself."""
     return folder.startswith(".") or folder in ("@eaDir", "__MACOSX", "lost+found")

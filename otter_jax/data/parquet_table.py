@@ -199,6 +199,10 @@ class ParquetTable:
         row = self.row(i)
         return Record(row.key, self.image(i), row.captions[0], {}, row.captions)
 
+    def first_caption(self, i: int) -> str:
+        """Return the first caption of row `i`."""
+        return self.row(i).captions[0]
+
     @property
     def folder(self) -> Path:
         """The folder that paths of images count from."""

@@ -25,7 +25,7 @@ IMAGE_SUFFIXES = (*FIRST_IMAGE_SUFFIXES, ".jfif", ".jpe", ".ppm", ".pgm", ".pbm"
 OTHER_IMAGE_SUFFIXES = (".svg", ".svgz", ".eps", ".psd", ".ai", ".ico", ".tga", ".dds", ".exr",
                         ".hdr", ".jp2", ".j2k", ".jpx", ".dng", ".cr2", ".cr3", ".nef", ".arw",
                         ".raw", ".dcm", ".xcf", ".qoi")  # fmt: skip
-_READ_AT_A_TIME = 64  # Records, whose images are in memory together.
+READ_AT_A_TIME = 64  # Records, whose images are in memory together.
 
 
 class Record(NamedTuple):
@@ -104,12 +104,22 @@ def _read_one(source: Source, number: int) -> Record | RecordError:
         return error
 
 
+def first_caption(source: Source, number: int) -> str:
+    """Return a record's first caption; RecordError if it cannot be used.
+
+    A source that has its captions without reading images, of which a group may be hundreds of
+    megabytes in Parquet, has a method `first_caption` that does the same.
+    """
+    own = getattr(source, "first_caption", None)
+    return source[number].caption if own is None else own(number)
+
+
 def read_in_order(
     source: Source, numbers: Iterable[int]
 ) -> Iterator[tuple[int, Record | RecordError]]:
     """Yield the numbers of records with what `read_records` gives, some of them read at a time."""
     numbers = iter(numbers)
-    while part := list(itertools.islice(numbers, _READ_AT_A_TIME)):
+    while part := list(itertools.islice(numbers, READ_AT_A_TIME)):
         yield from zip(part, read_records(source, part), strict=True)
 
 

@@ -27,6 +27,7 @@ from otter_jax.data.records import (
     Source,
     caption_lines,
     choose_captions,
+    first_caption,
     no_progress,
     read_records,
     refuse_too_many_bad,
@@ -44,8 +45,10 @@ __all__ = [
     "Source",
     "count_by_source",
     "describe_skipped_files",
+    "is_known",
     "open_source",
     "refuse_too_many_bad",
+    "register",
     "remarks",
     "skipped_files",
 ]
@@ -194,6 +197,21 @@ _OPENERS: dict[str, Callable[[Spec, _Wish], Source]] = {
 }
 
 
+def register(kind: str, open_path: Callable[[str], Source]) -> None:
+    """Make SPECs `kind:PATH` of one's own known, for training and for evaluation.
+
+    Args:
+        kind: What stands before the colon.
+        open_path: Opens the source at a path, with what `Source` asks for.
+    """
+    _OPENERS[kind] = lambda spec, wish: open_path(spec.path)
+
+
+def is_known(kind: str) -> bool:
+    """Return whether SPECs of a kind can be opened."""
+    return kind in _OPENERS
+
+
 def _embedded_shards(name: str, split: str) -> list[str]:
     if split not in _SPLITS:
         raise ValueError(f"{name} has no split {split!r}; valid splits: {', '.join(_SPLITS)}")
@@ -245,6 +263,11 @@ class Mixture:
         number = range(len(self))[i]
         part = bisect.bisect_right(self._starts, number) - 1
         return _of_part(part, self.sources[part][number - self._starts[part]])
+
+    def first_caption(self, i: int) -> str:
+        """Return the first caption of record `i`; see `records.first_caption`."""
+        part = bisect.bisect_right(self._starts, i) - 1
+        return first_caption(self.sources[part], i - self._starts[part])
 
     def read_many(self, numbers: Sequence[int]) -> list[Record | RecordError]:
         """Read some records, those of each source together; see `records.read_records`."""

@@ -115,7 +115,8 @@ def state_of(path: str) -> State:
         return _local_state(os.stat(path))
     system, name = _file_system(path)
     info = system.info(name)
-    names = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
+    names = ("ETag", "etag", "blob_id", "mtime", "LastModified", "last_modified", "updated",
+             "created")  # fmt: skip
     return int(info["size"]), next((str(info[key]) for key in names if info.get(key)), "")
 
 

@@ -113,11 +113,20 @@ def _open_table(path: Path, name: str, options: Mapping[str, str], **reading: ob
     suffix = path.suffix.lower()
     if suffix in (".parquet", ".pq") or start.startswith(b"PAR1"):
         return ParquetTable(path, name, options, **reading)
-    if suffix in _JSON_LINES:
+    if suffix in _JSON_LINES and not _is_json_array(start):
         return JsonLinesTable(path, name, options, **reading)
-    if suffix == ".json" or start.lstrip(b"\xef\xbb\xbf \r\n\t").startswith((b"{", b"[{")):
+    if suffix in (".json", *_JSON_LINES) or _begins(start, b"{") or _is_json_array(start):
         raise ValueError(f"{path} is JSON; write an object a line, as .jsonl. csv: reads {FORMS}")
     return CsvTable(path, name, options, **reading)
+
+
+def _begins(start: bytes, *what: bytes) -> bool:
+    """Return whether a file begins with one of some texts, behind blanks and a byte-order mark."""
+    return start.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(what)
+
+
+def _is_json_array(start: bytes) -> bool:
+    return _begins(start, b"[{", b"[\n", b"[\r", b"[ ")
 
 
 def _first_bytes(path: Path) -> bytes:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from otter_jax.data.caption_cleaning import clean
+
 # A tokenizer as a whole, or the vocabulary from which its class makes one: that of WordPiece, or of
 # byte-pair encoding, which is nothing without its merges.
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
@@ -20,6 +22,8 @@ class Tokenizer:
 
     Attributes:
         max_tokens: length of every row.
+        cleaning: what is done to texts before they become tokens.
+        stripped_id: which id becomes 0; None for none.
         vocabulary_size: one more than the largest id of the vocabulary.
         special_ids: the ids of start, end, padding, unknown and the like, sorted.
         ordinary_ids: all ids of the vocabulary but these and the mask's, sorted.
@@ -29,7 +33,14 @@ class Tokenizer:
             and end, which moves those two by one.)
     """
 
-    def __init__(self, folder: Path, max_tokens: int, mask_token: str | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        max_tokens: int,
+        mask_token: str | None = None,
+        cleaning: str = "none",
+        strip_separator: bool = False,
+    ):
         """Read the tokenizer of a local folder.
 
         Args:
@@ -38,11 +49,13 @@ class Tokenizer:
             max_tokens: length of every row, special tokens included; longer texts are cut.
             mask_token: what stands for a hidden token in masked language modelling, if not the
                 token that the tokenizer itself names for this.
+            cleaning: what is done to texts first, see `caption_cleaning.clean`.
+            strip_separator: id 0 takes the place of the token behind a text (CLIPA).
 
         Raises:
             FileNotFoundError: the folder has no tokenizer.
             ValueError: the tokenizer cannot be read, has no padding token or no token named
-                `mask_token`, or `max_tokens` is below 3.
+                `mask_token`, `cleaning` is unknown, or `max_tokens` is below 3.
         """
         if max_tokens < SHORTEST:
             raise ValueError(
@@ -58,7 +71,8 @@ class Tokenizer:
                 f"the tokenizer in {folder} has no padding token; "
                 "name one as pad_token in its tokenizer_config.json"
             )
-        self.max_tokens = max_tokens
+        self.max_tokens, self.cleaning = max_tokens, cleaning
+        self.stripped_id = self._tokenizer.sep_token_id if strip_separator else None
         vocabulary = self._tokenizer.get_vocab()
         self.vocabulary_size = max(vocabulary.values()) + 1
         self.special_ids = np.unique(self._tokenizer.all_special_ids)
@@ -67,6 +81,11 @@ class Tokenizer:
         self.ordinary_ids = np.setdiff1d(np.arange(self.vocabulary_size), special_and_mask)
         # The first call sets the tokenizer's length, which two threads must not do at once.
         self([""])
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer, with the class to read it by and the length of its texts."""
+        self._tokenizer.model_max_length = self.max_tokens
+        self._tokenizer.save_pretrained(str(folder))
 
     @property
     def num_tokens_with_mask(self) -> int:
@@ -86,13 +105,16 @@ class Tokenizer:
         if not texts:
             return np.zeros((0, self.max_tokens), np.int32), np.zeros((0, self.max_tokens), bool)
         encoded = self._tokenizer(
-            texts,
+            [clean(text, self.cleaning) for text in texts],
             padding="max_length",
             truncation=True,
             max_length=self.max_tokens,
             return_tensors="np",
         )
-        return encoded["input_ids"].astype(np.int32), encoded["attention_mask"].astype(bool)
+        tokens = encoded["input_ids"].astype(np.int32)
+        if self.stripped_id is not None:
+            tokens[tokens == self.stripped_id] = 0
+        return tokens, encoded["attention_mask"].astype(bool)
 
 
 def _mask_id(

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,11 @@ class TfdsSource:
         if not found:
             raise ValueError(f"{name}: write tfds:NAME[:SPLIT] or tfds:FOLDER[:SPLIT]")
         self.name = name
+        with _explaining_damage(name):
+            self._open(found, options, split)
+
+    def _open(self, found: re.Match[str], options: Mapping[str, str], split: str | None) -> None:
+        name = self.name
         builder = _open_builder(found[1], name, options.get("data_dir"))
         splits = ", ".join(builder.info.splits)
         if not (split := found[2] or split):
@@ -58,6 +63,7 @@ class TfdsSource:
                 f"{name}: say which split is meant, as tfds:NAME:SPLIT; it has {splits}"
             )
         features = builder.info.features
+        _refuse_other_records(features, name)
         self._image = _choose_image(features, options.get("image", ""), name)
         self._data = _open_split(builder, split, name)
         self._caption = choose_caption(
@@ -142,6 +148,26 @@ class TfdsSource:
         ]
 
 
+@contextlib.contextmanager
+def _explaining_damage(name: str) -> Iterator[None]:
+    """Make one line of what TFDS raises on damaged files, of as many types as it has parts."""
+    try:
+        yield
+    except (ValueError, OSError, ModuleNotFoundError, MemoryError):
+        raise
+    except Exception as error:
+        raise ValueError(f"{name}: damaged data set ({_reason(error):.200})") from None
+
+
+def _refuse_other_records(features: Any, name: str) -> None:
+    """Refuse a data set whose records are no dictionaries, such as episodes (ValueError)."""
+    import tensorflow_datasets as tfds
+
+    if not isinstance(features, tfds.features.FeaturesDict):
+        kind = type(features).__name__
+        raise ValueError(f"{name}: its records are each a {kind}, and no image with its caption")
+
+
 def _open_builder(path: str, name: str, data_dir: str | None) -> Any:
     if (Path(path) / UNFINISHED).is_dir() and not (Path(path) / "dataset_info.json").is_file():
         raise FileNotFoundError(
@@ -176,7 +202,8 @@ def _open_builder(path: str, name: str, data_dir: str | None) -> Any:
 
 def _reason(error: Exception) -> str:
     """Return the last part of the first line of a message, where TFDS has the reason."""
-    return str(error).splitlines()[0].rpartition(": ")[2]
+    first = (str(error).splitlines() or [""])[0].rpartition(": ")[2]
+    return first or type(error).__name__
 
 
 def _open_split(builder: Any, split: str, name: str) -> Any:

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,7 +22,10 @@ from PIL import Image
 
 from otter_jax import objectives, sharding
 from otter_jax.data import images as image_functions
+from otter_jax.data.resizing import resize_as, resized_side
+from otter_jax.data.templates import DEFAULT_TEMPLATE, read_templates
 from otter_jax.data.texts import Tokenizer
+from otter_jax.embedding.class_bank import class_bank
 from otter_jax.json_files import read_json, write_json
 from otter_jax.models import blueprint, dual_encoder, export, pretrained
 from otter_jax.models.dual_encoder import FunctionalModel, Variables
@@ -33,15 +36,16 @@ from otter_jax.random_keys import named_key
 
 AnyImage = Image.Image | np.ndarray | bytes | str | os.PathLike
 
+MOST_TOKENS = 128  # Of a checkpoint's text tower that could take more.
 MODEL_FILE = "model.json"
 TOKENIZER_FOLDER = "tokenizer"
 
 
 def build_module(config: ConfigDict) -> dual_encoder.DualEncoder:
-    """Return the network of a config: towers with their pretrained weights, projections, locks, heads."""
+    """Return the network of a config: pretrained towers, projections, heads."""
     projections = _rngs(config, "projections")
     image, text = (_build_side(config, kind, projections) for kind in KINDS)
-    locks, options = _locks(config), objectives.make_method(**config.objective)
+    trainable, options = _trainable_parts(config), objectives.make_method(**config.objective)
     heads = dual_encoder.Heads(
         simsiam=options.uses_simsiam,
         simclr=options.uses_simclr,
@@ -49,8 +53,8 @@ def build_module(config: ConfigDict) -> dual_encoder.DualEncoder:
     )
     return dual_encoder.DualEncoder(
         *(image.tower, text.tower, image.projection, text.projection),
-        image_lock=locks["image"],
-        text_lock=locks["text"],
+        image_trainable=trainable["image"],
+        text_trainable=trainable["text"],
         initial_scale=options.initial_scale,
         initial_bias=options.initial_bias,
         heads=heads,
@@ -62,9 +66,9 @@ def _rngs(config: ConfigDict, name: str) -> nnx.Rngs:
     return nnx.Rngs(named_key(config.seed, name))
 
 
-def _locks(config: ConfigDict) -> dict[str, dual_encoder.Lock]:
+def _trainable_parts(config: ConfigDict) -> dict[str, dual_encoder.TrainableParts]:
     return {
-        kind: dual_encoder.Lock(
+        kind: dual_encoder.TrainableParts(
             frozen=config.model[kind].frozen,
             trainable=config.model[kind].trainable,
             keep_batch_stats=config.model[kind].keep_batch_stats,
@@ -74,7 +78,7 @@ def _locks(config: ConfigDict) -> dict[str, dual_encoder.Lock]:
 
 
 def _build_side(config: ConfigDict, kind: Kind, projections: nnx.Rngs) -> pretrained.ProjectedTower:
-    """Return one tower with the layer after it, which is drawn at random unless it is pretrained."""
+    """Return a tower with the layer after it, which is drawn at random unless pretrained."""
     settings, embed_dim = config.model[kind], config.model.embed_dim
     with _naming(f"config.model.{kind}.pretrained"):
         tower, projection = pretrained.create_tower(
@@ -112,7 +116,7 @@ def _naming(key: str) -> Iterator[None]:
 
 
 def find_tokenizer(config: ConfigDict) -> Path:
-    """Return where the text tower's tokenizer lies: `model.text.tokenizer`, else beside its weights."""
+    """Return the tokenizer's folder: `model.text.tokenizer`, else beside the tower's weights."""
     settings = config.model.text
     if not settings.tokenizer and settings.pretrained is None:
         raise ValueError("config.model.text.tokenizer: a text tower without weights needs one")
@@ -137,7 +141,9 @@ def compiled(model: FunctionalModel, mesh: Mesh) -> Compiled:
 
     def jit(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         return jax.jit(
-            lambda variables, *arrays: function(model.bind(variables), *arrays),
+            lambda variables, *arrays: function(
+                model.bind(sharding.whole_in_use(mesh, variables)), *arrays
+            ),
             out_shardings=sharding.replicated(mesh),
         )
 
@@ -174,6 +180,12 @@ class Encoder:
         return compiled(self.model, self.mesh)
 
     @functools.cached_property
+    def resize(self) -> tuple[str, float, str] | None:
+        """How the image tower's weights expect images to be resized, see `data.resizing`."""
+        settings = self.model.bind(self.variables).image.config
+        return getattr(settings, "resize", None)  # A tower from outside may know of none.
+
+    @functools.cached_property
     def image_width(self) -> int:
         """Features of the image tower."""
         return self.model.bind(self.variables).image.width
@@ -186,8 +198,9 @@ class Encoder:
     def save(self, folder: str | Path) -> None:
         """Write the model into a folder that `load` reads on any machine.
 
-        Where both towers are CLIP's, `transformers.CLIPModel.from_pretrained` reads it too. The
-        folder must be empty or new (else ValueError).
+        Where both towers are CLIP's, transformers (`CLIPModel`, `CLIPProcessor`, its pipelines) and
+        open_clip (`local-dir:FOLDER`) read it too. The folder must be empty or new (else
+        ValueError).
         """
         folder = Path(folder)
         data = {
@@ -196,8 +209,18 @@ class Encoder:
             "max_tokens": self.tokenizer.max_tokens,
             "scale_bounds": self.scale_bounds,
         }
-        export.export_dual_encoder(self.model.bind(self.variables), folder, data)
-        copy_tokenizer(self.tokenizer_folder, folder / TOKENIZER_FOLDER)
+        export.export_dual_encoder(self.model.bind(self.variables), folder, data, self._sizes())
+        self.tokenizer.save(folder)
+
+    def _sizes(self) -> export.Sizes | None:
+        """Return how `transform` resizes; None for padding, which no other library does."""
+        if self.fit != "crop":
+            return None
+        size = self.image_size
+        if self.resize is None:
+            return export.Sizes(size, round(size * image_functions.RESIZE_FACTOR))
+        mode, crop_share, interpolation = self.resize
+        return export.Sizes(size, resized_side(size, crop_share), mode, interpolation)
 
     def replace(self, variables: Variables) -> "Encoder":
         """Return the same network with other arrays; nothing is compiled again."""
@@ -207,39 +230,45 @@ class Encoder:
         """Return unit image embeddings.
 
         Args:
-            images: PIL images, paths of files, or uint8 [H, W, 3] arrays, of any size, or one
+            images: one or several, also as they come from a generator: PIL images, paths of files,
+                or uint8 [H, W, 3] arrays, of any size, or one
                 uint8 [N, H, W, 3]. Images and files are seen as training sees them: upright, and
                 with transparency laid on white.
 
         Returns:
             float32 [N, embed_dim].
         """
-        if not isinstance(images, (list, tuple, np.ndarray)):
-            raise ValueError(f"images should be a list of images, found {type(images).__name__}")
-        return self.project_image(self.image_features(self.transform(image) for image in images))
+        transformed = (self.transform(image) for image in one_by_one(images))
+        return self.project_image(self.image_features(transformed))
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Return unit text embeddings, float32 [N, embed_dim]."""
         if isinstance(texts, str):
             raise ValueError(f"texts should be a list of strings, found the string {texts!r}")
+        texts = list(texts)
         return self.project_text(self.text_features(texts))
 
     def classify(
         self,
         images: Sequence[AnyImage] | np.ndarray,
         labels: Sequence[str],
-        template: str = "a photo of {}.",
+        template: str | Sequence[str] = DEFAULT_TEMPLATE,
     ) -> np.ndarray:
-        """Return probability of every label for every image, float32 [N, len(labels)]; rows sum to 1.
+        """Return every label's probability for every image, float32 [N, len(labels)].
 
-        A softmax over the labels with the learned scale, also where training compared pairs with a
-        sigmoid: its bias is the same for all labels.
+        Rows sum to 1: a softmax over the labels with the learned scale, also where training
+        compared pairs with a sigmoid, whose bias is the same for all labels.
+
+        Args:
+            images: as in `encode_image`.
+            labels: the names of the classes.
+            template: the prompt around a name, such as "a drawing of {}."; several, a text file of
+                one a line, or "clip80", and the names' embeddings are means over the prompts.
         """
-        from otter_jax.embedding.class_bank import class_bank
-
         if isinstance(labels, str):
             raise ValueError(f"labels should be a list of strings, found the string {labels!r}")
-        bank = class_bank(self.encode_text, labels, [template])
+        labels = list(labels)
+        bank = class_bank(self.encode_text, labels, read_templates(template))
         log_scale = np.asarray(self.variables.params["log_scale"])
         scale = objectives.scale_from_log(log_scale, *self.scale_bounds)
         logits = np.asarray(scale) * self.encode_image(images) @ bank.T
@@ -252,10 +281,12 @@ class Encoder:
             ValueError: for what is no image, see `images.as_array`.
         """
         array = image_functions.as_array(image)
+        if self.fit == "crop" and self.resize is not None:
+            return resize_as(array, self.image_size, *self.resize)
         return image_functions.evaluation_transform(array, self.image_size, fit=self.fit)
 
     def image_features(self, images: Iterable[np.ndarray]) -> np.ndarray:
-        """Return tower features [N, width] of transformed images, taken one by one as they are needed."""
+        """Return tower features [N, width] of transformed images, taken as they are needed."""
         return self._in_batches(
             self._compiled.image_features, ((image,) for image in images), self.image_width
         )
@@ -265,7 +296,7 @@ class Encoder:
         return self.token_features(zip(*self.tokenizer(texts), strict=True))
 
     def token_features(self, rows: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-        """Return tower features [N, width] of tokens and masks, [max_tokens] each, one text at a time."""
+        """Return tower features [N, width] of rows of tokens and mask, [max_tokens] each."""
         return self._in_batches(self._compiled.text_features, rows, self.text_width)
 
     def project_image(self, features: np.ndarray) -> np.ndarray:
@@ -296,6 +327,23 @@ class Encoder:
         return np.concatenate(results)
 
 
+def one_by_one(images: AnyImage | Iterable[AnyImage]) -> Iterable[AnyImage]:
+    """Return the images that were given: one, several, or an array of them, JAX's too.
+
+    Raises:
+        ValueError: for what can be neither.
+    """
+    if isinstance(images, jax.Array):
+        images = np.asarray(images)
+    if isinstance(images, Image.Image | bytes | str | os.PathLike):
+        return [images]
+    if isinstance(images, np.ndarray) and images.ndim == 3:
+        return [images]
+    if not isinstance(images, Iterable):
+        raise ValueError(f"images should be an image or several, found {type(images).__name__}")
+    return images
+
+
 def make_encoder(
     config: ConfigDict,
     model: FunctionalModel,
@@ -303,10 +351,15 @@ def make_encoder(
     mesh: Mesh,
     tokenizer_folder: Path | None = None,
 ) -> Encoder:
-    """Return the encoder of a config with given arrays; its tokenizer is `find_tokenizer`'s if None."""
+    """Return the encoder of a config; its tokenizer is `find_tokenizer`'s where none is given."""
     folder = tokenizer_folder or find_tokenizer(config)
-    tokenizer = Tokenizer(folder, config.data.max_tokens, config.model.text.mask_token)
     module = model.bind(variables)
+    tokenizer = Tokenizer(
+        folder,
+        config.data.max_tokens,
+        config.model.text.mask_token,
+        **_text_transform(module.text),
+    )
     refuse_unknown_tokens(tokenizer, module.text, masks=module.heads.tokens)
     return Encoder(
         model=model,
@@ -319,6 +372,15 @@ def make_encoder(
         batch_size=config.evaluate.batch_size,
         scale_bounds=objectives.make_method(**config.objective).scale_bounds,
     )
+
+
+def _text_transform(text_tower: nnx.Module) -> dict[str, Any]:
+    """Return what is done to captions for a text tower, which may have been trained so."""
+    settings = text_tower.config
+    return {
+        "cleaning": getattr(settings, "cleaning", "none"),
+        "strip_separator": getattr(settings, "strip_separator", False),
+    }
 
 
 def refuse_unknown_tokens(tokenizer: Tokenizer, text_tower: nnx.Module, *, masks: bool) -> None:
@@ -349,10 +411,12 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def load(path: str | Path) -> Encoder:
-    """Return a trained model, from the latest checkpoint of a workdir or from a folder of `Encoder.save`.
+    """Return a trained model, from a workdir's latest checkpoint or a folder of `Encoder.save`.
 
     Neither needs the pretrained weights that training began with. Where the latest checkpoint is
-    damaged, that is said, and the one before is used.
+    damaged, that is said, and the one before is used. A checkpoint with two towers and its
+    tokenizer beside it, by its path or its name in the Hugging Face Hub, is a model too: CLIP,
+    SigLIP and whatever else `otter_jax.models.from_pretrained` reads.
 
     Raises:
         FileNotFoundError: if it is neither, or has no finished checkpoint.
@@ -361,13 +425,11 @@ def load(path: str | Path) -> Encoder:
     folder = Path(path)
     if export.is_exported(folder):
         return _load_exported(folder)
+    if not _is_workdir(folder):
+        return _load_two_towers(path)
     from otter_jax import config
     from otter_jax.runs import checkpoints
 
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{folder} is neither a workdir nor a folder of Encoder.save: it has no config.json"
-        )
     settings = config.load(folder / "config.json")
     mesh = sharding.make_mesh()
     described = (folder / MODEL_FILE).is_file()
@@ -375,7 +437,7 @@ def load(path: str | Path) -> Encoder:
         module = blueprint.build(
             read_json(folder / MODEL_FILE),
             dtype=np.dtype(settings.model.dtype),
-            locks=_locks(settings),
+            trainable=_trainable_parts(settings),
         )
     else:  # Of an earlier version.
         module = build_module(settings)
@@ -384,6 +446,44 @@ def load(path: str | Path) -> Encoder:
         _, variables = saved.restore_variables(_placed(template, mesh, fsdp=settings.fsdp))
     tokenizer_folder = folder / TOKENIZER_FOLDER if described else None
     return make_encoder(settings, model, variables, mesh, tokenizer_folder)
+
+
+def _is_workdir(folder: Path) -> bool:
+    """Return whether a run has written the folder: its config.json is not a model's."""
+    path = folder / "config.json"
+    return path.is_file() and "objective" in read_json(path)
+
+
+def _load_two_towers(path: str | Path) -> Encoder:
+    """Return the model of a checkpoint with two towers, by its path or its name in the Hub."""
+    try:
+        location = find_pretrained(path)
+        module = pretrained.from_pretrained(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path} is neither a workdir nor a folder of Encoder.save, nor a checkpoint of two "
+            f"towers: {error}"
+        ) from None
+    if not isinstance(module, dual_encoder.DualEncoder):
+        raise ValueError(
+            f"{path} holds one tower ({type(module).__name__}), and no pair of an image and a text "
+            "tower; otter_jax.models.from_pretrained reads it"
+        )
+    folder = location if location.is_dir() else location.parent
+    longest = getattr(
+        module.text.config, "longest_text", module.text.config.max_position_embeddings
+    )
+    mesh = sharding.make_mesh()
+    model, variables = dual_encoder.split(module)
+    return Encoder(
+        model=model,
+        variables=sharding.put_state(mesh, variables),
+        tokenizer=Tokenizer(folder, min(longest, MOST_TOKENS), **_text_transform(module.text)),
+        tokenizer_folder=folder,
+        mesh=mesh,
+        image_size=getattr(module.image.config, "image_size", 224),
+        scale_bounds=(None, None),  # The scale is taken as it is.
+    )
 
 
 def _placed(template: Variables, mesh: Mesh, *, fsdp: bool) -> Variables:
@@ -398,11 +498,14 @@ def _load_exported(folder: Path) -> Encoder:
     module, data = export.load_dual_encoder(folder)
     mesh = sharding.make_mesh()
     model, variables = dual_encoder.split(module)
+    # Folders of an earlier version have the tokenizer in one of its own.
+    older = folder / TOKENIZER_FOLDER
+    tokenizer_folder = older if older.is_dir() else folder
     return Encoder(
         model=model,
         variables=sharding.put_state(mesh, variables),
-        tokenizer=Tokenizer(folder / TOKENIZER_FOLDER, data["max_tokens"]),
-        tokenizer_folder=folder / TOKENIZER_FOLDER,
+        tokenizer=Tokenizer(tokenizer_folder, data["max_tokens"], **_text_transform(module.text)),
+        tokenizer_folder=tokenizer_folder,
         mesh=mesh,
         image_size=data["image_size"],
         fit=data["fit"],

@@ -93,7 +93,7 @@ class FeatureStore:
         image, text = (
             (type(t).__name__, repr(t.config), dtype) for t in (module.image, module.text)
         )
-        transform = (encoder.image_size, encoder.fit)
+        transform = (encoder.image_size, encoder.fit, *(encoder.resize or ()))
         self._image_tower = fingerprint(image, frozen.get("image"), stats.get("image"), transform)
         self._text_tower = fingerprint(text, frozen.get("text"))
 

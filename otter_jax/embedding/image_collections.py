@@ -6,9 +6,11 @@ they are embedded, by threads ahead of the device, and those that cannot be read
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import itertools
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +19,15 @@ from typing import NamedTuple
 import numpy as np
 
 from otter_jax.data import images
-from otter_jax.data.records import Record, RecordError, Source, name_record, read_in_order
+from otter_jax.data.records import (
+    READ_AT_A_TIME,
+    Record,
+    RecordError,
+    Source,
+    name_record,
+    read_in_order,
+    read_records,
+)
 from otter_jax.data.tables import Table
 from otter_jax.embedding.encoder import Encoder
 from otter_jax.embedding.features import Arrays, FeatureStore, fingerprint
@@ -82,14 +92,35 @@ def named_records(source: Source) -> Iterator[tuple[str, Record | None]]:
 
 def from_source(source: Source, keys: Sequence[str]) -> ImageCollection:
     """Collect the images of a source of pairs, by the names of its records."""
+    read = _reading_ahead(source) if hasattr(source, "read_many") else source.__getitem__
 
     def decode(number: int) -> np.ndarray:
         try:
-            return images.decode(source[number].image)
+            return images.decode(read(number).image)
         except RecordError as error:
             raise images.ImageError(str(error)) from None
 
     return ImageCollection(keys, decode, source.fingerprint)
+
+
+def _reading_ahead(source: Source) -> Callable[[int], Record]:
+    """Return what reads records of ascending numbers, some of them at a time, by any thread."""
+    lock = threading.Lock()
+
+    @functools.lru_cache(maxsize=2)
+    def read_part(part: int) -> list[Record | RecordError]:
+        first = part * READ_AT_A_TIME
+        return read_records(source, range(first, min(first + READ_AT_A_TIME, len(source))))
+
+    def read(number: int) -> Record:
+        part, place = divmod(number, READ_AT_A_TIME)
+        with lock:  # Lest all threads read the same part.
+            record = read_part(part)[place]
+        if isinstance(record, RecordError):
+            raise record
+        return record
+
+    return read
 
 
 def from_rows(tables: Sequence[Table], rows: Sequence[tuple[int, int]]) -> ImageCollection:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from otter_jax.data import folders, storage
+from otter_jax.data import folders, sources, storage
 from otter_jax.data.caption_checks import are_lists_of_lines, sample_records
 from otter_jax.data.sources import Source, open_source
 from otter_jax.data.tables import open_tables
@@ -101,7 +101,8 @@ def refuse_unknown_sets(specs: Sequence[str]) -> None:
 def _refuse_unknown(spec: Spec) -> None:
     """Refuse a kind that does not exist, or that needs a path and has none (ValueError)."""
     paths = [kind for kind in (*benchmarks.BENCHMARKS, "webdataset") if kind not in WITHOUT_PATH]
-    if spec.kind in WITHOUT_PATH or (spec.path and spec.kind in (*paths, "tfds")):
+    known = spec.kind in paths or sources.is_known(spec.kind)
+    if spec.kind in WITHOUT_PATH or (spec.path and known):
         return
     known = [*WITHOUT_PATH, *(f"{kind}:PATH" for kind in paths)]
     raise ValueError(

@@ -6,7 +6,9 @@ segment. The others differ from it in a few settings, and in the names of their 
 
 * `Roberta` (Liu et al. 2019; also XLM-R and CamemBERT) counts positions from behind the padding's;
 * `DistilBert` (Sanh et al. 2019) has no token types;
-* `MPNet` (Song et al. 2020) adds a bias to the attention that depends on the distance of tokens.
+* `MPNet` (Song et al. 2020) adds a bias to the attention that depends on the distance of tokens;
+* `Electra` (Clark et al. 2020) may have embeddings narrower than its layers;
+* `Albert` (Lan et al. 2019) has them too, and one layer that is applied again and again.
 
 Every Hugging Face folder of these types fits, among them the sentence encoders: DeCLUTR and
 sentence-transformers' (MiniLM), whose embedding is the mean over tokens that these towers return.
@@ -23,7 +25,15 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from otter_jax.models import bert_layouts, transformer
-from otter_jax.models.layers import Linear, Preset, TowerOutput, dropout, split_key
+from otter_jax.models.layers import (
+    Embed,
+    Linear,
+    Preset,
+    TowerOutput,
+    add_parameter,
+    dropout,
+    split_key,
+)
 
 ACTIVATIONS = transformer.ACTIVATIONS | {"relu": jax.nn.relu}
 POOLINGS = ("mean", "cls")
@@ -37,6 +47,9 @@ class BertConfig:
     """Shape of a BERT, with the names of Hugging Face's config.json; the defaults are BERT-base.
 
     Attributes:
+        embedding_size: width of the embeddings, from which a linear layer leads to `hidden_size`;
+            None for embeddings of that width, without such a layer.
+        shared_layer: whether all layers are one, with the same weights.
         type_vocab_size: number of token types, of which the towers use the first; 0 for none.
         pad_token_id: id whose embedding gets no gradient; None for none.
         positions_after_padding: whether positions count the tokens other than padding, from
@@ -44,6 +57,7 @@ class BertConfig:
         relative_attention_num_buckets: rows of the table of attention biases; 0 for no biases.
         drop_attended: whether `hidden_dropout_prob` applies behind the attention too.
         pooling: "mean" over the tokens, or "cls", the first token.
+        cleaning: what is done to captions before they become tokens, as in `ClipTextConfig`.
         mlm_head: whether there is a head that predicts masked tokens.
         mlm_act: its activation; None for `hidden_act`.
         tie_word_embeddings: whether that head scores tokens with their embeddings.
@@ -71,7 +85,10 @@ class BertConfig:
     positions_after_padding: bool = False
     relative_attention_num_buckets: int = 0
     drop_attended: bool = True
+    embedding_size: int | None = None
+    shared_layer: bool = False
     pooling: Literal["mean", "cls"] = "mean"
+    cleaning: str = "none"
     mlm_head: bool = False
     mlm_act: str | None = None
     tie_word_embeddings: bool = True
@@ -150,16 +167,30 @@ class MPNetConfig(BertConfig):
     mlm_act: str | None = "gelu"
 
 
-class _Layers(transformer.LayerFactory):
+@dataclass(frozen=True)
+class AlbertConfig(BertConfig):
+    """Shape of an ALBERT; the defaults are ALBERT-base (version 2)."""
+
+    vocab_size: int = 30000
+    hidden_act: str = "gelu_new"
+    hidden_dropout_prob: float = 0.0
+    attention_probs_dropout_prob: float = 0.0
+    embedding_size: int | None = 128
+    shared_layer: bool = True
+
+
+class LayerFactory(transformer.LayerFactory):
     """Makes the layers of one BERT, which share their initialiser too."""
 
     def projection(self, inputs: int, outputs: int) -> Linear:
+        """Return a linear layer with bias."""
         return self.linear(inputs, outputs, self.config.initializer_range)
 
-    def embedding(self, rows: int, columns: int | None = None) -> nnx.Embed:
-        return nnx.Embed(
+    def embedding(self, rows: int, columns: int | None = None) -> Embed:
+        """Return a table, as wide as the embeddings unless said otherwise."""
+        return Embed(
             rows,
-            columns or self.config.hidden_size,
+            columns or self.config.embedding_size or self.config.hidden_size,
             embedding_init=jax.nn.initializers.normal(self.config.initializer_range),
             dtype=self.dtype,
             rngs=self.rngs,
@@ -169,12 +200,9 @@ class _Layers(transformer.LayerFactory):
 class TransformerLayer(nnx.Module):
     """Attention and a two-layer perceptron, each with a residual sum and layer norm after it."""
 
-    def __init__(self, config: BertConfig, make: _Layers) -> None:
-        """Build the layer."""
-        deviation = config.initializer_range
-        self.attention = transformer.SelfAttention(
-            make, deviation=deviation, output_deviation=deviation
-        )
+    def __init__(self, config: BertConfig, make: LayerFactory, attention: nnx.Module) -> None:
+        """Build the layer around its attention."""
+        self.attention = attention
         self.attention_norm = make.norm()
         self.intermediate = make.projection(config.hidden_size, config.intermediate_size)
         self.output = make.projection(config.intermediate_size, config.hidden_size)
@@ -199,7 +227,7 @@ class MaskedLanguageHead(nnx.Module):
     The decoder is the table of word embeddings with a bias, or a linear map of its own.
     """
 
-    def __init__(self, config: BertConfig, make: _Layers) -> None:
+    def __init__(self, config: BertConfig, make: LayerFactory) -> None:
         """Build the head."""
         tied = config.tie_word_embeddings
         self.dense = make.projection(config.hidden_size, config.hidden_size)
@@ -208,7 +236,7 @@ class MaskedLanguageHead(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(config.vocab_size)) if tied else None
         self.activation = config.mlm_act or config.hidden_act
 
-    def __call__(self, states: jax.Array, word_embeddings: nnx.Embed) -> jax.Array:
+    def __call__(self, states: jax.Array, word_embeddings: Embed) -> jax.Array:
         """Map [..., width] to float32 [..., vocabulary]."""
         x = self.norm(ACTIVATIONS[self.activation](self.dense(states)))
         if self.decoder is not None:
@@ -244,7 +272,7 @@ class Bert(nnx.Module):
 
     config_class: type[BertConfig] = BertConfig
     checkpoint_layouts = (bert_layouts.BERT_LAYOUT,)
-    model_types: tuple[str, ...] = ("bert",)
+    model_types: tuple[str, ...] = ("bert", "chinese_clip_text_model")
 
     def __init__(
         self,
@@ -261,17 +289,23 @@ class Bert(nnx.Module):
             dtype: type of the computation; parameters stay float32, and so does the softmax.
         """
         self.config = config = config or self.config_class()
-        make = _Layers(config, dtype, rngs)
+        make = LayerFactory(config, dtype, rngs)
         self.word_embeddings = make.embedding(config.vocab_size)
         self.position_embeddings = make.embedding(config.max_position_embeddings)
         types, buckets = config.type_vocab_size, config.relative_attention_num_buckets
         self.token_type_embeddings = make.embedding(types) if types else None
-        self.embeddings_norm = make.norm()
+        self.embeddings_norm = make.norm(config.embedding_size)
+        self.embeddings_project = (
+            make.projection(config.embedding_size, config.hidden_size)
+            if config.embedding_size
+            else None
+        )
         self.relative_bias = (
             make.embedding(buckets, config.num_attention_heads) if buckets else None
         )
+        made = 1 if config.shared_layer else config.num_hidden_layers
         self.layers = nnx.List(
-            [TransformerLayer(config, make) for _ in range(config.num_hidden_layers)]
+            [TransformerLayer(config, make, self.make_attention(make)) for _ in range(made)]
         )
         self.mlm_head = MaskedLanguageHead(config, make) if config.mlm_head else None
         self.width = config.hidden_size
@@ -300,7 +334,12 @@ class Bert(nnx.Module):
             ValueError: the texts are longer than the position table.
         """
         states = self.encode_tokens(tokens, token_mask, train=train, dropout_key=dropout_key)
-        return TowerOutput(self._pool(states, token_mask), states)
+        return TowerOutput(pool_tokens(states, token_mask, self.config.pooling), states)
+
+    def make_attention(self, make: LayerFactory) -> nnx.Module:
+        """Return the attention of one layer, whose `bias` is what `attention_bias` returns."""
+        deviation = self.config.initializer_range
+        return transformer.SelfAttention(make, deviation=deviation, output_deviation=deviation)
 
     def encode_tokens(
         self,
@@ -314,13 +353,18 @@ class Bert(nnx.Module):
         length, longest = tokens.shape[1], self.config.longest_text
         if length > longest:
             raise ValueError(f"texts have {length} tokens; this BERT takes at most {longest}")
-        first_key, *layer_keys = split_key(dropout_key if train else None, 1 + len(self.layers))
+        layers = list(self.layers)
+        if self.config.shared_layer:
+            layers *= self.config.num_hidden_layers
+        first_key, *layer_keys = split_key(dropout_key if train else None, 1 + len(layers))
         x = self.embeddings_norm(self._embed(jnp.asarray(tokens)))
         x = dropout(x, self.config.hidden_dropout_prob, first_key)
+        if self.embeddings_project is not None:
+            x = self.embeddings_project(x)
         bias = self.attention_bias(jnp.asarray(token_mask))
         apply = TransformerLayer.__call__
         apply = nnx.remat(apply) if self.config.remat else apply
-        for layer, key in zip(self.layers, layer_keys, strict=True):
+        for layer, key in zip(layers, layer_keys, strict=True):
             x = apply(layer, x, bias, key)
         return x
 
@@ -355,22 +399,35 @@ class Bert(nnx.Module):
         padding = self.config.pad_token_id
         x = _look_up(self.word_embeddings, tokens, padding)
         if self.token_type_embeddings is not None:
-            x = x + self.token_type_embeddings(jnp.zeros((1,), jnp.int32))
+            x = add_parameter(x, self.token_type_embeddings.embedding[0])
+        if self.position_embeddings is None:  # DeBERTa's, whose attention knows of distances.
+            return x
         if not self.config.positions_after_padding:
-            return x + self.position_embeddings(jnp.arange(tokens.shape[1]))
+            return add_parameter(x, self.position_embeddings.embedding[: tokens.shape[1]])
         counted = tokens != padding
         positions = padding + jnp.cumsum(counted, axis=1) * counted
         return x + _look_up(self.position_embeddings, positions, padding)
 
-    def _pool(self, states: jax.Array, token_mask: jax.Array) -> jax.Array:
-        if self.config.pooling == "cls":
-            return states[:, 0].astype(jnp.float32)
-        weights = jnp.asarray(token_mask, jnp.float32)[:, :, None]
-        total = jnp.sum(states.astype(jnp.float32) * weights, axis=1)
-        return total / jnp.maximum(jnp.sum(weights, axis=1), 1.0)
+
+def pool_tokens(states: jax.Array, token_mask: jax.Array, pooling: str) -> jax.Array:
+    """Return one vector a text.
+
+    Args:
+        states: [B, L, width].
+        token_mask: bool [B, L], False on padding.
+        pooling: "mean" over the tokens, or "cls", the first one.
+
+    Returns:
+        float32 [B, width]; zeros for the mean of a text without tokens.
+    """
+    if pooling == "cls":
+        return states[:, 0].astype(jnp.float32)
+    weights = jnp.asarray(token_mask, jnp.float32)[:, :, None]
+    total = jnp.sum(states.astype(jnp.float32) * weights, axis=1)
+    return total / jnp.maximum(jnp.sum(weights, axis=1), 1.0)
 
 
-def _look_up(table: nnx.Embed, ids: jax.Array, padding: int | None) -> jax.Array:
+def _look_up(table: Embed, ids: jax.Array, padding: int | None) -> jax.Array:
     """Return the rows of the ids; that of the padding gets no gradient, as in PyTorch."""
     rows = table(ids)
     if padding is None:
@@ -402,10 +459,27 @@ class MPNet(Bert):
     model_types = ("mpnet",)
 
 
+class Electra(Bert):
+    """Text tower: ELECTRA, the part that discriminates."""
+
+    checkpoint_layouts = (bert_layouts.ELECTRA_LAYOUT,)
+    model_types = ("electra",)
+
+
+class Albert(Bert):
+    """Text tower: ALBERT."""
+
+    config_class = AlbertConfig
+    checkpoint_layouts = (bert_layouts.ALBERT_LAYOUT,)
+    model_types = ("albert",)
+
+
 PRESETS = {
+    "albert": Preset(Albert),
     "bert": Preset(Bert),
     "camembert": Preset(Roberta, {"vocab_size": 32005}),
     "distilbert": Preset(DistilBert),
+    "electra": Preset(Electra),
     "minilm": Preset(Bert, {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536}),
     "mpnet": Preset(MPNet),
     "roberta": Preset(Roberta),

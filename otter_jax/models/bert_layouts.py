@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from otter_jax.models.descriptions import TRANSFORMERS_KEYS, Description, Guess, Keys, words
 from otter_jax.models.weights import CheckpointArrays, CheckpointLayout
 
 EMBEDDING_NAMES = (
@@ -38,7 +39,7 @@ ROBERTA_HEAD_NAMES = (
     (r"^mlm_head", "lm_head"),
 )
 SPELLINGS = (
-    (r"^(bert|roberta|distilbert|mpnet)\.", ""),
+    (r"^(bert|roberta|distilbert|mpnet|electra|albert)\.", ""),
     (r"LayerNorm\.gamma$", "LayerNorm.weight"),
     (r"LayerNorm\.beta$", "LayerNorm.bias"),
 )
@@ -54,7 +55,56 @@ IGNORED = (
     "qa_outputs.*",
 )
 
+ALBERT_NAMES = (
+    *EMBEDDING_NAMES,
+    (r"^embeddings_project", "encoder.embedding_hidden_mapping_in"),
+    (r"^layers\.0\.", "encoder.albert_layer_groups.0.albert_layers.0."),
+    (r"intermediate", "ffn"),
+    (r"attention\.output", "attention.dense"),
+    (r"attention_norm", "attention.LayerNorm"),
+    (r"0\.output\.", "0.ffn_output."),
+    (r"0\.output_norm", "0.full_layer_layer_norm"),
+    (r"^mlm_head\.(bias|decoder|dense)", r"predictions.\1"),
+    (r"^mlm_head\.norm", "predictions.LayerNorm"),
+)
+
 LAYER_NAME = re.compile(r"encoder\.layer\.(\d+)\.")
+# Width -> attention heads, where all published models of the family agree.
+PUBLISHED_HEADS = {768: 12, 1024: 16}
+
+# Settings with transformers' names; what their absence from a config.json means.
+DEFAULTS = {
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "initializer_range": 0.02,
+    "layer_norm_eps": 1e-12,
+    "pad_token_id": 0,
+    "tie_word_embeddings": True,
+}
+BERT_KEYS = TRANSFORMERS_KEYS.extended(
+    fields={name: name for name in DEFAULTS},
+    defaults=DEFAULTS,
+    harmless=words(
+        """directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers
+        pooler_size_per_head pooler_type"""
+    ),
+)
+ROBERTA_KEYS = BERT_KEYS.extended(defaults={"pad_token_id": 1})
+# Built into transformers' DistilBERT and MPNet, whatever config.json says.
+DISTILBERT_CONSTANTS = {"layer_norm_eps": 1e-12, "type_vocab_size": 0}
+MPNET_CONSTANTS = {"pad_token_id": 1, "type_vocab_size": 0}
+MPNET_KEYS = ROBERTA_KEYS.extended(
+    fields={"relative_attention_num_buckets": "relative_attention_num_buckets"},
+    defaults={"relative_attention_num_buckets": 32, "vocab_size": 30527},
+)
 DISTILBERT_FIELDS = {
     "dim": "hidden_size",
     "n_layers": "num_hidden_layers",
@@ -64,33 +114,96 @@ DISTILBERT_FIELDS = {
     "dropout": "hidden_dropout_prob",
     "attention_dropout": "attention_probs_dropout_prob",
 }
-# Built into transformers' DistilBERT and MPNet, whatever config.json says.
-DISTILBERT_CONSTANTS = {"layer_norm_eps": 1e-12, "type_vocab_size": 0}
-MPNET_CONSTANTS = {"pad_token_id": 1, "type_vocab_size": 0}
+_SHARED_NAMES = ("vocab_size", "max_position_embeddings", "initializer_range", "pad_token_id")
+DISTILBERT_KEYS = TRANSFORMERS_KEYS.extended(
+    fields=DISTILBERT_FIELDS | {name: name for name in (*_SHARED_NAMES, "tie_word_embeddings")},
+    defaults={"n_layers": 6, "n_heads": 12, "activation": "gelu", "pad_token_id": 0},
+    # The table of positions is in the file, however it was made.
+    harmless=words(
+        """sinusoidal_pos_embds tie_weights_ qa_dropout seq_classif_dropout layer_norm_eps
+        type_vocab_size"""
+    ),
+)
+ELECTRA_KEYS = BERT_KEYS.extended(
+    fields={"embedding_size": "embedding_size"},
+    defaults={
+        "embedding_size": 128,
+        "hidden_size": 256,
+        "num_attention_heads": 4,
+        "intermediate_size": 1024,
+    },
+    harmless=words(
+        "summary_type summary_use_proj summary_activation summary_last_dropout generator_size"
+    ),
+)
+ALBERT_KEYS = BERT_KEYS.extended(
+    fields={"embedding_size": "embedding_size"},
+    defaults={
+        "vocab_size": 30000,
+        "embedding_size": 128,
+        "hidden_size": 4096,
+        "num_attention_heads": 64,
+        "intermediate_size": 16384,
+        "hidden_act": "gelu_new",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    },
+    only={"num_hidden_groups": (1,), "inner_group_num": (1,)},
+    harmless=words(
+        "classifier_dropout_prob net_structure_type num_memory_blocks gap_size down_scale_factor"
+    ),
+)
+# Of sentence-transformers' Pooling. Without its prompt, a text has none.
+POOLING_KEYS = Keys(
+    harmless=words(
+        """word_embedding_dimension embedding_dimension pooling_mode pooling_mode_cls_token
+        pooling_mode_mean_tokens pooling_mode_max_tokens pooling_mode_mean_sqrt_len_tokens
+        pooling_mode_weightedmean_tokens pooling_mode_lasttoken include_prompt"""
+    ),
+)
+MODEL_TYPES: Mapping[str, Keys] = {
+    "bert": BERT_KEYS,
+    "chinese_clip_text_model": BERT_KEYS,
+    "roberta": ROBERTA_KEYS.extended(defaults={"vocab_size": 50265}),
+    "xlm-roberta": ROBERTA_KEYS,
+    "camembert": ROBERTA_KEYS,
+    "mpnet": MPNET_KEYS,
+    "distilbert": DISTILBERT_KEYS,
+    "electra": ELECTRA_KEYS,
+    "albert": ALBERT_KEYS,
+}
 
 
-def bert_fields(saved: Mapping[str, Any], arrays: CheckpointArrays) -> dict[str, Any]:
-    """Return the fields of config.json; those of a lone file follow from its shapes.
+def described_fields(saved: Description) -> dict[str, Any]:
+    """Return the settings that config.json says, with what its kind of model takes for granted."""
+    fields = MODEL_TYPES[saved["model_type"]].read(saved, "config.json")
+    if saved["model_type"] == "distilbert":
+        return fields | DISTILBERT_CONSTANTS
+    if saved["model_type"] == "mpnet":
+        return fields | MPNET_CONSTANTS
+    if saved["model_type"] == "chinese_clip_text_model":
+        return fields | {"pooling": "cls"}
+    if saved["model_type"] == "electra" and fields["embedding_size"] == fields["hidden_size"]:
+        return fields | {"embedding_size": None}
+    return fields
+
+
+def bert_fields(saved: Description, arrays: CheckpointArrays) -> dict[str, Any]:
+    """Return the settings that config.json says; those of a lone file follow from its shapes.
 
     Raises:
-        ValueError: a lone file has another width than 768 or 1024, whose number of attention heads
-            all published models of the family agree on.
+        ValueError: config.json says something that the tower does not compute.
     """
     if saved:
-        return dict(saved)
+        return described_fields(saved)
     words, width = arrays["embeddings.word_embeddings.weight"].shape
-    heads = {768: 12, 1024: 16}.get(width)
-    if heads is None:
-        raise ValueError(
-            f"a BERT of width {width} without config.json: the weights do not tell the number of "
-            "attention heads; put them as model.safetensors beside a config.json"
-        )
     layers = {match[1] for match in map(LAYER_NAME.match, arrays) if match}
     fields = {
         "vocab_size": words,
         "hidden_size": width,
         "num_hidden_layers": len(layers),
-        "num_attention_heads": heads,
+        "num_attention_heads": Guess(PUBLISHED_HEADS.get(width)),
+        "hidden_act": Guess("gelu"),
     }
     tables = {
         "intermediate_size": "encoder.layer.0.intermediate.dense.weight",
@@ -103,15 +216,15 @@ def bert_fields(saved: Mapping[str, Any], arrays: CheckpointArrays) -> dict[str,
     return fields
 
 
-def distilbert_fields(saved: Mapping[str, Any], arrays: CheckpointArrays) -> dict[str, Any]:
-    """Return the fields of DistilBERT's config.json under BERT's names."""
-    renamed = {DISTILBERT_FIELDS.get(name, name): value for name, value in saved.items()}
-    return renamed | DISTILBERT_CONSTANTS
+def folder_fields(saved: Description, arrays: CheckpointArrays) -> dict[str, Any]:
+    """Return the settings that config.json says, without which these models are not read.
 
-
-def mpnet_fields(saved: Mapping[str, Any], arrays: CheckpointArrays) -> dict[str, Any]:
-    """Return the fields of MPNet's config.json, with what its code takes for granted."""
-    return dict(saved) | MPNET_CONSTANTS
+    Raises:
+        ValueError: there is none, or it says something that the tower does not compute.
+    """
+    if not saved:
+        raise ValueError("the weights do not tell its shape; they need the config.json beside them")
+    return described_fields(saved)
 
 
 BERT_LAYOUT = CheckpointLayout(
@@ -143,7 +256,7 @@ MPNET_LAYOUT = CheckpointLayout(
     ),
     spellings=SPELLINGS,
     ignored=IGNORED,
-    fields=mpnet_fields,
+    fields=folder_fields,
 )
 
 DISTILBERT_LAYOUT = CheckpointLayout(
@@ -164,8 +277,35 @@ DISTILBERT_LAYOUT = CheckpointLayout(
     ),
     spellings=SPELLINGS,
     ignored=IGNORED,
-    fields=distilbert_fields,
+    fields=folder_fields,
 )
+
+
+ELECTRA_LAYOUT = CheckpointLayout(
+    recognised_by="encoder.layer.0.attention.self.query.weight",
+    names=(*EMBEDDING_NAMES, *ENCODER_NAMES, *ATTENTION_NAMES),
+    spellings=SPELLINGS,
+    ignored=(*IGNORED, "generator_*", "discriminator_predictions.*"),
+    fields=folder_fields,
+)
+ALBERT_LAYOUT = CheckpointLayout(
+    recognised_by="encoder.embedding_hidden_mapping_in.weight",
+    names=ALBERT_NAMES,
+    spellings=SPELLINGS,
+    ignored=(*IGNORED, "predictions.*", "sop_classifier.*"),
+    fields=folder_fields,
+)
+
+
+def transformer_folder(folder: Path) -> Path:
+    """Return where a sentence-transformers folder has its transformer: there, or below it."""
+    if not (folder / "modules.json").is_file():
+        return folder
+    first = _read_json(folder / "modules.json")[0]
+    path = str(first.get("path", ""))
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise ValueError(f"{folder / 'modules.json'} leads out of its folder: {path!r}")
+    return folder / path
 
 
 def read_pooling(folder: Path) -> dict[str, str]:
@@ -192,14 +332,21 @@ def read_pooling(folder: Path) -> dict[str, str]:
 
 
 def _read_pooling_mode(path: Path) -> str:
+    """Return "mean" or "cls" from old keys, one for each mode, or the new one with all of them."""
     settings = _read_json(path)
-    modes = [
+    POOLING_KEYS.read(settings, str(path))
+    modes = "pooling_mode" not in settings and [
         name.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
         for name, wanted in settings.items()
         if name.startswith("pooling_mode_") and wanted
-    ] or [settings.get("pooling_mode", "mean")]
+    ]
+    if not modes:
+        named = settings.get("pooling_mode", "mean")
+        modes = list(named) if isinstance(named, list | tuple) else [named]
     if modes not in (["mean"], ["cls"]):
-        raise ValueError(f"{path} asks for pooling by {' + '.join(modes)}; it must be mean or cls")
+        raise ValueError(
+            f"{path} asks for pooling by {' + '.join(map(str, modes))}; it must be mean or cls"
+        )
     return modes[0]
 
 

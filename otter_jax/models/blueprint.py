@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from otter_jax.models.dual_encoder import DualEncoder, Heads, Lock
+from otter_jax.models.dual_encoder import DualEncoder, Heads, TrainableParts
 from otter_jax.models.pretrained import make_config, read_description
-from otter_jax.models.projections import kind_of, make_projection
+from otter_jax.models.projections import kind_of, make_projection, settings_of
 from otter_jax.models.two_towers import KINDS
 
 Blueprint = dict[str, Any]  # Holds what JSON can hold.
@@ -29,7 +29,10 @@ def describe(module: DualEncoder) -> Blueprint:
     """Return the shape of a dual encoder: towers, kinds of projections, heads, embedding size."""
     sides = {
         kind: describe_tower(getattr(module, kind))
-        | {"projection": kind_of(getattr(module, f"{kind}_projection"))}
+        | {
+            "projection": kind_of(getattr(module, f"{kind}_projection")),
+            "projection_settings": settings_of(getattr(module, f"{kind}_projection")),
+        }
         for kind in KINDS
     }
     has_bias = hasattr(module, "logit_bias")
@@ -41,19 +44,19 @@ def build(
     blueprint: Mapping[str, Any],
     *,
     dtype: DTypeLike = jnp.float32,
-    locks: Mapping[str, Lock] | None = None,
+    trainable: Mapping[str, TrainableParts] | None = None,
 ) -> DualEncoder:
     """Return a dual encoder whose arrays have shapes but no values yet.
 
     Args:
         blueprint: as `describe` gives it, also after a way through JSON.
         dtype: type of the towers' computation.
-        locks: by "image" and "text"; none if None.
+        trainable: by "image" and "text"; none if None.
 
     Raises:
         ValueError: if it names what this version of the package does not have.
     """
-    locks = locks or {kind: Lock() for kind in KINDS}
+    trainable = trainable or {kind: TrainableParts() for kind in KINDS}
 
     def make() -> DualEncoder:
         towers = {kind: build_tower(blueprint[kind], dtype) for kind in KINDS}
@@ -63,6 +66,7 @@ def build(
                 towers[kind].width,
                 blueprint["embed_dim"],
                 rngs=nnx.Rngs(0),
+                **blueprint[kind].get("projection_settings", {}),
             )
             for kind in KINDS
         }
@@ -71,8 +75,8 @@ def build(
             towers["text"],
             projections["image"],
             projections["text"],
-            image_lock=locks["image"],
-            text_lock=locks["text"],
+            image_trainable=trainable["image"],
+            text_trainable=trainable["text"],
             initial_bias=0.0 if blueprint["has_bias"] else None,
             heads=Heads(**blueprint.get("heads", {})),
             rngs=nnx.Rngs(0),

@@ -14,11 +14,12 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from otter_jax.models.bert_layouts import read_pooling
+from otter_jax.models.bert_layouts import read_pooling, transformer_folder
+from otter_jax.models.preprocessing import read_preprocessing
 from otter_jax.models.torch_files import read_torch_file
 
 SAFETENSORS = ".safetensors"
-TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".pth.tar")
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".pth.tar", ".ckpt")
 SUFFIXES = (SAFETENSORS, *TORCH_SUFFIXES)
 # In the order of preference; an index lists the files of a checkpoint in several parts.
 FOLDER_WEIGHTS = (
@@ -30,10 +31,11 @@ FOLDER_WEIGHTS = (
     "open_clip_pytorch_model.bin",
 )
 NO_WEIGHT = re.compile(r"(^|\.)attn_mask$")  # The causal mask, in OpenAI's TorchScript archives.
-# Where training scripts keep the weights in what they save, and what they put before the names:
-# data parallelism, compilation, and OTTER's distillation, whose teacher is not wanted.
-WRAPPERS = ("state_dict", "model_state_dict", "model")
-PREFIXES = ("module.", "_orig_mod.", "student.")
+# Where training scripts keep the weights in what they save (the last as DeepSpeed does), and what
+# they put before the names: data parallelism, compilation, Lightning, and OTTER's distillation,
+# whose teacher is not wanted.
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+PREFIXES = ("module.", "_orig_mod.", "model.", "student.")
 # In a config.json that export.py wrote: what Hugging Face's own fields do not say.
 OWN_KEY = "otter_jax"
 OTTER_DISTILLATION_SCALE = "dist_loss.T_s"
@@ -44,8 +46,9 @@ class Checkpoint(NamedTuple):
 
     fields: dict[str, Any] | None  # Of config.json; None where there is none.
     arrays: dict[str, np.ndarray]
-    # Settings of a tower that other files of the folder say: mean, std, pooling, hidden_act.
+    # Settings of a tower that other files of the folder say: mean, std, resize, pooling.
     hints: Mapping[str, Any] = {}
+    open_clip: dict[str, Any] | None = None  # Of open_clip_config.json, if the weights are its.
 
 
 def read_checkpoint(location: Path) -> Checkpoint:
@@ -60,13 +63,27 @@ def read_checkpoint(location: Path) -> Checkpoint:
     """
     if location.is_file():
         return Checkpoint(None, strip_prefixes(_read_arrays(location)))
-    weights, config = find_weights(location), location / "config.json"
-    # open_clip's own folders have another file instead, and their names say everything.
-    if weights is None or not (config.is_file() or weights.name.startswith("open_clip")):
+    folder = transformer_folder(location)
+    weights, config = find_weights(folder), folder / "config.json"
+    # open_clip's own folders have another file instead.
+    of_open_clip = weights is not None and weights.name.startswith("open_clip")
+    if weights is None or not (config.is_file() or of_open_clip):
         needed = " or ".join(FOLDER_WEIGHTS)
-        raise FileNotFoundError(f"{location} should have config.json and {needed}")
-    fields = read_json(config) if config.is_file() else None
-    return Checkpoint(fields, strip_prefixes(_read_arrays(weights)), _read_hints(location))
+        raise FileNotFoundError(f"{folder} should have config.json and {needed}")
+    described = folder / "open_clip_config.json"
+    if of_open_clip:
+        fields, open_clip = None, read_json(described) if described.is_file() else None
+    else:
+        fields, open_clip = read_json(config), None
+    pixels = folder / "preprocessor_config.json"
+    try:
+        preprocessing = read_preprocessing(
+            read_json(pixels) if pixels.is_file() else None, fields, open_clip
+        )
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    hints = read_pooling(location) | preprocessing
+    return Checkpoint(fields, strip_prefixes(_read_arrays(weights)), hints, open_clip)
 
 
 def find_weights(folder: Path) -> Path | None:
@@ -131,28 +148,6 @@ def _read_parts(index: Path) -> dict[str, np.ndarray]:
     if absent := sorted(set(places) - set(arrays)):
         raise ValueError(f"{index} lists {absent[0]}, which {places[absent[0]]} does not hold")
     return arrays
-
-
-def _read_hints(folder: Path) -> dict[str, Any]:
-    """Return what a folder's files beside config.json, or timm's config.json, say about its towers."""
-
-    def read(name: str) -> dict[str, Any]:
-        return read_json(folder / name) if (folder / name).is_file() else {}
-
-    hints = read_pooling(folder)
-    open_clip, pixels = read("open_clip_config.json"), read("preprocessor_config.json")
-    if open_clip and not (folder / "config.json").is_file():
-        quick = open_clip.get("model_cfg", {}).get("quick_gelu", False)
-        hints |= {"hidden_act": "quick_gelu" if quick else "gelu"}
-    for source, prefix in (
-        (pixels, "image_"),
-        (read("config.json").get("pretrained_cfg", {}), ""),
-        (open_clip.get("preprocess_cfg", {}), ""),
-    ):
-        for name in ("mean", "std"):
-            if f"{prefix}{name}" in source:
-                hints.setdefault(name, tuple(source[f"{prefix}{name}"]))
-    return hints
 
 
 def read_json(path: Path) -> dict[str, Any]:

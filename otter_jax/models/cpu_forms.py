@@ -11,7 +11,8 @@ CPU, `lax`'s own convolutions are fast where they run forwards without groups; w
 
 So each operation here has a gradient of its own. Images are [batch, height, width, channels].
 `pads` holds the zeros before and after the rows, and before and after the columns. Strides are at
-most as long as the windows; with gaps between windows `lax` will have to do.
+most as long as the windows; with gaps between windows `lax` will have to do. Kernels and matrices
+may be of a wider type than the images; their gradients are sums in it.
 """
 
 import functools
@@ -28,14 +29,14 @@ Taps = tuple[slice, slice]  # Which of a kernel's rows and columns.
 
 @jax.custom_vjp
 def pointwise(images: jax.Array, matrix: jax.Array) -> jax.Array:
-    """Multiply the channels of every pixel, [..., I], by a matrix [I, O]."""
-    return images @ matrix
+    """Multiply the channels of every pixel, [..., I], by a matrix [I, O], in the images' type."""
+    return images @ matrix.astype(images.dtype)
 
 
 def _pointwise_forward(
     images: jax.Array, matrix: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return images @ matrix, (images, matrix)
+    return pointwise(images, matrix), (images, matrix)
 
 
 def _pointwise_backward(
@@ -43,7 +44,8 @@ def _pointwise_backward(
 ) -> tuple[jax.Array, jax.Array]:
     images, matrix = saved
     images, gradient = as_it_is((images, gradient))
-    return gradient @ matrix.T, _rows(images).T @ _rows(gradient)
+    to_matrix = jnp.matmul(_rows(images).T, _rows(gradient), preferred_element_type=matrix.dtype)
+    return gradient @ matrix.astype(images.dtype).T, to_matrix
 
 
 pointwise.defvjp(_pointwise_forward, _pointwise_backward)
@@ -51,8 +53,8 @@ pointwise.defvjp(_pointwise_forward, _pointwise_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolution(images: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
-    """Convolve [B, H, W, I] with a kernel [h, w, I, O]."""
-    return _convolve(images, kernel, stride, pads)
+    """Convolve [B, H, W, I] with a kernel [h, w, I, O], in the images' type."""
+    return _convolve(images, kernel.astype(images.dtype), stride, pads)
 
 
 def _convolve(images: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
@@ -64,7 +66,7 @@ def _convolve(images: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> 
 def _convolution_forward(
     images: jax.Array, kernel: jax.Array, stride: int, pads: Pads
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _convolve(images, kernel, stride, pads), (images, kernel)
+    return convolution(images, kernel, stride, pads), (images, kernel)
 
 
 def _convolution_backward(
@@ -74,7 +76,7 @@ def _convolution_backward(
     images, gradient = as_it_is((images, gradient))
 
     def plane(taps: Taps, plane_pads: Pads) -> jax.Array:
-        mirrored = kernel[taps][::-1, ::-1].swapaxes(2, 3)
+        mirrored = kernel[taps][::-1, ::-1].swapaxes(2, 3).astype(images.dtype)
         return _convolve(gradient, mirrored, 1, plane_pads)
 
     return (
@@ -109,8 +111,9 @@ def _kernel_gradient(
 def depthwise(images: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
     """Convolve every channel of [B, H, W, C] with its own filter of a kernel [h, w, 1, C].
 
-    A sum of shifted products, one for each of the kernel's taps.
+    A sum of shifted products in the images' type, one for each of the kernel's taps.
     """
+    kernel = kernel.astype(images.dtype)
     padded = _pad(images, pads)
     size = [(padded.shape[axis] - kernel.shape[axis - 1]) // stride + 1 for axis in (1, 2)]
     shifted = _shifted(padded, kernel.shape, stride, (len(images), *size))

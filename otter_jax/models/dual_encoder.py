@@ -1,6 +1,6 @@
 """Two towers, two projections and two log-scales: the network that every method here trains.
 
-Methods that look at several views of a pair have heads beside them, see `heads.py`.
+Methods that look at several views of a pair have heads beside them, see `heads.py` and `views.py`.
 
 The module library stays in this folder. `split` takes a module apart once, into its definition and
 plain nested dicts of arrays; `FunctionalModel` puts it together again inside jitted functions. So
@@ -8,18 +8,18 @@ the step, the losses, the sharding and the checkpoints handle plain pytrees only
 """
 
 import dataclasses
-import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from otter_jax.models import views
 from otter_jax.models.heads import SimCLRHead, SimSiamHead, TokenHead
-from otter_jax.models.layers import BatchNorm, TowerOutput, split_key
+from otter_jax.models.layers import BatchNorm, split_key
 from otter_jax.models.projections import output_width
 
 INITIAL_SCALE = math.exp(3.9)  # 49.4 (OTTER's released code).
@@ -36,8 +36,8 @@ class Variables(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Lock:
-    """What of a tower training leaves alone.
+class TrainableParts:
+    """Which parts of a tower, and of the projection behind it, training changes.
 
     Attributes:
         frozen: the tower keeps its parameters and batch statistics and always runs in evaluation
@@ -70,7 +70,7 @@ class Lock:
             ) from None
 
     def trains(self, path: str) -> bool:
-        """Return whether the parameter at a path ("projection.kernel" for the projection's) is trained."""
+        """Return whether the parameter at a path in the tower, or "projection...", is trained."""
         if self.frozen:
             return path.startswith("projection.")
         return self.trainable is None or re.search(self.trainable, path) is not None
@@ -101,8 +101,8 @@ class DualEncoder(nnx.Module):
         image_projection: nnx.Module,
         text_projection: nnx.Module,
         *,
-        image_lock: Lock = Lock(),
-        text_lock: Lock = Lock(),
+        image_trainable: TrainableParts = TrainableParts(),
+        text_trainable: TrainableParts = TrainableParts(),
         initial_scale: float = INITIAL_SCALE,
         initial_bias: float | None = None,
         heads: Heads = Heads(),
@@ -115,12 +115,12 @@ class DualEncoder(nnx.Module):
         from `rngs`.
 
         Raises:
-            ValueError: if the two sides' embeddings differ in size, or a lock's pattern occurs in
-                no parameter's path.
+            ValueError: if the two sides' embeddings differ in size, or a pattern of trainable
+                parameters occurs in no path.
         """
         self.image, self.text = image, text
         self.image_projection, self.text_projection = image_projection, text_projection
-        self.image_lock, self.text_lock = image_lock, text_lock
+        self.image_trainable, self.text_trainable = image_trainable, text_trainable
         self.log_scale = nnx.Param(jnp.float32(math.log(initial_scale)))
         self.distillation_log_scale = nnx.Param(jnp.float32(math.log(initial_scale)))
         if initial_bias is not None:
@@ -142,15 +142,15 @@ class DualEncoder(nnx.Module):
             self.simclr = SimCLRHead(image.width, rngs=rngs)
         if heads.tokens and getattr(text, "mlm_head", None) is None:
             self.tokens = TokenHead(text.width, text.config.vocab_size, rngs=rngs)
-        for kind, lock in (("image", image_lock), ("text", text_lock)):
-            _refuse_idle_pattern(self, kind, lock)
-            if lock.keep_batch_stats:
+        for kind, parts in (("image", image_trainable), ("text", text_trainable)):
+            _refuse_idle_pattern(self, kind, parts)
+            if parts.keep_batch_stats:
                 _keep_batch_stats(getattr(self, kind))
 
     def image_features(
         self, images: jax.Array, *, train: bool = False, dropout_key: jax.Array | None = None
     ) -> jax.Array:
-        """Return uint8 [N, H, W, 3] -> tower features [N, width], float32."""
+        """Map uint8 images [N, H, W, 3] to the tower's features, float32 [N, width]."""
         mean, std = jnp.asarray(self.image.mean), jnp.asarray(self.image.std)
         images = (images.astype(jnp.float32) / 255.0 - mean) / std
         return self.image(images, train=train, dropout_key=dropout_key).pooled
@@ -163,85 +163,8 @@ class DualEncoder(nnx.Module):
         train: bool = False,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        """Return int32 [N, L] tokens and their mask -> tower features [N, width], float32."""
+        """Map int32 tokens [N, L] and their mask to the tower's features, float32 [N, width]."""
         return self.text(tokens, token_mask, train=train, dropout_key=dropout_key).pooled
-
-    def views(
-        self,
-        batch: Mapping[str, jax.Array],
-        *,
-        train: bool = False,
-        dropout_key: jax.Array | None = None,
-    ) -> dict[str, jax.Array]:
-        """Return what the towers and heads make of every view in a batch, by name.
-
-        Always `image` and `text`, embeddings [N, embed_dim] as `__call__` gives them; the text is
-        that of `masked_tokens` where the batch has them, which then also give `mlm_logits` [N, K,
-        vocabulary] at the `masked_positions`. `image2` and `text2` are the second views'
-        embeddings, `p1`, `p2`, `z1`, `z2` SimSiam's predictions from and projections of both image
-        views, `simclr1` and `simclr2` SimCLR's projections of the second and the third.
-
-        `dropout_key` is one for all, or one for each row.
-        """
-        image_key, text_key = split_key(dropout_key, 2)
-        outputs, features = {}, {}
-        for number, view in enumerate(("image", "image2", "image3")):
-            if view in batch or f"{view}_features" in batch:
-                key = _view_key(image_key, number)
-                features[view] = self._view_of_image(batch, view, train, key)
-        if self.heads.simclr:
-            for view, name in (("image2", "simclr1"), ("image3", "simclr2")):
-                outputs[name] = self.simclr(features.pop(view), train)
-        for view, of_view in features.items():
-            outputs[view] = self.image_projection(of_view)
-        if self.heads.simsiam:
-            for view, number in (("image", 1), ("image2", 2)):
-                outputs[f"p{number}"], outputs[f"z{number}"] = self.simsiam(outputs[view], train)
-        if "masked_tokens" in batch:
-            outputs |= self._masked_text(batch, train, text_key)
-        else:
-            outputs["text"] = self.text_projection(
-                self._view_of_text(batch, "text", train, text_key)
-            )
-        if "tokens2" in batch:
-            second = self._view_of_text(batch, "text2", train, _view_key(text_key, 1))
-            outputs["text2"] = self.text_projection(second)
-        return outputs
-
-    def _masked_text(
-        self, batch: Mapping[str, jax.Array], train: bool, key: jax.Array | None
-    ) -> dict[str, jax.Array]:
-        """Return one pass of the masked tokens for both: the embedding and the missing tokens."""
-        output: TowerOutput = self.text(
-            batch["masked_tokens"],
-            batch["token_mask"],
-            train=train and not self.text_lock.frozen,
-            dropout_key=key,
-        )
-        result = {"text": self.text_projection(output.pooled)}
-        if self.heads.tokens:
-            positions = batch["masked_positions"][:, :, None]
-            states = jnp.take_along_axis(output.sequence, positions, axis=1)
-            predict = getattr(self, "tokens", None) or self.text.predict_tokens
-            result["mlm_logits"] = predict(states)
-        return result
-
-    def _view_of_image(
-        self, batch: Mapping[str, jax.Array], view: str, train: bool, key: jax.Array | None
-    ) -> jax.Array:
-        if (known := batch.get(f"{view}_features")) is not None:
-            return known
-        train = train and not self.image_lock.frozen
-        return self.image_features(batch[view], train=train, dropout_key=key)
-
-    def _view_of_text(
-        self, batch: Mapping[str, jax.Array], view: str, train: bool, key: jax.Array | None
-    ) -> jax.Array:
-        if (known := batch.get(f"{view}_features")) is not None:
-            return known
-        number, train = view.removeprefix("text"), train and not self.text_lock.frozen
-        tokens, mask = batch[f"tokens{number}"], batch[f"token_mask{number}"]
-        return self.text_features(tokens, mask, train=train, dropout_key=key)
 
     def __call__(
         self,
@@ -256,21 +179,35 @@ class DualEncoder(nnx.Module):
         upstream of them varies, the tower is skipped.
         """
         image_key, text_key = split_key(dropout_key, 2)
-        image = self._view_of_image(batch, "image", train, image_key)
-        text = self._view_of_text(batch, "text", train, text_key)
+        if (image := batch.get("image_features")) is None:
+            train_image = train and not self.image_trainable.frozen
+            image = self.image_features(batch["image"], train=train_image, dropout_key=image_key)
+        if (text := batch.get("text_features")) is None:
+            tokens, mask = batch["tokens"], batch["token_mask"]
+            train_text = train and not self.text_trainable.frozen
+            text = self.text_features(tokens, mask, train=train_text, dropout_key=text_key)
         return self.image_projection(image), self.text_projection(text)
 
+    def views(
+        self,
+        batch: Mapping[str, jax.Array],
+        *,
+        train: bool = False,
+        dropout_key: jax.Array | None = None,
+    ) -> dict[str, jax.Array]:
+        """Return what the towers and heads make of every view in a batch, by name.
 
-def _view_key(key: jax.Array | None, number: int) -> jax.Array | None:
-    """Return the dropout key of a further view; the first one keeps the key."""
-    if key is None or number == 0:
-        return key
-    fold = functools.partial(jax.random.fold_in, data=number)
-    return jax.vmap(fold)(key) if key.ndim else fold(key)
+        Of a batch with one view of each pair these are the embeddings of `__call__`, as `image` and
+        `text`; of others, what `views.all_views` says.
+        """
+        if self.heads != Heads() or views.FURTHER_VIEWS & set(batch):
+            return views.all_views(self, batch, train, dropout_key)
+        image, text = self(batch, train=train, dropout_key=dropout_key)
+        return {"image": image, "text": text}
 
 
-def _lock_path(path: tuple) -> tuple[str, str] | None:
-    """Return whose a parameter is, and its path for the lock: ("image", "projection.kernel")."""
+def _path_in_tower(path: tuple) -> tuple[str, str] | None:
+    """Return whose a parameter is, and its path there, such as ("image", "projection.kernel")."""
     kind, _, part = str(path[0]).partition("_")
     if kind not in ("image", "text"):
         return None
@@ -278,19 +215,19 @@ def _lock_path(path: tuple) -> tuple[str, str] | None:
 
 
 def _is_trained(module: DualEncoder, path: tuple) -> bool:
-    owned = _lock_path(path)
-    return owned is None or getattr(module, f"{owned[0]}_lock").trains(owned[1])
+    owned = _path_in_tower(path)
+    return owned is None or getattr(module, f"{owned[0]}_trainable").trains(owned[1])
 
 
-def _refuse_idle_pattern(module: DualEncoder, kind: str, lock: Lock) -> None:
-    if lock.trainable is None:
+def _refuse_idle_pattern(module: DualEncoder, kind: str, parts: TrainableParts) -> None:
+    if parts.trainable is None:
         return
     paths = nnx.to_flat_state(nnx.state(module, nnx.Param)).paths
-    names = [owned[1] for path in paths if (owned := _lock_path(path)) and owned[0] == kind]
-    if not any(map(lock.trains, names)):
+    names = [owned[1] for path in paths if (owned := _path_in_tower(path)) and owned[0] == kind]
+    if not any(map(parts.trains, names)):
         some = ", ".join(names[:: max(1, len(names) // 6)])
         raise ValueError(
-            f"the {kind} tower has no parameter with {lock.trainable!r} in its path; "
+            f"the {kind} tower has no parameter with {parts.trainable!r} in its path; "
             f"it has {len(names)}, among them: {some}"
         )
 
@@ -320,7 +257,7 @@ class FunctionalModel:
         train: bool = False,
         dropout_key: jax.Array | None = None,
     ) -> tuple[tuple[jax.Array, jax.Array], Arrays]:
-        """Return embeddings of both sides, [N, embed_dim] each, and the batch statistics afterwards."""
+        """Return both sides' embeddings, [N, embed_dim], and the batch statistics afterwards."""
         module = self.bind(variables)
         embeddings = module(batch, train=train, dropout_key=dropout_key)
         return embeddings, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
@@ -349,6 +286,11 @@ def split(module: DualEncoder) -> tuple[FunctionalModel, Variables]:
     return FunctionalModel(definition), Variables(*map(nnx.to_pure_dict, states))
 
 
+def split_shapes(make: Callable[[], DualEncoder]) -> tuple[FunctionalModel, Variables]:
+    """Return what `split` does, of a module that is never made: shapes for arrays."""
+    return split(nnx.eval_shape(make))
+
+
 def count(arrays: Arrays) -> int:
-    """Return number of scalars in a nested dict of arrays."""
+    """Return how many scalars a nested dict of arrays holds."""
     return sum(leaf.size for leaf in jax.tree.leaves(arrays))

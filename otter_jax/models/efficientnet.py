@@ -80,6 +80,8 @@ class EfficientNetConfig:
         batch_norm_epsilon: added to the variance.
         mean: per channel, what the weights expect to be subtracted from pixels in 0..1.
         std: per channel, what the result is divided by.
+        resize: how the weights expect images to be brought to their size, a
+            `preprocessing.Resize`; None for this package's own way.
 
     Raises:
         ValueError: a multiplier is not positive, or there are not 1 to 7 stages.
@@ -97,6 +99,7 @@ class EfficientNetConfig:
     # that on photographs; with ImageNet's mean and deviation the variances are four times as big.
     mean: tuple[float, float, float] = (127 / 255, 127 / 255, 127 / 255)
     std: tuple[float, float, float] = (128 / 255, 128 / 255, 128 / 255)
+    resize: tuple[str, float, str] | None = None
 
     def __post_init__(self) -> None:
         """Refuse shapes that no network has."""

@@ -17,10 +17,21 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from otter_jax.models import bert, bert_layouts, clip_text, resnet, vit
+from otter_jax.models import (
+    bert,
+    bert_layouts,
+    clip_text,
+    clip_text_layouts,
+    resnet,
+    resnet_layouts,
+    vit,
+    vit_layouts,
+)
 from otter_jax.models.blueprint import describe, describe_tower
 from otter_jax.models.checkpoint_files import OWN_KEY, read_json
 from otter_jax.models.dual_encoder import DualEncoder
+from otter_jax.models.export_open_clip import export_open_clip
+from otter_jax.models.preprocessing import INTERPOLATIONS
 from otter_jax.models.pretrained import from_pretrained
 from otter_jax.models.projections import kind_of
 from otter_jax.models.weights import CheckpointLayout, checkpoint_arrays
@@ -78,20 +89,37 @@ def export_tower(tower: nnx.Module, folder: str | Path) -> None:
         arrays = form.prefixed_arrays(tower)
     _write(folder, fields, arrays)
     if hasattr(tower, "mean"):
-        _write_json(folder / "preprocessor_config.json", _pixels(tower))
+        _write_json(folder / "preprocessor_config.json", _pixels(tower, None))
     if isinstance(tower, bert.Bert):
         _write_pooling(folder, tower)
 
 
+class Sizes(NamedTuple):
+    """How evaluation brings images to the model's size."""
+
+    image_size: int
+    resized_side: int  # Before the centre is cut out.
+    mode: str = "shortest"  # See `preprocessing.Resize`.
+    interpolation: str = "bicubic"
+
+
 def export_dual_encoder(
-    module: DualEncoder, folder: str | Path, data: Mapping[str, Any] | None = None
+    module: DualEncoder,
+    folder: str | Path,
+    data: Mapping[str, Any] | None = None,
+    sizes: Sizes | None = None,
 ) -> None:
     """Write a dual encoder as config.json, model.safetensors and preprocessor_config.json.
+
+    A model that open_clip has, too, is also written for it, unless its images are cut out of larger
+    ones, which open_clip cannot say.
 
     Args:
         module: the model.
         folder: empty or new.
         data: what else `load_dual_encoder` should give back, of JSON's types.
+        sizes: what is done to images in evaluation; None where no image processor of Hugging Face's
+            does it, which then only hears of mean and deviation.
 
     Raises:
         ValueError: there is something in the folder.
@@ -101,8 +129,11 @@ def export_dual_encoder(
     own = describe(module) | {DATA_KEY: dict(data or {})}
     own["distillation_log_scale"] = float(module.distillation_log_scale[...])
     _write(folder, fields | {OWN_KEY: own}, arrays)
-    size = (data or {}).get("image_size")
-    _write_json(folder / "preprocessor_config.json", _pixels(module.image, size))
+    _write_json(folder / "preprocessor_config.json", _pixels(module.image, sizes))
+    # open_clip has no margin around the crop; a folder that it reads would give other numbers.
+    if sizes is not None and sizes.resized_side == sizes.image_size:
+        preprocess = {"resize_mode": sizes.mode, "interpolation": sizes.interpolation}
+        export_open_clip(module, folder, preprocess)
 
 
 def is_exported(folder: Path) -> bool:
@@ -246,38 +277,58 @@ def _bert_like(name: str, fields: Fields, config: bert.BertConfig, prefix: str) 
     return HuggingFaceForm(f"{name}Model", fields, layout)
 
 
+# What transformers' ViT, and its CLIP, take for granted.
+_VIT_CONSTANTS = {
+    "class_token": True,
+    "register_tokens": 0,
+    "prefix_positions": 1,
+    "pooling": "cls",
+    "norm_after_pooling": False,
+    "layer_scale": False,
+    "gated": False,
+}
+_CLIP_TEXT_CONSTANTS = {"causal": True, "pooling": "eos", "layer_scale": False, "gated": False}
+_RESNET_CONSTANTS = {"batch_norm_epsilon": 1e-5, "deep_stem": (), "average_downsample": False}
+
+
 def _vit(config: vit.ViTConfig) -> HuggingFaceForm | None:
+    if _differs(config, _VIT_CONSTANTS):
+        return None
     fields = _pick(config, (*_TRANSFORMER_FIELDS, "image_size", "patch_size"))
     dropout = {"attention_dropout": config.attention_probs_dropout_prob}
     form = (config.pre_norm, config.patch_bias)
     if form == (True, False) and config.qkv_bias:
         fields |= {"model_type": "clip_vision_model"} | dropout
-        layout, prefix = vit.HUGGING_FACE_CLIP_LAYOUT, "vision_model."
+        layout, prefix = vit_layouts.HUGGING_FACE_CLIP_LAYOUT, "vision_model."
         return HuggingFaceForm("CLIPVisionModel", fields, layout, prefix)
     if form == (False, True):
         fields |= _pick(
             config, ("qkv_bias", "hidden_dropout_prob", "attention_probs_dropout_prob")
         ) | {"model_type": "vit"}
         axes = {"embeddings.cls_token": 2, "embeddings.position_embeddings": 1}
-        return HuggingFaceForm("ViTModel", fields, vit.HUGGING_FACE_LAYOUT, leading_axes=axes)
+        return HuggingFaceForm(
+            "ViTModel", fields, vit_layouts.HUGGING_FACE_LAYOUT, leading_axes=axes
+        )
     return None
 
 
-def _clip_text(config: clip_text.ClipTextConfig) -> HuggingFaceForm:
+def _clip_text(config: clip_text.ClipTextConfig) -> HuggingFaceForm | None:
+    if _differs(config, _CLIP_TEXT_CONSTANTS):
+        return None
     fields = _pick(config, (*_TRANSFORMER_FIELDS, "vocab_size", "max_position_embeddings"))
     eos = config.eos_token_id
     fields |= {
         "model_type": "clip_text_model",
         "attention_dropout": config.attention_probs_dropout_prob,
         # transformers takes this id for "the highest id of each text".
-        "eos_token_id": clip_text.WRONG_EOS_TOKEN_ID if eos is None else eos,
+        "eos_token_id": clip_text_layouts.WRONG_EOS_TOKEN_ID if eos is None else eos,
     }
-    layout = clip_text.HUGGING_FACE_LAYOUT
+    layout = clip_text_layouts.HUGGING_FACE_LAYOUT
     return HuggingFaceForm("CLIPTextModel", fields, layout, "text_model.")
 
 
 def _resnet(config: resnet.ResNetConfig) -> HuggingFaceForm | None:
-    if config.batch_norm_epsilon != 1e-5:  # It has no other.
+    if _differs(config, _RESNET_CONSTANTS):
         return None
     fields = {
         "model_type": "resnet",
@@ -288,7 +339,7 @@ def _resnet(config: resnet.ResNetConfig) -> HuggingFaceForm | None:
         "downsample_in_first_stage": config.downsample_in_first_stage,
         "downsample_in_bottleneck": config.downsample_in_bottleneck,
     }
-    return HuggingFaceForm("ResNetModel", fields, resnet.HUGGING_FACE_LAYOUT)
+    return HuggingFaceForm("ResNetModel", fields, resnet_layouts.HUGGING_FACE_LAYOUT)
 
 
 _FORMS: Mapping[type[nnx.Module], Callable[[Any], HuggingFaceForm | None]] = {
@@ -322,19 +373,23 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _pixels(tower: nnx.Module, image_size: int | None = None) -> Fields:
+def _pixels(tower: nnx.Module, sizes: Sizes | None) -> Fields:
     """Return what Hugging Face's image processors should do to an image."""
     fields = {
         "image_processor_type": "CLIPImageProcessor",
         "image_mean": list(tower.mean),
         "image_std": list(tower.std),
     }
-    if image_size is not None:
-        fields |= {
-            "size": {"shortest_edge": image_size},
-            "crop_size": {"height": image_size, "width": image_size},
-        }
-    return fields
+    if sizes is None:
+        return fields
+    side, crop = sizes.resized_side, sizes.image_size
+    squash = {"height": side, "width": side}
+    return fields | {
+        "size": squash if sizes.mode == "squash" else {"shortest_edge": side},
+        "do_center_crop": True,
+        "crop_size": {"height": crop, "width": crop},
+        "resample": INTERPOLATIONS.index(sizes.interpolation),
+    }
 
 
 def _write_pooling(folder: Path, tower: bert.Bert) -> None:

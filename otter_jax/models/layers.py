@@ -2,12 +2,16 @@
 
 Images are channels-last, [batch, height, width, channels], everywhere. Convolutions and max pooling
 have two forms with the same numbers: on GPUs and TPUs XLA's own operations, on a CPU those of
-`cpu_forms`, which says why.
+`cpu_forms`, which says why. The choice is made by what a function is compiled for.
+
+Parameters are float32, and where computation is bfloat16, a parameter's gradient is a float32 sum
+over the batch all the same, and so over the devices: the operations here take parameters as they
+are and cast them inside.
 """
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -49,15 +53,15 @@ def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
 def conv2d(
     images: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding = "SAME"
 ) -> jax.Array:
-    """Convolve [B, H, W, I] with a kernel [h, w, I, O].
+    """Convolve [B, H, W, I] with a kernel [h, w, I, O], in the images' type.
 
     Returns [B, rows, columns, O]; with "SAME", ceil(H / stride) rows and ceil(W / stride) columns.
     """
     pads = _pads(images, kernel, stride, padding)
-    if _on_cpu() and kernel.shape[:2] == (1, 1) and padding in ("SAME", 0):
-        return cpu_forms.pointwise(images[:, ::stride, ::stride], kernel[0, 0])
-    if _on_cpu() and stride <= min(kernel.shape[:2]):
-        return cpu_forms.convolution(images, kernel, stride, pads)
+    if kernel.shape[:2] == (1, 1) and padding in ("SAME", 0):
+        return _pointwise(stride, pads)(images, kernel)
+    if stride <= min(kernel.shape[:2]):
+        return _convolution(stride, pads)(images, kernel)
     return _lax_convolution(images, kernel, stride, pads)
 
 
@@ -66,12 +70,13 @@ def depthwise_conv2d(
 ) -> jax.Array:
     """Convolve every channel of [B, H, W, C] with its own filter of a kernel [h, w, 1, C].
 
-    Returns [B, rows, columns, C]; with "SAME", ceil(H / stride) rows and ceil(W / stride) columns.
+    In the images' type. Returns [B, rows, columns, C]; with "SAME", ceil(H / stride) rows and
+    ceil(W / stride) columns.
     """
     pads = _pads(images, kernel, stride, padding)
-    if _on_cpu() and stride <= min(kernel.shape[:2]):
-        return cpu_forms.depthwise(images, kernel, stride, pads)
-    return _lax_convolution(images, kernel, stride, pads, groups=images.shape[-1])
+    if stride <= min(kernel.shape[:2]):
+        return _depthwise(stride, pads)(images, kernel)
+    return _lax_convolution(images, kernel, stride, pads, depthwise=True)
 
 
 def max_pool(images: jax.Array, size: int = 3, stride: int = 2, padding: int = 1) -> jax.Array:
@@ -79,26 +84,101 @@ def max_pool(images: jax.Array, size: int = 3, stride: int = 2, padding: int = 1
 
     Of equal pixels of a window, the first (row by row) has the gradient, as in PyTorch.
     """
-    if _on_cpu() and stride <= size:
-        return cpu_forms.max_pool(images, size, stride, padding)
+    if stride <= size:
+        return _max_pool(size, stride, padding)(images)
+    return _lax_max_pool(images, size, stride, padding)
+
+
+def _lax_max_pool(images: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
     pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     window, strides = (1, size, size, 1), (1, stride, stride, 1)
     return jax.lax.reduce_window(images, -jnp.inf, jax.lax.max, window, strides, pads)
 
 
-def average_pool(images: jax.Array, size: int) -> jax.Array:
-    """Average over windows of size x size side by side; a rest at the border is left out."""
+def average_pool(images: jax.Array, size: int, keep_rest: bool = False) -> jax.Array:
+    """Average over windows of size x size side by side.
+
+    Args:
+        images: [B, H, W, C].
+        size: pixels of a window's side; 1 returns the images.
+        keep_rest: whether a rest at the border makes windows of its own, the mean of the pixels
+            that are there (PyTorch's `ceil_mode` without `count_include_pad`); it is left out
+            otherwise.
+
+    Returns:
+        [B, H / size, W / size, C], rounded up to keep a rest and down to leave it out.
+    """
     if size == 1:
         return images
     batch, height, width, channels = images.shape
+    if keep_rest and (height % size or width % size):
+        rest = ((0, 0), (0, -height % size), (0, -width % size), (0, 0))
+        counts = jnp.pad(jnp.ones((1, height, width, 1), images.dtype), rest)
+        return average_pool(jnp.pad(images, rest), size) / average_pool(counts, size)
     rows, columns = height // size, width // size
     images = images[:, : rows * size, : columns * size]
     windows = images.reshape(batch, rows, size, columns, size, channels)
     return jnp.mean(windows, axis=(2, 4))
 
 
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
+def by_platform(cpu: Callable, other: Callable) -> Callable:
+    """Return an operation that has one form on CPUs and another elsewhere, with the same numbers.
+
+    The platform is the one that is compiled for, which need not be the host's. The choice is made
+    once more for the gradient, instead of differentiating it, which would keep what either form
+    has to remember.
+    """
+
+    @jax.custom_vjp
+    def operation(*arrays: jax.Array) -> jax.Array:
+        return jax.lax.platform_dependent(*arrays, cpu=cpu, default=other)
+
+    def forward(*arrays: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        return operation(*arrays), arrays
+
+    def backward(arrays: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, ...]:
+        def pull(form: Callable) -> Callable:
+            return lambda gradient, *arrays: jax.vjp(form, *arrays)[1](gradient)
+
+        return jax.lax.platform_dependent(gradient, *arrays, cpu=pull(cpu), default=pull(other))
+
+    operation.defvjp(forward, backward)
+    return operation
+
+
+# Made once for each stride and padding, so that JAX traces equal layers once.
+
+
+@functools.cache
+def _pointwise(stride: int, pads: Pads) -> Callable:
+    return by_platform(
+        lambda images, kernel: cpu_forms.pointwise(images[:, ::stride, ::stride], kernel[0, 0]),
+        lambda images, kernel: _lax_convolution(images, kernel, stride, pads),
+    )
+
+
+@functools.cache
+def _convolution(stride: int, pads: Pads) -> Callable:
+    return by_platform(
+        lambda images, kernel: cpu_forms.convolution(images, kernel, stride, pads),
+        lambda images, kernel: _lax_convolution(images, kernel, stride, pads),
+    )
+
+
+@functools.cache
+def _depthwise(stride: int, pads: Pads) -> Callable:
+    return by_platform(
+        lambda images, kernel: cpu_forms.depthwise(images, kernel, stride, pads),
+        lambda images, kernel: _lax_convolution(images, kernel, stride, pads, depthwise=True),
+    )
+
+
+@functools.cache
+def _max_pool(size: int, stride: int, padding: int) -> Callable:
+    return by_platform(
+        lambda images: cpu_forms.max_pool(images, size, stride, padding),
+        lambda images: _lax_max_pool(images, size, stride, padding),
+    )
 
 
 def _pads(images: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> Pads:
@@ -108,21 +188,67 @@ def _pads(images: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -
     return same_padding(height, size_y, stride), same_padding(width, size_x, stride)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _lax_convolution(
-    images: jax.Array, kernel: jax.Array, stride: int, pads: Pads, groups: int = 1
+    images: jax.Array, kernel: jax.Array, stride: int, pads: Pads, depthwise: bool = False
 ) -> jax.Array:
     return jax.lax.conv_general_dilated(
         images,
-        kernel,
+        kernel.astype(images.dtype),
         (stride, stride),
         pads,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
+        feature_group_count=images.shape[-1] if depthwise else 1,
     )
 
 
+def _lax_convolution_forward(
+    images: jax.Array, kernel: jax.Array, stride: int, pads: Pads, depthwise: bool
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _lax_convolution(images, kernel, stride, pads, depthwise), (images, kernel)
+
+
+def _lax_convolution_backward(
+    stride: int,
+    pads: Pads,
+    depthwise: bool,
+    saved: tuple[jax.Array, jax.Array],
+    gradient: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Return JAX's own gradients, but that the kernel's is summed in the kernel's type.
+
+    That one convolves the images with the gradient: the batch takes the place of the channels, the
+    stride lies between the gradient's pixels, and what comes out is as large as the kernel.
+    """
+    images, kernel = saved
+
+    def of_images(images: jax.Array) -> jax.Array:
+        return _lax_convolution.fun(images, kernel, stride, pads, depthwise)
+
+    ends = [
+        (before, taps + (pixels - 1) * stride - size - before)
+        for (before, _), taps, pixels, size in zip(
+            pads, kernel.shape[:2], gradient.shape[1:3], images.shape[1:3], strict=True
+        )
+    ]
+    to_kernel = jax.lax.conv_general_dilated(
+        images,
+        gradient,
+        (1, 1),
+        ends,
+        rhs_dilation=(stride, stride),
+        dimension_numbers=("CHWN", "IHWO", "HWNC"),
+        batch_group_count=images.shape[-1] if depthwise else 1,
+        preferred_element_type=kernel.dtype,
+    )
+    return jax.vjp(of_images, images)[1](gradient)[0], to_kernel
+
+
+_lax_convolution.defvjp(_lax_convolution_forward, _lax_convolution_backward)
+
+
 class Conv(nnx.Module):
-    """A convolution without bias; depthwise if asked."""
+    """A convolution, without bias unless asked; depthwise if asked."""
 
     def __init__(
         self,
@@ -133,6 +259,7 @@ class Conv(nnx.Module):
         padding: Padding = "SAME",
         *,
         depthwise: bool = False,
+        use_bias: bool = False,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
@@ -140,6 +267,7 @@ class Conv(nnx.Module):
         shape = (kernel_size, kernel_size, 1 if depthwise else in_channels, out_channels)
         initialise = jax.nn.initializers.he_normal(in_axis=(0, 1, 2), out_axis=3)
         self.kernel = nnx.Param(initialise(rngs.params(), shape, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(out_channels)) if use_bias else None
         self.stride = stride
         self.padding: Padding = padding
         self.depthwise = depthwise
@@ -147,9 +275,9 @@ class Conv(nnx.Module):
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Map [B, H, W, in] to [B, rows, columns, out]."""
-        images, kernel = images.astype(self.dtype), self.kernel[...].astype(self.dtype)
         convolve = depthwise_conv2d if self.depthwise else conv2d
-        return convolve(images, kernel, self.stride, self.padding)
+        images = convolve(images.astype(self.dtype), self.kernel[...], self.stride, self.padding)
+        return images if self.bias is None else add_parameter(images, self.bias[...])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -181,7 +309,7 @@ def _batch_norm_forward(
 def _batch_norm_backward(
     epsilon: float, saved: tuple[jax.Array, ...], gradients: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return written out, because the derived gradient passes over the batch several times more."""
+    """Return the gradients, written out: derived ones pass over the batch several times more."""
     x, scale, mean, inverse = saved
     gradient = cpu_forms.as_it_is(gradients[0])
     rows = gradient.reshape(-1, x.shape[-1]).astype(jnp.float32)
@@ -255,16 +383,78 @@ class BatchNorm(nnx.Module):
             running[...] = self.momentum * running[...] + (1 - self.momentum) * new
 
 
+@jax.custom_vjp
+def product(rows: jax.Array, matrix: jax.Array) -> jax.Array:
+    """Multiply [N, I] by a parameter [I, O], in the rows' type; its gradient is in its own."""
+    return rows @ matrix.astype(rows.dtype)
+
+
+def _product_forward(
+    rows: jax.Array, matrix: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return product(rows, matrix), (rows, matrix)
+
+
+def _product_backward(
+    saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    rows, matrix = saved
+    contract = jax.lax.dot_general
+    to_rows = contract(gradient, matrix.astype(rows.dtype), (((1,), (1,)), ((), ())))
+    to_matrix = contract(
+        gradient, rows, (((0,), (0,)), ((), ())), preferred_element_type=matrix.dtype
+    )
+    return to_rows, to_matrix.T
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+@jax.custom_vjp
+def add_parameter(x: jax.Array, parameter: jax.Array) -> jax.Array:
+    """Add a parameter to [..., *its shape], in x's type; its gradient is in its own."""
+    return x + parameter.astype(x.dtype)
+
+
+def _add_parameter_forward(x: jax.Array, parameter: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return add_parameter(x, parameter), parameter
+
+
+def _add_parameter_backward(
+    parameter: jax.Array, gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    leading = range(gradient.ndim - parameter.ndim)
+    return gradient, jnp.sum(gradient, axis=tuple(leading), dtype=parameter.dtype)
+
+
+add_parameter.defvjp(_add_parameter_forward, _add_parameter_backward)
+
+
 class Linear(nnx.Linear):
     """A linear layer that takes its inputs as the rows of one matrix.
 
     The numbers are `nnx.Linear`'s, but the kernel's gradient contracts one axis instead of all that
-    lead to the channels, which XLA:CPU does three times as fast.
+    lead to the channels, which XLA:CPU does three times as fast, and is float32.
     """
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map [..., in] to [..., out]."""
-        rows = super().__call__(x.reshape(-1, x.shape[-1]))
+        rows = product(x.reshape(-1, x.shape[-1]).astype(self.dtype), self.kernel[...])
+        if self.bias is not None:
+            rows = add_parameter(rows, self.bias[...])
+        return rows.reshape(*x.shape[:-1], -1)
+
+
+class Embed(nnx.Embed):
+    """A table of embeddings, whose gradient is float32."""
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """Return the rows of int [...], [..., width]."""
+        return jnp.take(self.embedding[...], ids, axis=0).astype(self.dtype)
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        """Return the inner products of [..., width] with all rows, [..., rows]."""
+        rows = product(x.reshape(-1, x.shape[-1]).astype(self.dtype), self.embedding[...].T)
         return rows.reshape(*x.shape[:-1], -1)
 
 
@@ -289,7 +479,7 @@ def _layer_norm_forward(
 def _layer_norm_backward(
     epsilon: float, saved: tuple[jax.Array, ...], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return written out, as batch norm's: the derived gradient keeps and passes over more arrays."""
+    """Return the gradients, written out: derived ones keep and pass over more arrays."""
     x, scale, mean, inverse = saved
     x, gradient = cpu_forms.as_it_is((x, gradient))
     normalised = (x.astype(jnp.float32) - mean) * inverse
@@ -306,22 +496,27 @@ layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 class LayerNorm(nnx.Module):
     """Layer norm over the last axis."""
 
-    def __init__(self, num_features: int, *, epsilon: float, dtype: DTypeLike) -> None:
+    def __init__(
+        self, num_features: int, *, epsilon: float, use_bias: bool = True, dtype: DTypeLike
+    ) -> None:
         """Start as the identity on normalised rows.
 
         Args:
             num_features: channels C.
             epsilon: added to the variance.
+            use_bias: whether something is added to each channel.
             dtype: type of the result; parameters and computation are float32.
         """
         self.scale = nnx.Param(jnp.ones(num_features, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(num_features, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(num_features, jnp.float32)) if use_bias else None
         self.epsilon, self.dtype = epsilon, dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalise [..., C]."""
         rows = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-        return layer_norm(rows, self.scale[...], self.bias[...], self.epsilon).reshape(x.shape)
+        scale = self.scale[...]
+        bias = jnp.zeros_like(scale) if self.bias is None else self.bias[...]
+        return layer_norm(rows, scale, bias, self.epsilon).reshape(x.shape)
 
 
 @jax.custom_vjp
@@ -352,7 +547,7 @@ def _normal_distribution(x: jax.Array) -> jax.Array:
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Return zero each element with probability `rate` and scale the rest to keep the mean.
+    """Set each element to zero with probability `rate` and scale the rest to keep the mean.
 
     `key` is one for all, or one for each row of [N, ...], which is then dropped in the same way
     whatever rows are beside it. None means no dropout (evaluation).
@@ -361,7 +556,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 
 def drop_examples(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Return zero whole examples (stochastic depth, Huang et al. 2016) and scale the rest.
+    """Set whole examples to zero (stochastic depth, Huang et al. 2016) and scale the rest.
 
     `key` as in `dropout`.
     """

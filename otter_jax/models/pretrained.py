@@ -12,6 +12,7 @@ configuration, `CheckpointLayout`s and presets, and its presets in `IMAGE_TOWERS
 """
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +21,20 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from otter_jax.models import bert, clip_text, efficientnet, resnet, vit
+from otter_jax.models import (
+    bert,
+    clip_text,
+    convnext,
+    deberta,
+    efficientnet,
+    modernbert,
+    open_clip_files,
+    resnet,
+    two_tower_configs,
+    vit,
+)
 from otter_jax.models.checkpoint_files import OWN_KEY, Checkpoint, read_checkpoint
+from otter_jax.models.descriptions import split_guesses
 from otter_jax.models.dual_encoder import DualEncoder
 from otter_jax.models.hub import find_pretrained
 from otter_jax.models.layers import Preset
@@ -31,13 +44,25 @@ from otter_jax.models.two_towers import (
     Half,
     Kind,
     find_half,
-    find_log_scales,
+    find_scalars,
     holds_two_towers,
 )
 from otter_jax.models.weights import CheckpointArrays, load_weights, recognise_layout
 
-IMAGE_TOWERS: dict[str, Preset] = {**efficientnet.PRESETS, **resnet.PRESETS, **vit.PRESETS}
-TEXT_TOWERS: dict[str, Preset] = {**bert.PRESETS, **clip_text.PRESETS}
+_log = logging.getLogger(__name__)
+
+IMAGE_TOWERS: dict[str, Preset] = {
+    **efficientnet.PRESETS,
+    **resnet.PRESETS,
+    **vit.PRESETS,
+    **convnext.PRESETS,
+}
+TEXT_TOWERS: dict[str, Preset] = {
+    **bert.PRESETS,
+    **clip_text.PRESETS,
+    **deberta.PRESETS,
+    **modernbert.PRESETS,
+}
 
 
 class ProjectedTower(NamedTuple):
@@ -45,6 +70,11 @@ class ProjectedTower(NamedTuple):
 
     tower: nnx.Module
     projection: nnx.Module | None
+
+
+def list_towers() -> dict[str, list[str]]:
+    """Return the names of all towers by their kind, as `model.image.name` takes them."""
+    return {kind: sorted(_registry(kind)) for kind in KINDS}
 
 
 def create_image_tower(
@@ -189,32 +219,46 @@ class _Reader(NamedTuple):
     def read_both(self) -> DualEncoder:
         """Return both towers with their projections and log-scales."""
         image, text = self.read("image"), self.read("text")
-        model = DualEncoder(image.tower, text.tower, image.projection, text.projection)
-        for name, value in find_log_scales(self.checkpoint.arrays).items():
+        scalars = find_scalars(self.checkpoint.arrays)
+        model = DualEncoder(
+            *(image.tower, text.tower, image.projection, text.projection),
+            initial_bias=scalars.get("logit_bias"),
+        )
+        for name, value in scalars.items():
             getattr(model, name).set_value(jnp.float32(value))
         return model
 
     def _read_lone_tower(self, kind: Kind | None) -> nnx.Module:
-        saved, arrays = self.checkpoint.fields or {}, self.checkpoint.arrays
-        if OWN_KEY in saved:
+        saved, arrays = self.checkpoint.fields, self.checkpoint.arrays
+        if saved and OWN_KEY in saved:
             tower_class, fields = read_description(saved[OWN_KEY])
         else:
-            tower_class = self._recognise(self._classes_of_type(saved.get("model_type")), arrays)
-            fields = _layout_fields(tower_class, saved, arrays)
+            described = saved is not None
+            classes = self._classes_described(saved) if described else _classes(*KINDS)
+            tower_class = self._recognise(classes, arrays)
+            fields = self._layout_fields(tower_class, saved or {}, arrays)
         if kind is not None and tower_class not in _classes(kind):
             raise ValueError(
                 f"{self.location} holds a {tower_class.__name__}, which is no {kind} tower"
             )
         return self._build(tower_class, fields, arrays)
 
-    def _classes_of_type(self, model_type: str | None) -> list[type[nnx.Module]]:
-        """Return the classes that a model_type of Hugging Face may mean, all if None."""
-        classes = _classes(*KINDS)
+    def _classes_described(self, saved: Mapping[str, Any]) -> list[type[nnx.Module]]:
+        """Return the classes that a config.json may mean: all for timm's, which has no type."""
+        classes, model_type = _classes(*KINDS), saved.get("model_type")
         if model_type is None:
+            if "architecture" not in saved:
+                raise ValueError(
+                    f"{self.location}: config.json says neither a model_type, as transformers' do, "
+                    "nor an architecture, as timm's do"
+                )
             return classes
-        fitting = [each for each in classes if model_type in each.model_types]
+        fitting = [each for each in classes if model_type in getattr(each, "model_types", ())]
         if not fitting:
-            known = sorted({name for each in classes for name in each.model_types})
+            known = {name for each in classes for name in getattr(each, "model_types", ())}
+            # Those of either tower of a model with both go without saying.
+            known = {each for each in known if not each.endswith(("_text_model", "_vision_model"))}
+            known = sorted(known.union(two_tower_configs.MODEL_TYPES))
             raise ValueError(
                 f"{self.location} holds a model of type {model_type!r}; "
                 f"known are: {', '.join(known)}"
@@ -223,25 +267,62 @@ class _Reader(NamedTuple):
 
     def _read_half(self, kind: Kind, half: Half) -> ProjectedTower:
         # A tower may know its names inside such a file, or only those of a file of its own.
-        arrays, saved, classes = half.tower, self.checkpoint.fields or {}, _classes(kind)
-        if not any(recognise_layout(each, arrays) for each in classes):
+        arrays, saved = half.tower, self.checkpoint.fields or {}
+        if not any(recognise_layout(each, arrays) for each in _classes(kind)):
             arrays = half.without_prefix()
         if OWN_KEY in saved:
             tower_class, fields = read_description(saved[OWN_KEY][kind])
         else:
-            tower_class = self._recognise(classes, arrays)
-            fields = _layout_fields(tower_class, _saved_of_half(kind, saved), arrays)
-        tower = self._build(tower_class, fields | dict(half.hints), arrays)
+            saved, settings = self._described_half(kind)
+            typed = saved and self.checkpoint.open_clip is None
+            classes = self._classes_described(saved) if typed else _classes(kind)
+            fitting = [each for each in classes if each in _classes(kind)]
+            tower_class = self._recognise(fitting, arrays)
+            fields = self._layout_fields(tower_class, saved, arrays) | dict(half.hints) | settings
+        tower = self._build(tower_class, fields, arrays)
         try:
             return ProjectedTower(tower, read_projection(half.projection, tower.width))
         except ValueError as error:
             raise ValueError(f"{self.location}, {kind} projection: {error}") from None
+
+    def _described_half(self, kind: Kind) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Return what the files say about one of two towers, in its layout's form and in ours."""
+        saved = self.checkpoint.fields or {}
+        try:
+            if self.checkpoint.open_clip is not None:
+                return open_clip_files.describe(kind, self.checkpoint.open_clip)
+            if saved.get("model_type") in two_tower_configs.MODEL_TYPES:
+                return two_tower_configs.describe(kind, saved), {}
+        except ValueError as error:
+            raise ValueError(f"{self.location}: {error}") from None
+        return saved, {}
+
+    def _layout_fields(
+        self, tower_class: type[nnx.Module], saved: Mapping[str, Any], arrays: CheckpointArrays
+    ) -> dict[str, Any]:
+        """Return the tower's configuration as its kind of checkpoint says it."""
+        layout = recognise_layout(tower_class, arrays)
+        if layout.fields is None:
+            if saved:
+                raise ValueError(
+                    f"{self.location}: its config.json is not of a {tower_class.__name__}"
+                )
+            return {}
+        try:
+            return layout.fields(saved, layout.respell(arrays))
+        except ValueError as error:
+            raise ValueError(f"{self.location}: {error}") from None
 
     def _recognise(
         self, classes: Sequence[type[nnx.Module]], arrays: CheckpointArrays
     ) -> type[nnx.Module]:
         fitting = [each for each in classes if recognise_layout(each, arrays)]
         if not fitting:
+            if architecture := (self.checkpoint.fields or {}).get("architecture"):
+                raise ValueError(
+                    f"{self.location}: config.json says architecture={architecture!r}, which no "
+                    "tower here computes"
+                )
             names = ", ".join(each.__name__ for each in classes)
             raise ValueError(f"{self.location} is a checkpoint of none of: {names}")
         return self.preferred if self.preferred in fitting else fitting[0]
@@ -249,7 +330,19 @@ class _Reader(NamedTuple):
     def _build(
         self, tower_class: type[nnx.Module], fields: Mapping[str, Any], arrays: CheckpointArrays
     ) -> nnx.Module:
-        config = make_config(tower_class, {**fields, **self.checkpoint.hints}, self.overrides)
+        fields, guesses = split_guesses(
+            {**fields, **self.checkpoint.hints}, self.overrides, str(self.location)
+        )
+        if guesses:
+            _log.warning(
+                "%s does not say so, but is taken to have %s; overrides say otherwise",
+                self.location,
+                ", ".join(f"{name}={value!r}" for name, value in guesses.items()),
+            )
+        try:
+            config = make_config(tower_class, fields, self.overrides)
+        except ValueError as error:
+            raise ValueError(f"{self.location}: {error}") from None
         if self.allow_missing:
             tower = tower_class(config, rngs=self.rngs, dtype=self.dtype)
         else:  # Shapes only: every weight comes from the checkpoint, and drawing them is slow.
@@ -259,19 +352,6 @@ class _Reader(NamedTuple):
         except ValueError as error:
             raise ValueError(f"{self.location}: {error}") from None
         return tower
-
-
-def _layout_fields(
-    tower_class: type[nnx.Module], saved: Mapping[str, Any], arrays: CheckpointArrays
-) -> dict[str, Any]:
-    """Return the tower's configuration as its kind of checkpoint says it."""
-    layout = recognise_layout(tower_class, arrays)
-    return layout.fields(saved, layout.respell(arrays)) if layout.fields else dict(saved)
-
-
-def _saved_of_half(kind: Kind, saved: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what the config.json of a two-tower model says about one of them."""
-    return saved.get({"image": "vision_config", "text": "text_config"}[kind], saved)
 
 
 def make_config(
@@ -321,7 +401,9 @@ def read_description(
     name = description.get("tower")
     if name not in classes:
         raise ValueError(f"there is no tower class {name!r}; there are: {', '.join(classes)}")
-    return classes[name], {k: _make_tuple(v) for k, v in description["config"].items()}
+    # Towers of an earlier version saw captions as they were.
+    fields = {"cleaning": "none"} | description["config"]
+    return classes[name], {k: _make_tuple(v) for k, v in fields.items()}
 
 
 def _make_tuple(value: Any) -> Any:

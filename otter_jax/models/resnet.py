@@ -1,31 +1,33 @@
-"""ResNets: the family of He et al. in its "v1.5" form, and CLIP's modification of it.
+"""ResNets: the family of He et al. in its "v1.5" form, its refinements, and CLIP's modification.
 
 Sources: He et al., "Deep Residual Learning for Image Recognition" (2016), with the stride on the
-3x3 convolution of a bottleneck, as torchvision, timm and Hugging Face have it; Radford et al.,
-"Learning Transferable Visual Models From Natural Language Supervision" (2021), section 2.4. Modules
-have torchvision's names, so that checkpoints and patterns such as "layer4" mean the same here.
+3x3 convolution of a bottleneck, as torchvision, timm and Hugging Face have it; He, Tong et al.,
+"Bag of Tricks for Image Classification with Convolutional Neural Networks" (2018), for timm's
+ResNet-C, -D, -S and -T: a stem of three convolutions, and an average instead of a stride on the way
+around a block; Radford et al., "Learning Transferable Visual Models From Natural Language
+Supervision" (2021), section 2.4, for CLIP's. Modules have torchvision's names, so that checkpoints
+and patterns such as "layer4" mean the same here.
 """
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from otter_jax.models import resnet_layouts
 from otter_jax.models.layers import (
     BatchNorm,
     Conv,
+    Linear,
     Preset,
     TowerOutput,
+    add_parameter,
     average_pool,
     max_pool,
 )
-from otter_jax.models.weights import CheckpointArrays, CheckpointLayout
 
 BlockKind = Literal["basic", "bottleneck"]
 BOTTLENECK_REDUCTION = 4  # A bottleneck's output is this much wider than its inside.
@@ -41,7 +43,11 @@ class ResNetConfig:
 
     Attributes:
         block: "basic" (two 3x3 convolutions, ResNet18 and 34) or "bottleneck" (1x1, 3x3, 1x1).
-        stem_width: channels after the first convolution.
+        stem_width: channels after the stem.
+        deep_stem: channels after the first two of three convolutions of 3x3 pixels that stand in
+            place of one of 7x7; empty for that one.
+        average_downsample: whether the way around a block with a stride averages over 2x2 pixels
+            instead of leaving three of four out.
         stage_widths: channels that each stage puts out; the last are the tower's `width`.
         depths: blocks of each stage.
         downsample_in_first_stage: whether the first stage has a stride of 2 as the others have.
@@ -53,6 +59,8 @@ class ResNetConfig:
         remat: recompute each block in the backward pass instead of keeping its insides.
         mean: per channel, what the weights expect to be subtracted from pixels in 0..1.
         std: per channel, what the result is divided by.
+        resize: how the weights expect images to be brought to their size, a
+            `preprocessing.Resize`; None for this package's own way.
 
     Raises:
         ValueError: the block is of no known kind, the stages' widths and depths do not pair up, or
@@ -61,6 +69,8 @@ class ResNetConfig:
 
     block: BlockKind = "bottleneck"
     stem_width: int = 64
+    deep_stem: tuple[int, ...] = ()
+    average_downsample: bool = False
     stage_widths: tuple[int, ...] = (256, 512, 1024, 2048)
     depths: tuple[int, ...] = (3, 4, 6, 3)
     downsample_in_first_stage: bool = False
@@ -71,10 +81,11 @@ class ResNetConfig:
     remat: bool = False
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    resize: tuple[str, float, str] | None = None
 
     def __post_init__(self) -> None:
         """Turn lists into tuples (a configuration is hashed); refuse shapes no network has."""
-        _make_tuples(self, "stage_widths", "depths", "mean", "std")
+        _make_tuples(self, "deep_stem", "stage_widths", "depths", "mean", "std")
         if self.block not in ("basic", "bottleneck"):
             raise ValueError(
                 f"ResNet's block is {self.block!r}; it must be 'basic' or 'bottleneck'"
@@ -85,6 +96,10 @@ class ResNetConfig:
                 "one number a stage"
             )
         _require_positive("ResNet", stem_width=self.stem_width, depths=self.depths)
+        if len(self.deep_stem) not in (0, 2) or min(self.deep_stem, default=1) < 1:
+            raise ValueError(
+                f"ResNet's deep_stem is {self.deep_stem}; it must be empty or two positive numbers"
+            )
         multiple = BOTTLENECK_REDUCTION if self.block == "bottleneck" else 1
         if any(width < multiple or width % multiple for width in self.stage_widths):
             raise ValueError(
@@ -111,6 +126,8 @@ class ClipResNetConfig:
         mean: per channel, what the weights expect to be subtracted from pixels in 0..1 (CLIP's
             values; DeCLIP's release was trained with ImageNet's).
         std: per channel, what the result is divided by.
+        resize: how the weights expect images to be brought to their size, a
+            `preprocessing.Resize`; None for this package's own way.
 
     Raises:
         ValueError: a number is not positive, or the heads do not divide the channels.
@@ -127,6 +144,7 @@ class ClipResNetConfig:
     remat: bool = False
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
+    resize: tuple[str, float, str] | None = None
 
     def __post_init__(self) -> None:
         """Turn lists into tuples (a configuration is hashed); refuse shapes no network has."""
@@ -188,19 +206,31 @@ class Downsample(nnx.Module):
         out_channels: int,
         stride: int,
         *,
-        anti_aliased: bool = False,
+        averages: bool = False,
+        keep_rest: bool = False,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
-        """`anti_aliased` averages over the stride instead of leaving pixels out."""
-        self.pool = stride if anti_aliased else 1
-        conv_stride = 1 if anti_aliased else stride
+        """Build both layers.
+
+        Args:
+            config: for the batch norm.
+            in_channels: of the block's input.
+            out_channels: of its output.
+            stride: pixels of the input to one of the output, along a side.
+            averages: over the stride, instead of leaving pixels out.
+            keep_rest: what is left over at the border gives one more pixel.
+            dtype: of the computation.
+            rngs: source of the initial weights.
+        """
+        self.pool, self.keep_rest = stride if averages else 1, keep_rest
+        conv_stride = 1 if averages else stride
         self.conv = Conv(in_channels, out_channels, 1, conv_stride, 0, dtype=dtype, rngs=rngs)
         self.norm = _batch_norm(config, out_channels, dtype=dtype)
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Map [B, H, W, in] to [B, H / stride, W / stride, out]."""
-        return self.norm(self.conv(average_pool(x, self.pool)), train)
+        return self.norm(self.conv(average_pool(x, self.pool, self.keep_rest)), train)
 
 
 class BasicBlock(nnx.Module):
@@ -216,15 +246,23 @@ class BasicBlock(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
-        """The first convolution has the stride."""
+        """Build the block; the first convolution has the stride."""
         like = {"dtype": dtype, "rngs": rngs}
         self.conv1 = Conv(in_channels, out_channels, 3, stride, 1, **like)
         self.bn1 = _batch_norm(config, out_channels, dtype=dtype)
         self.conv2 = Conv(out_channels, out_channels, 3, 1, 1, **like)
         self.bn2 = _batch_norm(config, out_channels, last=True, dtype=dtype)
         changes = stride != 1 or in_channels != out_channels
+        averages = config.average_downsample
         self.downsample = (
-            Downsample(config, in_channels, out_channels, stride, **like) if changes else None
+            Downsample(
+                *(config, in_channels, out_channels, stride),
+                averages=averages,
+                keep_rest=averages,
+                **like,
+            )
+            if changes
+            else None
         )
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -248,7 +286,7 @@ class Bottleneck(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
-        """`stride_on` says which step has the stride; "pool" averages (CLIP's anti-aliasing)."""
+        """Build the block; the step `stride_on` has the stride ("pool": CLIP's anti-aliasing)."""
         like = {"dtype": dtype, "rngs": rngs}
         strides = {stride_on: stride}
         inside = out_channels // BOTTLENECK_REDUCTION
@@ -260,9 +298,14 @@ class Bottleneck(nnx.Module):
         self.conv3 = Conv(inside, out_channels, 1, 1, 0, **like)
         self.bn3 = _batch_norm(config, out_channels, last=True, dtype=dtype)
         changes = stride != 1 or in_channels != out_channels
-        anti_aliased = stride_on == "pool"
+        keep_rest = stride_on != "pool" and config.average_downsample
         self.downsample = (
-            Downsample(config, in_channels, out_channels, stride, anti_aliased=anti_aliased, **like)
+            Downsample(
+                *(config, in_channels, out_channels, stride),
+                averages=stride_on == "pool" or keep_rest,
+                keep_rest=keep_rest,
+                **like,
+            )
             if changes
             else None
         )
@@ -323,70 +366,24 @@ def _cells(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
-def _torchvision_fields(saved: Mapping[str, Any], arrays: CheckpointArrays) -> dict[str, Any]:
-    """Read the shape of the network off a state dict with torchvision's names."""
-    depths = _depths(arrays)
-    bottleneck = "layer1.0.conv3.weight" in arrays
-    last = "conv3" if bottleneck else "conv2"
-    return {
-        "block": "bottleneck" if bottleneck else "basic",
-        "stem_width": len(arrays["conv1.weight"]),
-        "stage_widths": tuple(
-            len(arrays[f"layer{number}.0.{last}.weight"]) for number in range(1, len(depths) + 1)
-        ),
-        "depths": depths,
-    }
+class DeepStem(nnx.Module):
+    """Three convolutions of 3x3 pixels, with batch norm and ReLU between them."""
 
+    def __init__(self, config: ResNetConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        """Build the layers, the first of them with a stride of 2."""
+        like = {"dtype": dtype, "rngs": rngs}
+        first, second = config.deep_stem
+        self.conv1 = Conv(3, first, 3, 2, 1, **like)
+        self.bn1 = _batch_norm(config, first, dtype=dtype)
+        self.conv2 = Conv(first, second, 3, 1, 1, **like)
+        self.bn2 = _batch_norm(config, second, dtype=dtype)
+        self.conv3 = Conv(second, config.stem_width, 3, 1, 1, **like)
 
-def _depths(arrays: CheckpointArrays) -> tuple[int, ...]:
-    """Return how many blocks each stage has; blocks and stages are numbered without gaps."""
-    found = [re.match(r"layer(\d+)\.(\d+)\.conv1\.weight$", name) for name in arrays]
-    blocks = [(int(match[1]), int(match[2])) for match in found if match]
-    stages = range(1, max((stage for stage, _ in blocks), default=0) + 1)
-    return tuple(sum(stage == number for stage, _ in blocks) for number in stages)
-
-
-def _hugging_face_fields(saved: Mapping[str, Any], arrays: CheckpointArrays) -> dict[str, Any]:
-    """Translate the fields of a Hugging Face ResNet's config.json."""
-    for name, only in (("hidden_act", "relu"), ("num_channels", 3)):
-        if saved.get(name, only) != only:
-            raise ValueError(f"the ResNet's {name} is {saved[name]!r}; it must be {only!r}")
-    translated = {
-        "layer_type": "block",
-        "embedding_size": "stem_width",
-        "hidden_sizes": "stage_widths",
-        "depths": "depths",
-        "downsample_in_first_stage": "downsample_in_first_stage",
-        "downsample_in_bottleneck": "downsample_in_bottleneck",
-    }
-    return {ours: saved[theirs] for theirs, ours in translated.items() if theirs in saved}
-
-
-DOWNSAMPLE_NAMES = ((r"downsample\.conv", "downsample.0"), (r"downsample\.norm", "downsample.1"))
-
-TORCHVISION_LAYOUT = CheckpointLayout(
-    recognised_by="layer1.0.conv1.weight",
-    names=DOWNSAMPLE_NAMES,
-    ignored=("fc.*", "*.num_batches_tracked"),
-    fields=_torchvision_fields,
-)
-
-HUGGING_FACE_LAYOUT = CheckpointLayout(
-    recognised_by="embedder.embedder.convolution.weight",
-    names=(
-        (r"^conv1", "embedder.embedder.convolution"),
-        (r"^bn1", "embedder.embedder.normalization"),
-        # Stages and convolutions are counted from zero.
-        *((rf"^layer{n + 1}\.(\d+)", rf"encoder.stages.{n}.layers.\1") for n in range(9)),
-        *((rf"\.conv{n + 1}\.", f".layer.{n}.convolution.") for n in range(3)),
-        *((rf"\.bn{n + 1}\.", f".layer.{n}.normalization.") for n in range(3)),
-        (r"downsample\.conv", "shortcut.convolution"),
-        (r"downsample\.norm", "shortcut.normalization"),
-    ),
-    spellings=((r"^resnet\.", ""),),
-    ignored=("classifier.*", "*.num_batches_tracked"),
-    fields=_hugging_face_fields,
-)
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Map [B, H, W, 3] to [B, H / 2, W / 2, stem_width], both rounded up."""
+        x = jax.nn.relu(self.bn1(self.conv1(x), train))
+        x = jax.nn.relu(self.bn2(self.conv2(x), train))
+        return self.conv3(x)
 
 
 class ResNet(_Stages):
@@ -398,7 +395,11 @@ class ResNet(_Stages):
     """
 
     config_class = ResNetConfig
-    checkpoint_layouts = (TORCHVISION_LAYOUT, HUGGING_FACE_LAYOUT)
+    checkpoint_layouts = (
+        resnet_layouts.AVERAGING_LAYOUT,
+        resnet_layouts.TORCHVISION_LAYOUT,
+        resnet_layouts.HUGGING_FACE_LAYOUT,
+    )
     model_types = ("resnet",)
 
     def __init__(
@@ -418,7 +419,14 @@ class ResNet(_Stages):
         config = config or ResNetConfig()
         self.config = config
         self.width, self.mean, self.std = config.stage_widths[-1], config.mean, config.std
-        self.conv1 = Conv(3, config.stem_width, 7, 2, 3, dtype=dtype, rngs=rngs)
+        averaging, plain, hugging_face = type(self).checkpoint_layouts
+        own = averaging if config.average_downsample else plain
+        self.checkpoint_layouts = (own, hugging_face)
+        self.conv1 = (
+            DeepStem(config, dtype=dtype, rngs=rngs)
+            if config.deep_stem
+            else Conv(3, config.stem_width, 7, 2, 3, dtype=dtype, rngs=rngs)
+        )
         self.bn1 = _batch_norm(config, config.stem_width, dtype=dtype)
         arguments: dict[str, Any] = {"dtype": dtype, "rngs": rngs, "block": BasicBlock}
         if config.block == "bottleneck":
@@ -440,7 +448,8 @@ class ResNet(_Stages):
         Returns:
             float32 [B, width], and [B, cells, width] row by row.
         """
-        x = jax.nn.relu(self.bn1(self.conv1(images), train))
+        x = self.conv1(images, train) if self.config.deep_stem else self.conv1(images)
+        x = jax.nn.relu(self.bn1(x, train))
         x = self._run_stages(max_pool(x), train)
         return TowerOutput(jnp.mean(x, axis=(1, 2), dtype=jnp.float32), _cells(x))
 
@@ -457,16 +466,16 @@ class AttentionPool(nnx.Module):
         shape = (side * side + 1, channels)
         self.positional_embedding = nnx.Param(small(rngs.params(), shape, jnp.float32))
         like = {"kernel_init": small, "dtype": dtype, "rngs": rngs}
-        self.q_proj = nnx.Linear(channels, channels, **like)
-        self.k_proj = nnx.Linear(channels, channels, **like)
-        self.v_proj = nnx.Linear(channels, channels, **like)
-        self.c_proj = nnx.Linear(channels, config.width, **like)
+        self.q_proj = Linear(channels, channels, **like)
+        self.k_proj = Linear(channels, channels, **like)
+        self.v_proj = Linear(channels, channels, **like)
+        self.c_proj = Linear(channels, config.width, **like)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map [B, rows, columns, channels] to [B, width]."""
         cells = _cells(x)
         cells = jnp.concatenate([jnp.mean(cells, axis=1, keepdims=True), cells], axis=1)
-        cells = cells + self._positions(*x.shape[1:3]).astype(cells.dtype)
+        cells = add_parameter(cells, self._positions(*x.shape[1:3]))
         query = self._split(self.q_proj(cells[:, :1]))
         attended = jax.nn.dot_product_attention(
             query, self._split(self.k_proj(cells)), self._split(self.v_proj(cells))
@@ -487,42 +496,6 @@ class AttentionPool(nnx.Module):
         return jnp.concatenate([table[:1], grid.reshape(rows * columns, -1)])
 
 
-def _clip_fields(saved: Mapping[str, Any], arrays: CheckpointArrays) -> dict[str, Any]:
-    """Read the shape of the network off the arrays; CLIP's heads have 64 channels each."""
-    depths = _depths(arrays)
-    base_width = len(arrays["conv3.weight"])
-    positions, channels = arrays["attnpool.positional_embedding"].shape
-    return {
-        "base_width": base_width,
-        "depths": depths,
-        "width": len(arrays["attnpool.c_proj.weight"]),
-        "num_heads": max(channels // 64, 1),
-        "image_size": int(np.sqrt(positions - 1)) * 4 * 2 ** (len(depths) - 1),
-    }
-
-
-CLIP_LAYOUT = CheckpointLayout(
-    recognised_by="attnpool.c_proj.weight",
-    names=DOWNSAMPLE_NAMES,
-    spellings=((r"^visual\.", ""),),
-    # The text tower and the scales of the whole model; DeCLIP's unused fully connected layer.
-    ignored=(
-        "*.num_batches_tracked",
-        "fc.*",
-        "transformer.*",
-        "token_embedding.*",
-        "positional_embedding",
-        "ln_final.*",
-        "text_projection",
-        "logit_scale",
-        "input_resolution",
-        "context_length",
-        "vocab_size",
-    ),
-    fields=_clip_fields,
-)
-
-
 class ClipResNet(_Stages):
     """Image tower: CLIP's ResNet, of three stem convolutions, anti-aliasing and attention pooling.
 
@@ -532,7 +505,7 @@ class ClipResNet(_Stages):
     """
 
     config_class = ClipResNetConfig
-    checkpoint_layouts = (CLIP_LAYOUT,)
+    checkpoint_layouts = (resnet_layouts.CLIP_LAYOUT,)
     model_types = ()  # Hugging Face has no class for it.
 
     def __init__(

@@ -35,6 +35,7 @@ LEGACY_PROTOCOL = 1001
 
 # Arrays may share their bytes (tied weights), but not so often that a small file fills the memory.
 MAX_EXPANSION = 8
+MAX_SPREAD = 2**26  # Bytes, which numbers may be spread out to by strides of zero.
 
 STORAGE_DTYPES = {
     "DoubleStorage": np.dtype(np.float64),
@@ -47,6 +48,21 @@ STORAGE_DTYPES = {
     "CharStorage": np.dtype(np.int8),
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(np.bool_),
+    "ComplexFloatStorage": np.dtype(np.complex64),
+    "ComplexDoubleStorage": np.dtype(np.complex128),
+}
+UNTYPED_STORAGE = "UntypedStorage"  # Of bytes; the tensor says what they are.
+DTYPES = {
+    **{name: np.dtype(name) for name in ("float16", "float32", "float64", "bool")},
+    **{name: np.dtype(name) for name in ("uint8", "uint16", "uint32", "uint64")},
+    **{name: np.dtype(name) for name in ("int8", "int16", "int32", "int64")},
+    **{name: np.dtype(name) for name in ("complex64", "complex128")},
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
+    "float8_e4m3fnuz": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
+    "float8_e5m2fnuz": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    "float8_e8m0fnu": np.dtype(ml_dtypes.float8_e8m0fnu),
 }
 
 
@@ -62,7 +78,8 @@ def read_torch_file(path: str | Path, select: Callable[[Any], Any] | None = None
     Returns:
         The saved object: for a state dict, an OrderedDict from name to array; for a TorchScript
         model a dict from name to array too. Arrays are copies, contiguous and writable; bfloat16
-        is `ml_dtypes.bfloat16`.
+        and the kinds of float8 are those of `ml_dtypes`. Of what may lie beside, a `torch.Size` is
+        a tuple, a Counter a dict, a device a string and a type of numbers NumPy's.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -111,6 +128,8 @@ class _View(NamedTuple):
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    conjugate: bool = False  # What PyTorch leaves undone until the numbers are needed.
+    negative: bool = False
 
 
 class _Storages(NamedTuple):
@@ -133,16 +152,37 @@ class _Attributes(dict):
 class _TensorUnpickler(pickle.Unpickler):
     """Unpickles plain containers with a `_View` in place of every tensor; refuses all else."""
 
-    def find_class(self, module: str, name: str) -> Callable[..., Any] | str:
+    def find_class(self, module: str, name: str) -> Callable[..., Any] | str | np.dtype:
         admitted: dict[tuple[str, str], Callable[..., Any]] = {
             ("collections", "OrderedDict"): OrderedDict,
+            ("collections", "Counter"): _plain_dict,
+            ("builtins", "set"): _plain_set,
+            ("__builtin__", "set"): _plain_set,  # As Python 2 called it, and its protocol does.
+            ("__builtin__", "bytearray"): _plain_bytes,
+            ("__builtin__", "complex"): _plain_complex,
+            ("builtins", "bytearray"): _plain_bytes,
+            ("builtins", "complex"): _plain_complex,
+            ("_codecs", "encode"): _plain_bytes,
+            ("torch", "Size"): _plain_tuple,
+            ("torch", "device"): _device_name,
+            ("torch", "Tensor"): _first_argument,
+            ("torch.nn.parameter", "Parameter"): _first_argument,
+            ("torch.nn.parameter", "Buffer"): _first_argument,
+            ("torch._utils", "_rebuild_tensor"): self._rebuild_tensor,
             ("torch._utils", "_rebuild_tensor_v2"): self._rebuild_tensor,
+            ("torch._utils", "_rebuild_tensor_v3"): self._rebuild_typed_tensor,
             ("torch._utils", "_rebuild_parameter"): _first_argument,
+            ("torch._utils", "_rebuild_parameter_with_state"): _first_argument,
+            ("torch._tensor", "_rebuild_from_type_v2"): self._rebuild_subclass,
             # Command-line arguments, which training scripts like to save along.
             ("argparse", "Namespace"): _Attributes,
         }
         if module == "torch" and name in STORAGE_DTYPES:
             return name
+        if (module, name) == ("torch.storage", UNTYPED_STORAGE):
+            return name
+        if module == "torch" and name in DTYPES:
+            return DTYPES[name]
         if module.partition(".")[0] == "__torch__":  # A module of a TorchScript model.
             return _Attributes
         if module == "torch.jit._pickle":  # Lists with a type: build_intlist, restore_type_tag...
@@ -156,24 +196,91 @@ class _TensorUnpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, storage_type, key, _location, length, *view = pid
-        if kind != "storage" or storage_type not in STORAGE_DTYPES or any(view):
+        known = {**STORAGE_DTYPES, UNTYPED_STORAGE: np.dtype(np.uint8)}
+        # A name, not a type of numbers, which has no hash that may be asked for here.
+        named = isinstance(storage_type, str) and storage_type in known
+        if kind != "storage" or not named or any(view):
             raise _RefusedError(f"contains an unknown kind of storage: {kind!r}, {storage_type!r}")
         if not isinstance(key, str) or not _is_size(length):
             raise _RefusedError(f"is damaged: a storage has key {key!r} and length {length!r}")
-        return _Storage(key, STORAGE_DTYPES[storage_type], length)
+        return _Storage(key, known[storage_type], length)
+
+    def _rebuild_typed_tensor(
+        self,
+        storage: Any,
+        offset: Any,
+        shape: Any,
+        strides: Any,
+        gradient: Any,
+        hooks: Any,
+        dtype: Any,
+        bits: Any = None,
+    ) -> _View:
+        """Return a view on bytes, whose offset and strides count numbers of the type."""
+        if not isinstance(storage, _Storage) or not isinstance(dtype, np.dtype):
+            raise _RefusedError("is damaged: a tensor has no storage or no type of numbers")
+        size = storage.length * storage.dtype.itemsize
+        typed = _Storage(storage.key, dtype, size // dtype.itemsize)
+        return self._rebuild_tensor(typed, offset, shape, strides, gradient, hooks, bits)
+
+    def _rebuild_subclass(self, rebuild: Any, kind: Any, arguments: Any, state: Any) -> _View:
+        """Return the tensor that a buffer or another kind of tensor is."""
+        if rebuild not in (self._rebuild_tensor, self._rebuild_typed_tensor):
+            raise _RefusedError("contains a kind of tensor that cannot be read")
+        return rebuild(*arguments)
 
     def _rebuild_tensor(
-        self, storage: Any, offset: Any, shape: Any, strides: Any, *_flags: Any
+        self,
+        storage: Any,
+        offset: Any,
+        shape: Any,
+        strides: Any,
+        gradient: Any = None,
+        hooks: Any = None,
+        bits: Any = None,
     ) -> _View:
         shape, strides = tuple(shape), tuple(strides)
         sizes = (offset, *shape, *strides)
         if not isinstance(storage, _Storage) or not all(map(_is_size, sizes)):
             raise _RefusedError("is damaged: a tensor's offset, shape or strides make no sense")
-        return _View(storage, offset, shape, strides)
+        bits = bits if isinstance(bits, dict) else {}
+        if unknown := set(bits) - {"conj", "neg"}:
+            raise _RefusedError(f"contains a tensor that is marked {sorted(map(str, unknown))}")
+        marks = bool(bits.get("conj")), bool(bits.get("neg"))
+        return _View(storage, offset, shape, strides, *marks)
 
 
 def _first_argument(value: Any, *_others: Any) -> Any:
     return value
+
+
+def _plain_dict(value: Any = ()) -> dict:
+    return dict(value)
+
+
+def _plain_set(value: Any = ()) -> set:
+    return set(value)
+
+
+def _plain_tuple(value: Any = ()) -> tuple:
+    return tuple(value)
+
+
+def _plain_complex(real: float, imaginary: float) -> complex:
+    return complex(float(real), float(imaginary))
+
+
+def _plain_bytes(value: Any = b"", encoding: Any = "latin1") -> bytes:
+    """Return bytes, which old protocols write as text; a number would be a size to reserve."""
+    if isinstance(value, bytes | bytearray):
+        return bytes(value)
+    if not isinstance(value, str) or encoding not in ("latin1", "latin-1", "utf-8"):
+        raise _RefusedError("is damaged: some bytes are neither bytes nor text")
+    return value.encode(encoding)
+
+
+def _device_name(kind: Any, *index: Any) -> str:
+    return ":".join(map(str, (kind, *index)))
 
 
 def _is_size(value: Any) -> bool:
@@ -181,7 +288,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _named_tensors(module: _Attributes, prefix: str) -> Iterator[tuple[str, _View]]:
-    """Yield the tensors of a TorchScript module and of those inside it, named as in a state dict."""
+    """Yield the tensors of a TorchScript module, named as in a state dict."""
     for name, value in module.items():
         if isinstance(value, _View):
             yield f"{prefix}{name}", value
@@ -263,6 +370,7 @@ class _Filler:
     def __init__(self, storages: _Storages, most_bytes: int) -> None:
         self.storages = storages
         self.bytes_left = most_bytes
+        self.spread_left = MAX_SPREAD
         self.latest: tuple[str, bytes] | None = None  # Neighbours often share a storage.
         # By identity, kept alive beside: a pickle can name one container any number of times.
         self.filled: dict[int, tuple[Any, Any]] = {}
@@ -281,20 +389,27 @@ class _Filler:
             return type(value)((key, self.fill(item)) for key, item in value.items())
         if isinstance(value, list | tuple):
             return type(value)(self.fill(item) for item in value)
+        if isinstance(value, set) and any(isinstance(item, _View) for item in value):
+            raise _RefusedError("contains a set of tensors")
         return value
 
     def _to_array(self, view: _View) -> np.ndarray:
         length, dtype = view.storage.length, view.storage.dtype
         size = _checked_size(view, self.storages.sizes.get(view.storage.key))
-        self.bytes_left -= size * dtype.itemsize
-        if self.bytes_left < 0:
+        self.bytes_left -= min(size, length) * dtype.itemsize
+        self.spread_left -= max(size - length, 0) * dtype.itemsize
+        if self.bytes_left < 0 or self.spread_left < 0:
             raise _RefusedError("is damaged: its tensors claim many times its own size")
         if size == 0:
             return np.zeros(view.shape, dtype)
-        values = np.frombuffer(self._bytes_of(view.storage.key), dtype, length)[view.offset :]
+        # NumPy has no strides for all of ml_dtypes' types, but for integers of their size.
+        raw = np.dtype(f"u{dtype.itemsize}") if dtype.itemsize < 4 else dtype
+        values = np.frombuffer(self._bytes_of(view.storage.key), raw, length)[view.offset :]
         byte_strides = [stride * dtype.itemsize for stride in view.strides]
         strided = np.lib.stride_tricks.as_strided(values, view.shape, byte_strides, writeable=False)
-        return np.array(strided, order="C")
+        array = np.array(strided, order="C").view(dtype)
+        array = np.conjugate(array) if view.conjugate else array
+        return np.negative(array) if view.negative else array
 
     def _bytes_of(self, key: str) -> bytes:
         if self.latest is None or self.latest[0] != key:
@@ -315,8 +430,9 @@ def _checked_size(view: _View, found_bytes: int | None) -> int:
     size = math.prod(view.shape)
     steps = zip(view.shape, view.strides, strict=True)
     last = view.offset + sum((extent - 1) * stride for extent, stride in steps)
-    # More elements than the storage has would be a stride of zero: a few bytes claiming terabytes.
-    if size and (last >= length or size > length):
+    # A stride of zero may spread a number out, but not a few bytes to terabytes.
+    spread = size > length and size * dtype.itemsize > MAX_SPREAD
+    if size and (last >= length or spread):
         raise _RefusedError(
             f"is damaged: a tensor of shape {view.shape}, strides {view.strides}, offset "
             f"{view.offset} does not fit its storage of {length} elements"

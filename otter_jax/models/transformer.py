@@ -8,7 +8,6 @@ Supervision" (2021), also for the initial weights, whose scale falls with width 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +18,11 @@ from jax.typing import DTypeLike
 from otter_jax.models.layers import (
     LayerNorm,
     Linear,
+    add_parameter,
     drop_examples,
     dropout,
     gelu,
+    product,
     split_key,
 )
 
@@ -33,7 +34,10 @@ ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
 
-HEAD_WIDTH = 64  # Of every published ViT and CLIP; a lone state dict does not tell it.
+LAYER_SCALE = (
+    1e-5  # Where it starts; Touvron et al., "Going deeper with Image Transformers" (2021).
+)
+HEAD_WIDTH = 64  # Of the original ViTs and CLIPs; some of the larger ones have wider heads.
 
 # Names of a block's weights, as `weights.CheckpointLayout.names`.
 HUGGING_FACE_CLIP_BLOCKS = (
@@ -48,6 +52,7 @@ OPENAI_BLOCKS = (
     (r"attention\.output", "attn.out_proj"),
     (r"attention\.", "attn."),
     (r"norm([12])", r"ln_\1"),
+    (r"scale([12])", r"ls_\1.gamma"),
     (r"fc1", "mlp.c_fc"),
     (r"fc2", "mlp.c_proj"),
 )
@@ -68,6 +73,9 @@ class TransformerConfig:
         attention_probs_dropout_prob: dropout on the attention weights.
         stochastic_depth_rate: probability that the last block's residual branches are dropped in
             training, a whole example at a time; earlier blocks proportionally less.
+        layer_scale: a learned factor for each channel at the end of each residual branch.
+        gated: the perceptron's hidden channels are multiplied by as many others, to which the
+            activation is SiLU instead of `hidden_act` (SwiGLU).
         remat: compute the blocks' activations again in the backward pass instead of keeping them.
 
     Raises:
@@ -83,6 +91,8 @@ class TransformerConfig:
     hidden_dropout_prob: float = 0.0
     attention_probs_dropout_prob: float = 0.0
     stochastic_depth_rate: float = 0.0
+    layer_scale: bool = False
+    gated: bool = False
     remat: bool = False
 
     def __post_init__(self) -> None:
@@ -120,10 +130,10 @@ class LayerFactory:
             rngs=self.rngs,
         )
 
-    def norm(self) -> LayerNorm:
-        """Return a layer norm over the channels of a token."""
-        config = self.config
-        return LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, dtype=self.dtype)
+    def norm(self, width: int | None = None) -> LayerNorm:
+        """Return a layer norm over the channels of a token, `hidden_size` unless said otherwise."""
+        epsilon = self.config.layer_norm_eps
+        return LayerNorm(width or self.config.hidden_size, epsilon=epsilon, dtype=self.dtype)
 
     def table(self, *shape: int, deviation: float) -> nnx.Param:
         """Return a normally distributed parameter, float32."""
@@ -154,10 +164,10 @@ class PatchEmbedding(nnx.Module):
         patches = patches.reshape(batch, rows, size, columns, size, channels)
         # One matrix, for the reason that `Linear` has.
         patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch * rows * columns, -1)
-        kernel = self.kernel[...].astype(self.dtype)
-        embedded = patches @ kernel.reshape(-1, kernel.shape[-1])
+        kernel = self.kernel[...]
+        embedded = product(patches, kernel.reshape(-1, kernel.shape[-1]))
         embedded = embedded.reshape(batch, rows * columns, -1)
-        return embedded if self.bias is None else embedded + self.bias[...].astype(self.dtype)
+        return embedded if self.bias is None else add_parameter(embedded, self.bias[...])
 
 
 class SelfAttention(nnx.Module):
@@ -188,22 +198,49 @@ class SelfAttention(nnx.Module):
         `bias` is added to the scores, float32 [B or 1, heads or 1, L or 1, L], tokens (third axis)
         by what they attend to (fourth axis); None adds nothing.
         """
-        query, key, value = (
-            self._by_head(projection(x)) for projection in (self.query, self.key, self.value)
-        )
-        scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
-        scores = scores * query.shape[-1] ** -0.5
-        if bias is not None:
-            scores = scores + bias
-        weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
-        weights = dropout(weights, self.dropout_rate, dropout_key)
-        mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, value)
-        return self.output(mixed.transpose(0, 2, 1, 3).reshape(x.shape))
+        query, key, value = self.query(x), self.key(x), self.value(x)
+        mixed = attend(query, key, value, self.heads, bias, self.dropout_rate, dropout_key)
+        return self.output(mixed)
 
-    def _by_head(self, x: jax.Array) -> jax.Array:
-        """Return [B, L, width] -> [B, heads, L, width / heads]; batched products are fastest this way."""
-        batch, length, width = x.shape
-        return x.reshape(batch, length, self.heads, width // self.heads).transpose(0, 2, 1, 3)
+
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    heads: int,
+    bias: jax.Array | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """Return the values' means by the softmax of the scaled scores, head by head.
+
+    Args:
+        query: [B, L, width].
+        key: [B, K, width].
+        value: [B, K, width].
+        heads: what the width is divided among.
+        bias: as in `SelfAttention`.
+        dropout_rate: of the softmax's weights.
+        dropout_key: as in `layers.dropout`.
+
+    Returns:
+        [B, L, width].
+    """
+
+    def by_head(x: jax.Array) -> jax.Array:
+        # [B, heads, L, width / heads]: the order in which both products are fastest.
+        return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)
+
+    shape, dtype = query.shape, query.dtype
+    query, key, value = by_head(query), by_head(key), by_head(value)
+    scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
+    scores = scores * query.shape[-1] ** -0.5
+    if bias is not None:
+        scores = scores + bias
+    weights = jax.nn.softmax(scores, axis=-1).astype(dtype)
+    weights = dropout(weights, dropout_rate, dropout_key)
+    mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, value)
+    return mixed.transpose(0, 2, 1, 3).reshape(shape)
 
 
 def mask_bias(mask: jax.Array) -> jax.Array:
@@ -228,9 +265,13 @@ class PreNormBlock(nnx.Module):
             qkv_bias=qkv_bias,
         )
         self.norm2 = make.norm()
-        self.fc1 = make.linear(width, config.intermediate_size, (2 * width) ** -0.5)
-        self.fc2 = make.linear(config.intermediate_size, width, residual_deviation(config))
-        self.activation = config.hidden_act
+        hidden = config.intermediate_size
+        self.fc1 = make.linear(width, hidden * (1 + config.gated), (2 * width) ** -0.5)
+        self.fc2 = make.linear(hidden, width, residual_deviation(config))
+        scale = config.layer_scale
+        self.scale1 = nnx.Param(jnp.full(width, LAYER_SCALE)) if scale else None
+        self.scale2 = nnx.Param(jnp.full(width, LAYER_SCALE)) if scale else None
+        self.activation, self.gated = config.hidden_act, config.gated
         self.dropout_rate = config.hidden_dropout_prob
         self.drop_rate = drop_rate
 
@@ -239,13 +280,23 @@ class PreNormBlock(nnx.Module):
     ) -> jax.Array:
         """Map [B, L, width] to [B, L, width]; `bias` as in `SelfAttention`."""
         weights_key, *branch_keys = split_key(dropout_key, 5)
-        attended = self.attention(self.norm1(x), bias, weights_key)
+        attended = _scaled(self.attention(self.norm1(x), bias, weights_key), self.scale1)
         x = x + self._drop(attended, branch_keys[:2])
-        transformed = self.fc2(ACTIVATIONS[self.activation](self.fc1(self.norm2(x))))
+        transformed = _scaled(self.fc2(self._activate(self.fc1(self.norm2(x)))), self.scale2)
         return x + self._drop(transformed, branch_keys[2:])
+
+    def _activate(self, x: jax.Array) -> jax.Array:
+        if not self.gated:
+            return ACTIVATIONS[self.activation](x)
+        gate, value = jnp.split(x, 2, axis=-1)
+        return jax.nn.silu(gate) * value
 
     def _drop(self, branch: jax.Array, keys: Sequence[jax.Array | None]) -> jax.Array:
         return drop_examples(dropout(branch, self.dropout_rate, keys[0]), self.drop_rate, keys[1])
+
+
+def _scaled(branch: jax.Array, scale: nnx.Param | None) -> jax.Array:
+    return branch if scale is None else branch * scale[...].astype(branch.dtype)
 
 
 def residual_deviation(config: TransformerConfig) -> float:
@@ -279,13 +330,21 @@ def run_blocks(
     return x
 
 
+FUSED = {
+    r"(.*\battn\.)(?:qkv\.|in_proj_)(weight|bias)": ("query", "key", "value"),  # timm, PyTorch.
+    r"(.*\bhead\.attention\.)in_proj_(weight|bias)": ("query", "key", "value"),  # SigLIP's pool.
+    r"(.*\battn_pool\.)kv\.(weight|bias)": ("key", "value"),  # timm's form of it.
+}
+
+
 def split_query_key_value(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Take timm's `attn.qkv.*` and PyTorch's `attn.in_proj_*` apart into query, key and value."""
+    """Take matrices apart that hold queries, keys and values one below the other."""
     separate = {}
     for name, array in arrays.items():
-        fused = re.fullmatch(r"(.*\battn\.)(?:qkv\.|in_proj_)(weight|bias)", name)
-        if fused and len(array) % 3 == 0:
-            for part, rows in zip(("query", "key", "value"), np.split(array, 3), strict=True):
+        found = ((re.fullmatch(pattern, name), parts) for pattern, parts in FUSED.items())
+        fused, parts = next(((match, p) for match, p in found if match), (None, ()))
+        if fused and len(array) % len(parts) == 0:
+            for part, rows in zip(parts, np.split(array, len(parts)), strict=True):
                 separate[f"{fused[1]}{part}.{fused[2]}"] = rows
         else:
             separate[name] = array
@@ -323,18 +382,14 @@ def block_fields(
         ValueError: there is no first block.
     """
     first_layer = array_named(arrays, checkpoint_name("blocks.0.fc1.weight", names))
+    last_layer = arrays.get(checkpoint_name("blocks.0.fc2.weight", names), first_layer.T)
     prefix = re.escape(checkpoint_name("blocks.", names))
     numbers = {match[1] for name in arrays if (match := re.match(rf"{prefix}(\d+)\.", name))}
-    intermediate_size, width = first_layer.shape
+    width, intermediate_size = last_layer.shape
     return {
         "hidden_size": width,
         "num_hidden_layers": len(numbers),
-        "num_attention_heads": max(width // HEAD_WIDTH, 1),
         "intermediate_size": intermediate_size,
+        "layer_scale": checkpoint_name("blocks.0.scale1", names) in arrays,
+        "gated": len(first_layer) == 2 * intermediate_size,
     }
-
-
-def clip_fields(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a Hugging Face CLIP tower under the names of `TransformerConfig`."""
-    renamed = {"attention_dropout": "attention_probs_dropout_prob"}
-    return {renamed.get(name, name): value for name, value in saved.items()}

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from otter_jax.models.descriptions import Guess
 from otter_jax.models.weights import CheckpointArrays
 
 Kind = Literal["image", "text"]
@@ -22,8 +23,8 @@ class HalfLayout(NamedTuple):
 
     Attributes:
         prefix: regular expression that begins the names of the tower's arrays.
-        projections: names that the layer after the tower may have. A file without any of them has
-            the tower's features for its embeddings.
+        projections: regular expressions of names that the layer after the tower may have. A file
+            without any of them has the tower's features for its embeddings.
         beside: regular expression that begins another name of the same file, where the prefix is
             not enough to know the family.
         hints: settings of the tower that the family's files do not say.
@@ -60,20 +61,35 @@ HALVES: Mapping[Kind, tuple[HalfLayout, ...]] = {
         HalfLayout(r"image\.", ("image_projection",)),  # Ours, see export.py.
         HalfLayout(r"vision_model\.", ("visual_projection",)),  # Hugging Face's CLIP.
         # OTTER: the classifier of a timm tower has become the projection.
-        HalfLayout(r"image_encoder\.model\.", ("image_encoder.model.fc",), hints=CLIP_STATISTICS),
-        HalfLayout(r"visual\.trunk\.", ("visual.head.proj",)),  # open_clip with a timm tower.
+        HalfLayout(
+            r"image_encoder\.model\.", (r"image_encoder\.model\.fc",), hints=CLIP_STATISTICS
+        ),
+        # open_clip with a timm tower, whose classifier may have become the projection.
+        HalfLayout(
+            r"visual\.trunk\.",
+            (
+                r"visual\.head\.proj",
+                r"visual\.head\.mlp",
+                r"visual\.trunk\.head\.fc",
+                r"visual\.trunk\.head(?=\.(weight|bias)$)",
+            ),
+        ),
         # DeCLIP: CLIP's networks on pixels normalised like ImageNet's.
-        HalfLayout(r"visual\.", ("visual.proj",), r"encode_text\.", IMAGENET_STATISTICS),
-        HalfLayout(r"visual\.", ("visual.proj",)),  # OpenAI, open_clip.
+        HalfLayout(r"visual\.", (r"visual\.proj",), r"encode_text\.", IMAGENET_STATISTICS),
+        HalfLayout(r"visual\.", (r"visual\.proj",)),  # OpenAI, open_clip.
     ),
     "text": (
-        HalfLayout(r"text_model\.", ("text_projection",)),  # Hugging Face's CLIP.
-        HalfLayout(r"text_encoder\.model\.", ("text_encoder.fc",)),  # OTTER.
-        HalfLayout(r"encode_text\.", ("encode_text.text_projection",)),  # DeCLIP.
+        HalfLayout(r"text_model\.", ("text_projection", r"text_model\.head")),  # Hugging Face's.
+        HalfLayout(r"text_encoder\.model\.", (r"text_encoder\.fc",)),  # OTTER.
+        HalfLayout(r"encode_text\.", (r"encode_text\.text_projection",)),  # DeCLIP.
         # open_clip with a Hugging Face tower.
-        HalfLayout(r"text\.transformer\.(?=embeddings\.|encoder\.|pooler\.)", ("text.proj",)),
+        HalfLayout(
+            r"text\.transformer\.(?=embeddings\.|encoder\.|pooler\.)",
+            (r"text\.proj",),
+            hints={"pooling": Guess("mean")},
+        ),
         # Ours, and open_clip with a text tower in a module of its own.
-        HalfLayout(r"text\.", ("text_projection", "text.text_projection")),
+        HalfLayout(r"text\.", ("text_projection", r"text\.text_projection")),
         HalfLayout(  # OpenAI, open_clip.
             r"(?=transformer\.resblocks\.|token_embedding\.|positional_embedding$|ln_final\.)",
             ("text_projection",),
@@ -81,9 +97,10 @@ HALVES: Mapping[Kind, tuple[HalfLayout, ...]] = {
     ),
 }
 # Names in a `DualEncoder` -> in files.
-LOG_SCALES = {
+SCALARS = {
     "log_scale": ("log_scale", "logit_scale", "contrastive_loss.T"),
     "distillation_log_scale": ("distillation_log_scale", "dist_loss.T_s"),
+    "logit_bias": ("logit_bias",),
 }
 
 
@@ -95,7 +112,7 @@ def find_half(kind: Kind, arrays: CheckpointArrays) -> Half | None:
     for layout in HALVES[kind]:
         if not any(re.match(layout.beside, name) for name in arrays):
             continue
-        is_projection = re.compile(rf"({'|'.join(map(re.escape, layout.projections))})(\.|$)")
+        is_projection = re.compile(rf"({'|'.join(layout.projections)})(\.|$)")
         tower, projection = {}, {}
         for name, array in arrays.items():
             if begin := is_projection.match(name):
@@ -112,12 +129,12 @@ def holds_two_towers(arrays: CheckpointArrays) -> bool:
     return all(find_half(kind, arrays) for kind in KINDS)
 
 
-def find_log_scales(arrays: CheckpointArrays) -> dict[str, float]:
-    """Return the logarithms of a file's similarity scales by their names in a `DualEncoder`."""
-    # Of shape [] or, in DeCLIP, [1].
+def find_scalars(arrays: CheckpointArrays) -> dict[str, float]:
+    """Return a file's log-scales and bias of similarities, named as in a `DualEncoder`."""
+    # Of shape [] or, in DeCLIP and SigLIP, [1].
     return {
         ours: float(arrays[name].reshape(()))
-        for ours, names in LOG_SCALES.items()
+        for ours, names in SCALARS.items()
         for name in names
         if name in arrays
     }

@@ -2,56 +2,37 @@
 
 Sources: Dosovitskiy et al., "An Image is Worth 16x16 Words" (2020); Radford et al., "Learning
 Transferable Visual Models From Natural Language Supervision" (2021) for CLIP's form: one more layer
-norm before the blocks, no bias on the patches, QuickGELU.
+norm before the blocks, no bias on the patches, QuickGELU; Zhai et al., "Sigmoid Loss for Language
+Image Pre-Training" (2023) for SigLIP's: no class token, attention pooling; Oquab et al., "DINOv2"
+(2023) and Darcet et al., "Vision Transformers Need Registers" (2023): layer scale, SwiGLU, tokens
+without a patch; Touvron et al., "DeiT III" (2022): positions of the patches alone.
 
-A class token stands before the patches; its state after the last layer norm is what the tower
-returns as features. Hugging Face's ViT may have a further layer with tanh for it (`pooler`), which
-classifiers do without; it is not applied here.
+The features are the class token's state, the mean over the patches, or what a learned query makes
+of them. Hugging Face's ViT may have a further layer with tanh behind the class token (`pooler`),
+which classifiers do without; it is not applied here.
 """
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from otter_jax.models.layers import Preset, TowerOutput, dropout, split_key
+from otter_jax.models import vit_layouts
+from otter_jax.models.layers import Preset, TowerOutput, add_parameter, dropout, split_key
 from otter_jax.models.transformer import (
+    ACTIVATIONS,
     HEAD_WIDTH,
-    HUGGING_FACE_CLIP_BLOCKS,
-    OPENAI_BLOCKS,
     LayerFactory,
     PatchEmbedding,
     TransformerConfig,
-    array_named,
-    block_fields,
-    checkpoint_name,
-    clip_fields,
+    attend,
     make_blocks,
     run_blocks,
-    split_query_key_value,
 )
-from otter_jax.models.weights import CheckpointArrays, CheckpointLayout, Substitution
-
-Fields = Mapping[str, Any]
-Names = tuple[Substitution, ...]
-
-CLIP_STATISTICS = {
-    "mean": (0.48145466, 0.4578275, 0.40821073),
-    "std": (0.26862954, 0.26130258, 0.27577711),
-}
-CLIP_FORM = {
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-    "pre_norm": True,
-    "patch_bias": False,
-    **CLIP_STATISTICS,
-}
+from otter_jax.models.vit_layouts import CLIP_FORM
 
 
 @dataclass(frozen=True)
@@ -64,13 +45,24 @@ class ViTConfig(TransformerConfig):
         pre_norm: a layer norm between the embeddings and the blocks (CLIP).
         patch_bias: a bias on the patches' embedding.
         qkv_bias: a bias on queries, keys and values.
+        class_token: a token before the patches that stands for the whole image.
+        register_tokens: how many further tokens stand between it and the patches.
+        prefix_positions: how many of these tokens, from the first on, have position embeddings as
+            the patches have.
+        pooling: "cls", the class token; "mean" over the patches; "map", attention of a learned
+            query to the patches, with a perceptron behind it (SigLIP).
+        norm_after_pooling: the last layer norm is applied to the pooled features, not to all
+            tokens.
         mean: per channel, what the weights expect to be subtracted from pixels in 0..1.
         std: per channel, what the result is divided by.
+        resize: how the weights expect images to be brought to their size, a
+            `preprocessing.Resize`; None for this package's own way.
 
     The other fields are those of `transformer.TransformerConfig`.
 
     Raises:
-        ValueError: the image has no patch, or see `TransformerConfig`.
+        ValueError: the image has no patch, the pooling is unknown or needs a class token that is
+            not there, more tokens have positions than there are, or see `TransformerConfig`.
     """
 
     image_size: int = 224
@@ -78,8 +70,14 @@ class ViTConfig(TransformerConfig):
     pre_norm: bool = False
     patch_bias: bool = True
     qkv_bias: bool = True
+    class_token: bool = True
+    register_tokens: int = 0
+    prefix_positions: int = 1
+    pooling: Literal["cls", "mean", "map"] = "cls"
+    norm_after_pooling: bool = False
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    resize: tuple[str, float, str] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no ViT has."""
@@ -89,6 +87,23 @@ class ViTConfig(TransformerConfig):
                 f"ViTConfig's image_size {self.image_size} holds no patch of {self.patch_size} "
                 "pixels"
             )
+        if not 0 <= self.prefix_positions <= self.prefix_tokens:
+            raise ValueError(
+                f"ViTConfig's prefix_positions is {self.prefix_positions}; there are "
+                f"{self.prefix_tokens} tokens before the patches"
+            )
+        if self.pooling not in ("cls", "mean", "map") or (
+            self.pooling == "cls" and not self.class_token
+        ):
+            raise ValueError(
+                f"ViTConfig's pooling is {self.pooling!r}; it must be 'mean', 'map' or, with a "
+                "class token, 'cls'"
+            )
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens before the patches."""
+        return self.class_token + self.register_tokens
 
     @property
     def grid_size(self) -> int:
@@ -96,196 +111,8 @@ class ViTConfig(TransformerConfig):
         return self.image_size // self.patch_size
 
 
-def resample_positions(positions: np.ndarray, grid_size: int) -> np.ndarray:
-    """Fit position embeddings to another number of patches, as timm and open_clip do.
-
-    Args:
-        positions: [1 + old * old, width], the class token's first.
-        grid_size: patches along each side of the new images.
-
-    Returns:
-        [1 + grid_size * grid_size, width], the class token's as it was, the others resampled by
-        bicubic interpolation with antialiasing (`torch.nn.functional.interpolate`).
-
-    Raises:
-        ValueError: the old ones are not those of a class token and a square grid.
-    """
-    old_size = _grid_of(positions)
-    if old_size == grid_size:
-        return positions
-    width = positions.shape[1]
-    grid = jnp.asarray(positions[1:], jnp.float32).reshape(old_size, old_size, width)
-    resampled = jax.image.resize(grid, (grid_size, grid_size, width), "cubic", antialias=True)
-    return np.concatenate([positions[:1], np.asarray(resampled).reshape(-1, width)])
-
-
-def _grid_of(positions: np.ndarray) -> int:
-    count = positions.shape[-2]
-    size = math.isqrt(count - 1) if count > 1 else 0
-    if size < 1 or size * size != count - 1:
-        raise ValueError(
-            f"the checkpoint has {count} position embeddings; this ViT needs one for the class "
-            "token and those of a square grid of patches"
-        )
-    return size
-
-
-def _shape_fields(arrays: CheckpointArrays, names: Names) -> dict[str, Any]:
-    """Return the fields of `ViTConfig` that the arrays' shapes tell."""
-    patches = array_named(arrays, checkpoint_name("patch_embedding.weight", names))
-    grid_size = _grid_of(array_named(arrays, checkpoint_name("position_embeddings", names)))
-    return {
-        **block_fields(arrays, names),
-        "image_size": grid_size * patches.shape[-1],
-        "patch_size": patches.shape[-1],
-        "pre_norm": checkpoint_name("embeddings_norm.weight", names) in arrays,
-        "patch_bias": checkpoint_name("patch_embedding.bias", names) in arrays,
-        "qkv_bias": checkpoint_name("blocks.0.attention.key.bias", names) in arrays,
-    }
-
-
-def _timm_fields(saved: Fields, arrays: CheckpointArrays) -> dict[str, Any]:
-    fields = _shape_fields(arrays, TIMM_NAMES)
-    if fields["pre_norm"]:
-        fields |= {"layer_norm_eps": 1e-5, **CLIP_STATISTICS}
-    if "quickgelu" in saved.get("architecture", ""):
-        fields |= {"hidden_act": "quick_gelu"}
-    return fields
-
-
-def _hugging_face_fields(saved: Fields, arrays: CheckpointArrays) -> dict[str, Any]:
-    shape = _shape_fields(arrays, HUGGING_FACE_NAMES)
-    return {"layer_norm_eps": 1e-12} | shape | _square(saved, shape)
-
-
-def _hugging_face_clip_fields(saved: Fields, arrays: CheckpointArrays) -> dict[str, Any]:
-    shape = _shape_fields(arrays, HUGGING_FACE_CLIP_NAMES)
-    return CLIP_FORM | shape | _square(clip_fields(saved), shape)
-
-
-def _square(saved: Fields, shape: Fields) -> dict[str, Any]:
-    """Return the fields of config.json, its sizes as one number, as far as the weights agree."""
-    fields = dict(saved)
-    for name in ("image_size", "patch_size"):
-        sides = np.ravel(fields.get(name) or shape[name]).tolist()
-        if len(set(sides)) != 1:
-            raise ValueError(f"config.json's {name} is {fields[name]}; this ViT needs a square")
-        fields[name] = sides[0]
-    if fields["image_size"] // fields["patch_size"] != shape["image_size"] // shape["patch_size"]:
-        raise ValueError(
-            f"config.json's image_size is {fields['image_size']}; the position embeddings are "
-            f"those of {shape['image_size']} pixels"
-        )
-    return fields
-
-
-def _openai_fields(saved: Fields, arrays: CheckpointArrays) -> dict[str, Any]:
-    return CLIP_FORM | _shape_fields(arrays, OPENAI_NAMES)
-
-
-@dataclass(frozen=True)
-class _Prepare:
-    """Brings respelled arrays into the tower's form, at the grid of the tower that asks."""
-
-    names: Names
-    grid_size: int | None = None
-
-    def __call__(self, arrays: CheckpointArrays) -> dict[str, np.ndarray]:
-        arrays = split_query_key_value(arrays)
-        class_token = checkpoint_name("class_token", self.names)
-        positions = checkpoint_name("position_embeddings", self.names)
-        for name, dimensions in ((class_token, 1), (positions, 2)):
-            # timm and Hugging Face's ViT keep an axis for the batch.
-            while name in arrays and arrays[name].ndim > dimensions and len(arrays[name]) == 1:
-                arrays[name] = arrays[name][0]
-        if self.grid_size is not None and positions in arrays:
-            arrays[positions] = resample_positions(arrays[positions], self.grid_size)
-        return arrays
-
-
-TIMM_NAMES = (
-    (r"^class_token", "cls_token"),
-    (r"^position_embeddings", "pos_embed"),
-    (r"^patch_embedding", "patch_embed.proj"),
-    (r"^embeddings_norm", "norm_pre"),
-    (r"^final_norm", "norm"),
-    (r"attention\.output", "attn.proj"),
-    (r"attention\.", "attn."),
-    (r"fc([12])", r"mlp.fc\1"),
-)
-HUGGING_FACE_NAMES = (
-    (r"^class_token", "embeddings.cls_token"),
-    (r"^position_embeddings", "embeddings.position_embeddings"),
-    (r"^patch_embedding", "embeddings.patch_embeddings.projection"),
-    (r"^final_norm", "layernorm"),
-    (r"^blocks\.", "encoder.layer."),
-    (r"attention\.(query|key|value)", r"attention.attention.\1"),
-    (r"attention\.output", "attention.output.dense"),
-    (r"norm1", "layernorm_before"),
-    (r"norm2", "layernorm_after"),
-    (r"fc1", "intermediate.dense"),
-    (r"fc2", "output.dense"),
-)
-HUGGING_FACE_CLIP_NAMES = (
-    (r"^class_token", "embeddings.class_embedding"),
-    (r"^position_embeddings", "embeddings.position_embedding.weight"),
-    (r"^patch_embedding", "embeddings.patch_embedding"),
-    (r"^embeddings_norm", "pre_layrnorm"),
-    (r"^final_norm", "post_layernorm"),
-    *HUGGING_FACE_CLIP_BLOCKS,
-)
-OPENAI_NAMES = (
-    (r"^class_token", "class_embedding"),
-    (r"^position_embeddings", "positional_embedding"),
-    (r"^patch_embedding", "conv1"),
-    (r"^embeddings_norm", "ln_pre"),
-    (r"^final_norm", "ln_post"),
-    *OPENAI_BLOCKS,
-    (r"^", "visual."),
-)
-
-TIMM_LAYOUT = CheckpointLayout(
-    recognised_by="patch_embed.proj.weight",
-    names=TIMM_NAMES,
-    ignored=("head.*", "pre_logits.*"),
-    prepare=_Prepare(TIMM_NAMES),
-    fields=_timm_fields,
-)
-HUGGING_FACE_LAYOUT = CheckpointLayout(
-    recognised_by="embeddings.patch_embeddings.projection.weight",
-    names=HUGGING_FACE_NAMES,
-    spellings=(
-        (r"^vit\.", ""),
-        # The names in a state dict of transformers 5, which saves folders under those above.
-        (r"^layers\.", "encoder.layer."),
-        (r"attention\.q_proj", "attention.attention.query"),
-        (r"attention\.k_proj", "attention.attention.key"),
-        (r"attention\.v_proj", "attention.attention.value"),
-        (r"attention\.o_proj", "attention.output.dense"),
-        (r"mlp\.fc1", "intermediate.dense"),
-        (r"mlp\.fc2", "output.dense"),
-    ),
-    ignored=("pooler.*", "classifier.*", "embeddings.mask_token", "decoder.*"),
-    prepare=_Prepare(HUGGING_FACE_NAMES),
-    fields=_hugging_face_fields,
-)
-HUGGING_FACE_CLIP_LAYOUT = CheckpointLayout(
-    recognised_by="embeddings.patch_embedding.weight",
-    names=HUGGING_FACE_CLIP_NAMES,
-    ignored=("embeddings.position_ids",),
-    prepare=_Prepare(HUGGING_FACE_CLIP_NAMES),
-    fields=_hugging_face_clip_fields,
-)
-OPENAI_LAYOUT = CheckpointLayout(
-    recognised_by="visual.class_embedding",
-    names=OPENAI_NAMES,
-    prepare=_Prepare(OPENAI_NAMES),
-    fields=_openai_fields,
-)
-
-
 class ViT(nnx.Module):
-    """Image tower: a Vision Transformer with a class token.
+    """Image tower: a Vision Transformer.
 
     Attributes:
         width: channels of the features (`hidden_size`).
@@ -295,13 +122,8 @@ class ViT(nnx.Module):
     """
 
     config_class = ViTConfig
-    checkpoint_layouts = (
-        TIMM_LAYOUT,
-        HUGGING_FACE_LAYOUT,
-        HUGGING_FACE_CLIP_LAYOUT,
-        OPENAI_LAYOUT,
-    )
-    model_types = ("vit", "clip_vision_model")
+    checkpoint_layouts = vit_layouts.LAYOUTS
+    model_types = tuple(vit_layouts.MODEL_TYPES)
 
     def __init__(
         self,
@@ -328,17 +150,24 @@ class ViT(nnx.Module):
         self.patch_embedding = PatchEmbedding(
             config.patch_size, self.width, use_bias=config.patch_bias, dtype=dtype, rngs=rngs
         )
-        self.class_token = make.table(self.width, deviation=0.02)
-        positions = 1 + config.grid_size**2
+        self.class_token = make.table(self.width, deviation=0.02) if config.class_token else None
+        positions = config.prefix_positions + config.grid_size**2
         self.position_embeddings = make.table(positions, self.width, deviation=0.02)
+        self.register_tokens = (
+            make.table(config.register_tokens, self.width, deviation=0.02)
+            if config.register_tokens
+            else None
+        )
         self.embeddings_norm = make.norm() if config.pre_norm else None
         self.blocks = make_blocks(config, make, qkv_bias=config.qkv_bias)
-        self.final_norm = make.norm()
+        late = config.norm_after_pooling
+        self.final_norm, self.pooled_norm = (None, make.norm()) if late else (make.norm(), None)
+        self.attention_pool = AttentionPool(make) if config.pooling == "map" else None
 
     def __call__(
         self, images: jax.Array, *, train: bool = False, dropout_key: jax.Array | None = None
     ) -> TowerOutput:
-        """Return the class token's features of a batch of images, and the states of all tokens.
+        """Return the pooled features of a batch of images, and the states of all tokens.
 
         Args:
             images: float [B, image_size, image_size, 3], RGB, normalised with `mean` and `std`.
@@ -346,9 +175,9 @@ class ViT(nnx.Module):
             dropout_key: key of both.
 
         Returns:
-            float32 [B, width], the class token after the last layer norm; and [B, 1 + patches,
-            width], the class token first, then the patches row by row, after the last layer norm
-            or, in CLIP's form (`pre_norm`), before it.
+            float32 [B, width]; and [B, tokens, width], the class token first, if there is one, then
+            registers, then the patches row by row, after the last layer norm or, in CLIP's form
+            (`pre_norm`) and where it comes after pooling, before it.
 
         Raises:
             ValueError: the images are not of the size that the tower was built for.
@@ -364,18 +193,72 @@ class ViT(nnx.Module):
         x = self._embed(images)
         x = dropout(x, self.config.hidden_dropout_prob, first_key)
         x = run_blocks(self.blocks, x, None, blocks_key, remat=self.config.remat)
-        if self.config.pre_norm:
-            return TowerOutput(self.final_norm(x[:, 0]).astype(jnp.float32), x)
-        x = self.final_norm(x)
-        return TowerOutput(x[:, 0].astype(jnp.float32), x)
+        return self._pool(x)
 
     def _embed(self, images: jax.Array) -> jax.Array:
         patches = self.patch_embedding(images)
-        class_token = self.class_token[...].astype(patches.dtype)
-        class_tokens = jnp.broadcast_to(class_token, (len(patches), 1, self.width))
-        x = jnp.concatenate([class_tokens, patches], axis=1)
-        x = x + self.position_embeddings[...].astype(x.dtype)
+        positions = self.position_embeddings[...]
+        tables = [
+            table[...].reshape(-1, self.width)
+            for table in (self.class_token, self.register_tokens)
+            if table is not None
+        ]
+        batch = jnp.zeros((len(patches), 1, self.width), patches.dtype)
+        tokens = [add_parameter(batch.repeat(len(rows), axis=1), rows) for rows in tables]
+        if without := self.config.prefix_tokens - self.config.prefix_positions:
+            # The positions of those that have one, none for the rest, and of the patches.
+            prefix, of_patches = jnp.split(positions, [self.config.prefix_positions])
+            none = jnp.zeros((without, self.width), positions.dtype)
+            positions = jnp.concatenate([prefix, none, of_patches])
+        x = add_parameter(jnp.concatenate([*tokens, patches], axis=1), positions)
         return x if self.embeddings_norm is None else self.embeddings_norm(x)
+
+    def _pool(self, x: jax.Array) -> TowerOutput:
+        config = self.config
+        # CLIP's norm is the class token's alone: nothing else of the last block is looked at.
+        last_norm = self.pooled_norm or (
+            self.final_norm if config.pre_norm and config.pooling == "cls" else None
+        )
+        if last_norm is None:
+            x = self.final_norm(x)
+        if config.pooling == "cls":
+            pooled = x[:, 0]
+        elif config.pooling == "mean":
+            patches = x[:, config.prefix_tokens :].astype(jnp.float32)
+            pooled = jnp.mean(patches, axis=1).astype(x.dtype)
+        else:
+            pooled = self.attention_pool(x[:, config.prefix_tokens :])
+        if last_norm is not None:
+            pooled = last_norm(pooled)
+        return TowerOutput(pooled.astype(jnp.float32), x)
+
+
+class AttentionPool(nnx.Module):
+    """Multi-head attention of one learned query to all patches, then a perceptron beside it.
+
+    Called "MAP head" in big_vision and SigLIP; Lee et al., "Set Transformer" (2019).
+    """
+
+    def __init__(self, make: LayerFactory) -> None:
+        """Build the pool with random weights."""
+        config = make.config
+        width, deviation = config.hidden_size, config.hidden_size**-0.5
+        self.heads, self.activation = config.num_attention_heads, config.hidden_act
+        self.probe = make.table(width, deviation=deviation)
+        self.query = make.linear(width, width, deviation)
+        self.key = make.linear(width, width, deviation)
+        self.value = make.linear(width, width, deviation)
+        self.output = make.linear(width, width, deviation)
+        self.norm = make.norm()
+        self.fc1 = make.linear(width, config.intermediate_size, (2 * width) ** -0.5)
+        self.fc2 = make.linear(config.intermediate_size, width, deviation)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map patches [B, L, width] to [B, width]."""
+        probe = self.probe[...].astype(x.dtype)
+        query = jnp.broadcast_to(self.query(probe), (len(x), 1, x.shape[-1]))
+        pooled = self.output(attend(query, self.key(x), self.value(x), self.heads))[:, 0]
+        return pooled + self.fc2(ACTIVATIONS[self.activation](self.fc1(self.norm(pooled))))
 
 
 SIZES = {

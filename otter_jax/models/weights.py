@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from otter_jax.models.layers import BatchNorm, Conv, LayerNorm, Linear
+from otter_jax.models.layers import BatchNorm, Conv, Embed, LayerNorm, Linear
 from otter_jax.models.transformer import PatchEmbedding
+
+MOST_PROBLEMS = 20  # Names in a message; those of another network would fill pages.
 
 Substitution = tuple[str, str]  # regular expression, replacement
 CheckpointArrays = Mapping[str, np.ndarray]
@@ -34,17 +36,17 @@ class CheckpointLayout:
         ignored: patterns (with * and ?) of names in the file that the tower has no use for.
         prepare: what remains to be done to the respelled arrays, such as taking a fused matrix
             apart; None for nothing.
-        fields: the tower's configuration from the fields of config.json (empty for a lone file)
-            and the respelled arrays, whose shapes say the rest; None takes config.json's as
-            they are.
+        fields: the tower's configuration from its description (empty for a lone file)
+            and the respelled arrays, whose shapes say the rest; a `descriptions.Guess` for what
+            neither says. None: there are no settings, nor descriptions.
     """
 
     recognised_by: str
     names: tuple[Substitution, ...]
+    fields: Callable[[Mapping[str, Any], CheckpointArrays], dict[str, Any]] | None = None
     spellings: tuple[Substitution, ...] = ()
     ignored: tuple[str, ...] = ()
     prepare: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None
-    fields: Callable[[Mapping[str, Any], CheckpointArrays], dict[str, Any]] | None = None
 
     def respell(self, arrays: CheckpointArrays) -> dict[str, np.ndarray]:
         """Return the arrays under the one spelling that `names` leads to."""
@@ -86,6 +88,7 @@ class _Entry:
 AXES: Mapping[type[nnx.Module], Mapping[str, tuple[str, tuple[int, ...] | None]]] = {
     nnx.Linear: {"kernel": ("weight", (1, 0)), "bias": ("bias", None)},
     nnx.Embed: {"embedding": ("weight", None)},
+    Embed: {"embedding": ("weight", None)},
     Linear: {"kernel": ("weight", (1, 0)), "bias": ("bias", None)},
     LayerNorm: {"scale": ("weight", None), "bias": ("bias", None)},
     nnx.BatchNorm: {
@@ -100,8 +103,8 @@ AXES: Mapping[type[nnx.Module], Mapping[str, tuple[str, tuple[int, ...] | None]]
         "mean": ("running_mean", None),
         "var": ("running_var", None),
     },
-    Conv: {"kernel": ("weight", (2, 3, 1, 0))},
-    PatchEmbedding: {"kernel": ("weight", (2, 3, 1, 0))},
+    Conv: {"kernel": ("weight", (2, 3, 1, 0)), "bias": ("bias", None)},
+    PatchEmbedding: {"kernel": ("weight", (2, 3, 1, 0)), "bias": ("bias", None)},
 }
 
 
@@ -123,7 +126,8 @@ def load_weights(
             ignores anyway.
 
     Raises:
-        ValueError: names are missing or unexpected, or shapes differ; one table lists them all.
+        ValueError: names are missing or unexpected, or shapes differ; one table lists them, or the
+            first twenty.
     """
     layout = recognise_layout(tower, arrays) or tower.checkpoint_layouts[0]
     passed_over = (*layout.ignored, *allow_unexpected)
@@ -143,7 +147,8 @@ def assign_arrays(
         module: any module, whose weights are named by its own paths after the substitutions.
         arrays: by these names.
         names: see `CheckpointLayout`.
-        allow_missing, allow_unexpected: as in `load_weights`.
+        allow_missing: as in `load_weights`.
+        allow_unexpected: as in `load_weights`.
 
     Raises:
         ValueError: as `load_weights`.
@@ -177,7 +182,8 @@ def recognise_layout(
     tower: nnx.Module | type[nnx.Module], arrays: CheckpointArrays
 ) -> CheckpointLayout | None:
     """Return the first of the tower's layouts that recognises the arrays, None if none does."""
-    return next((each for each in tower.checkpoint_layouts if each.recognises(arrays)), None)
+    layouts = getattr(tower, "checkpoint_layouts", ())  # A tower of one's own may have none.
+    return next((each for each in layouts if each.recognises(arrays)), None)
 
 
 def _entries(module: nnx.Module, names: Sequence[Substitution]) -> dict[str, _Entry]:
@@ -204,8 +210,11 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _problem_table(tower_name: str, problems: Sequence[tuple[str, object, object]]) -> str:
-    rows = [("name", "checkpoint", "expected"), *(tuple(map(str, row)) for row in problems)]
+    shown = problems[:MOST_PROBLEMS]
+    rows = [("name", "checkpoint", "expected"), *(tuple(map(str, row)) for row in shown)]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     lines = [f"  {name:{widths[0]}}  {found:{widths[1]}}  {wanted}" for name, found, wanted in rows]
     heading = f"the checkpoint does not fit {tower_name}: {len(problems)} names differ"
+    if hidden := len(problems) - len(shown):
+        lines.append(f"  ... and {hidden} more")
     return "\n".join([heading, *lines])

@@ -35,7 +35,6 @@ from otter_jax.objectives.losses import (
 )
 from otter_jax.objectives.methods import Method
 from otter_jax.objectives.nearest_neighbor import Queue, enqueue, nearest
-from otter_jax.objectives.tiles import AXIS
 
 Metrics = dict[str, jax.Array]
 
@@ -256,8 +255,8 @@ def _tiled_normalisers(
     tile: int, mesh: Mesh | None, queries: jax.Array, keys: jax.Array, scale: jax.Array
 ) -> jax.Array:
     """Return the same, a block of rows at a time, for the gradient too."""
-    devices = 1 if mesh is None else mesh.shape[AXIS]
-    tiling = tiles.make_tiling(len(queries), tile, None if mesh is None else AXIS, devices)
+    axes = None if mesh is None else tiles.batch_axes(mesh)
+    tiling = tiles.make_tiling(len(queries), tile, axes, tiles.count_devices(mesh))
 
     def rows_of_device(queries: jax.Array, keys: jax.Array, scale: jax.Array) -> jax.Array:
         @jax.checkpoint
@@ -268,7 +267,7 @@ def _tiled_normalisers(
         return tiles.scan(tiling, step, None, queries)[1]
 
     if mesh is not None:
-        split, whole = PartitionSpec(AXIS), PartitionSpec()
+        split, whole = PartitionSpec(axes), PartitionSpec()
         rows_of_device = jax.shard_map(
             rows_of_device,
             mesh=mesh,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from otter_jax.objectives import contrastive, targets, tiled_cross_entropy, tiled_sigmoid
+from otter_jax.objectives import contrastive, targets, tiled_cross_entropy, tiled_sigmoid, tiles
 from otter_jax.objectives.contrastive import (
     Directions,
     Embeddings,
@@ -25,6 +25,7 @@ from otter_jax.objectives.tiles import AXIS
 
 DEFAULT_TILE = 1024
 LARGEST_DENSE = 1024**2  # Elements of a matrix that one device has.
+FEWEST_TILED = 512  # Rows of a matrix that one device has: half of the usual two features' width.
 Metrics = dict[str, jax.Array]
 
 
@@ -131,6 +132,7 @@ def cross_entropy_loss(
         "target_diagonal": means.diagonal / 2,
     }
     if len(terms) == 2:
+        # KL(P || softmax) is the cross-entropy less P's own entropy, which has no gradient.
         hard, soft = means.cross_entropy
         loss -= means.weighted_entropy
         metrics |= {
@@ -144,12 +146,15 @@ def cross_entropy_loss(
 def tile_rows(method: Method, num_pairs: int, mesh: Mesh | None = None) -> int | None:
     """Return the rows of a tile, or None where the whole matrix is computed at once.
 
-    Without a choice of the user it is tiled where a device's share of a matrix gets large.
+    Without a choice of the user it is tiled where a device's share of a matrix gets large, and is
+    not smaller than the features of all pairs, which a device needs for tiles as well.
     """
     if method.tile is not None:
         return method.tile if method.tile < num_pairs else None
-    devices = 1 if mesh is None else mesh.shape[AXIS]
-    return DEFAULT_TILE if num_pairs**2 / devices > LARGEST_DENSE else None
+    devices = tiles.count_devices(mesh)
+    rows = num_pairs // devices
+    saves = rows * num_pairs > LARGEST_DENSE and rows > FEWEST_TILED
+    return DEFAULT_TILE if saves else None
 
 
 class _Means(NamedTuple):
@@ -172,20 +177,37 @@ def _whole(
     """Return the weighted sum of cross-entropies, and what it consists of, from whole matrices."""
     del mesh  # The compiler splits the rows of whatever has them.
     soft = soft_targets(method, teacher, len(student.image))
+    # Identity targets are whole too: every method's dense loss is the same computation.
     cosines = both_directions(student, stop_gradient_keys=method.stop_gradient_keys)
     cross_entropies = []
     for term, scale in zip(terms, scales, strict=True):
         mixtures = [targets.mixed(each, term.given) for each in soft]
         rows = map(cross_entropy, [scale * each for each in cosines], mixtures)
         cross_entropies.append(sum(weighted_mean(term.weight, each) for each in rows))
-    entropies = [entropy(each) for each in soft]
+    entropies, diagonals = _facts_of_rows(method, soft, scales.dtype)
     means = _Means(
         cross_entropies,
         sum(weighted_mean(terms[-1].weight, rows) for rows in entropies),
         sum(map(jnp.mean, entropies)),
-        sum(jnp.diagonal(each).mean() for each in soft),
+        sum(map(jnp.mean, diagonals)),
     )
     return sum(cross_entropies), means
+
+
+def _facts_of_rows(
+    method: Method, soft: Directions, dtype: jnp.dtype
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """Return entropy in nats and mass on the given pair, [N] or one for all, of both directions.
+
+    A smoothed identity is the same in each row, so no more of it is made than the cross-entropy
+    multiplies with. Taken from the matrix, these facts would have each device make all of it:
+    nothing in an identity says over which devices its rows are split.
+    """
+    if not isinstance(method.target, targets.Smoothed):
+        return [entropy(each) for each in soft], [jnp.diagonal(each) for each in soft]
+    target, num_pairs = method.target, len(soft.image)
+    facts = target.entropy(num_pairs), target.on_diagonal
+    return tuple([jnp.asarray(fact, dtype)] * len(soft) for fact in facts)
 
 
 def soft_targets(method: Method, teacher: Embeddings | None, num_pairs: int) -> Directions:
@@ -308,8 +330,8 @@ def check_embeddings(
         raise ValueError(f"a contrastive loss needs at least 2 pairs, found {num_pairs}")
     if mesh is not None and AXIS not in mesh.shape:
         raise ValueError(f"the mesh has axes {mesh.axis_names}; one must be {AXIS!r}")
-    if mesh is not None and num_pairs % mesh.shape[AXIS]:
-        raise ValueError(f"{num_pairs} pairs do not divide over {mesh.shape[AXIS]} devices")
+    if mesh is not None and num_pairs % (devices := tiles.count_devices(mesh)):
+        raise ValueError(f"{num_pairs} pairs do not divide over {devices} devices")
     for owner, embeddings in (("student", student), ("teacher", teacher)):
         for name, rows in embeddings._asdict().items() if embeddings else ():
             _check_rows(f"{owner}.{name}", rows, (num_pairs, embeddings.image.shape[-1]))

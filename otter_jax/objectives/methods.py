@@ -48,7 +48,7 @@ class Method:
             trust divided by the mean trust of the batch; or a key of `PAIR_WEIGHTS`.
         tile: most rows of the similarity matrices held at a time, >= 1 (fewer where that would
             exceed 16 MiB); batch_size and more for all of them. Unset: 1024 where a device's part
-            of a matrix would exceed 1024 x 1024, else all.
+            of a matrix would exceed 1024 x 1024 numbers and 512 rows, else all.
         initial_scale: where the learnable scales (1 / temperature) start, >= 1 and in bounds.
         min_scale: least scale, > 0, below which it has no gradient.
         max_scale: the same at the upper end.

@@ -13,7 +13,9 @@ from jax.sharding import Mesh, PartitionSpec
 
 from otter_jax.objectives import tiles
 from otter_jax.objectives.contrastive import normalize, similarity
-from otter_jax.objectives.tiles import AXIS, Rows, Tiling
+from otter_jax.objectives.tiles import Rows, Tiling
+
+NO_ROW = jnp.iinfo(jnp.int32).max  # Above every index.
 
 
 class Queue(NamedTuple):
@@ -63,16 +65,17 @@ def nearest(
     Raises:
         ValueError: the queue's rows do not divide over the mesh.
     """
-    size, devices = len(queue.features), 1 if mesh is None else mesh.shape[AXIS]
+    size, devices = len(queue.features), tiles.count_devices(mesh)
     if size % devices:
         raise ValueError(f"a queue of {size} rows does not divide over {devices} devices")
     # A power of two: a queue of the usual size is then cut without a padded copy of it.
     tile = 1 << (max(1, tiles.LARGEST_TILE // len(queries)).bit_length() - 1)
     rows = size // devices
-    tiling = Tiling(rows, min(tile, rows), None if mesh is None else AXIS)
+    axes = None if mesh is None else tiles.batch_axes(mesh)
+    tiling = Tiling(rows, min(tile, rows), axes)
     search = functools.partial(_search, tiling)
     if mesh is not None:
-        split, whole = PartitionSpec(AXIS), PartitionSpec()
+        split, whole = PartitionSpec(axes), PartitionSpec()
         search = jax.shard_map(
             search,
             mesh=mesh,
@@ -96,8 +99,11 @@ def _search(tiling: Tiling, queue: Queue, queries: jax.Array) -> tuple[jax.Array
     def step(best: _Best, rows: Rows, features: jax.Array) -> tuple[_Best, None]:
         usable = rows.valid & (rows.index < queue.filled)
         cosines = jnp.where(usable[:, None], similarity(features, queries), -jnp.inf)
-        index = rows.index[jnp.argmax(cosines, axis=0)].astype(jnp.int32)
-        here = _Best(cosines.max(axis=0), index)
+        # Two plain reductions, not argmax, whose reduction of pairs aborts the compiler for TPU v4
+        # (libtpu 0.0.42). Of equals the lowest index wins in both.
+        best_here = cosines.max(axis=0)
+        index = jnp.where(cosines == best_here, rows.index[:, None].astype(jnp.int32), NO_ROW)
+        here = _Best(best_here, index.min(axis=0))
         # Not >=: of equals the first one stays.
         better = here.cosine > best.cosine
         return jax.tree.map(lambda new, old: jnp.where(better, new, old), here, best), None
@@ -111,7 +117,7 @@ def _search(tiling: Tiling, queue: Queue, queries: jax.Array) -> tuple[jax.Array
     if tiling.axis is not None:
         first = jax.lax.axis_index(tiling.axis) * tiling.rows
         wins = cosine == jax.lax.pmax(cosine, tiling.axis)
-        index = jax.lax.pmin(jnp.where(wins, index, jnp.iinfo(index.dtype).max), tiling.axis)
+        index = jax.lax.pmin(jnp.where(wins, index, NO_ROW), tiling.axis)
     here = (index >= first) & (index < first + tiling.rows)
     found = queue.features[jnp.where(here, index - first, 0)]
     return tiles.total(jnp.where(here[:, None], found, 0), tiling.axis), index

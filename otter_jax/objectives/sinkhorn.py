@@ -75,6 +75,7 @@ def column_scaling(kernel: jax.Array, iterations: int) -> jax.Array:
         [M] column scaling c. The row-normalised plan is kernel * c, each row divided by its sum.
     """
 
+    # Columns start at 1, so the first update is that of the rows, as in the papers.
     def iteration(_: int, columns: jax.Array) -> jax.Array:
         rows = 1.0 / jnp.matmul(kernel, columns, precision="highest")
         return 1.0 / jnp.matmul(rows, kernel, precision="highest")

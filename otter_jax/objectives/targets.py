@@ -10,6 +10,7 @@ transpose, so each constructor here serves both directions. Two kinds are enough
 four: the identity is smoothed by 0, and the softened target is transported in 0 iterations.
 """
 
+import math
 from typing import NamedTuple, Protocol
 
 import jax
@@ -49,6 +50,11 @@ class Smoothed(NamedTuple):
     def off_diagonal(self, num_pairs: int) -> float:
         """Return the mass on each other pair of the row."""
         return self.smoothing / (num_pairs - 1)
+
+    def entropy(self, num_pairs: int) -> float:
+        """Return the entropy of each row in nats."""
+        masses = (self.on_diagonal, 1), (self.off_diagonal(num_pairs), num_pairs - 1)
+        return -sum(count * mass * math.log(mass) for mass, count in masses if mass > 0.0)
 
     def dense(self, similarity: jax.Array | None, num_pairs: int) -> jax.Array:
         """Return the target [N, N]; the similarity is not looked at."""
@@ -115,6 +121,7 @@ def teacher_features(
     """
     if image_weight == text_weight == 0.0:
         return image, text
+    # [v; t] . [gv v' + t'; gt t'] = gv vv' + vt' + gt tt': one product, 2 d numbers a row.
     rows = jnp.concatenate([image, text], axis=1)
     columns = jnp.concatenate([image_weight * image + text, text_weight * text], axis=1)
     return rows, columns

@@ -32,7 +32,7 @@ from otter_jax.objectives.tiled_sinkhorn import (
     plan_potentials,
     teacher_logits,
 )
-from otter_jax.objectives.tiles import AXIS, ColumnSum, Rows, Tiling, is_given
+from otter_jax.objectives.tiles import Axes, ColumnSum, Rows, Tiling, is_given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +101,9 @@ def _forward(
             value_and_gradients_of_rows, problem, tiles.make_tiling(num_pairs, tile)
         )
     else:
-        tiling = tiles.make_tiling(num_pairs, tile, AXIS, mesh.shape[AXIS])
-        split, whole = PartitionSpec(AXIS), PartitionSpec()
+        axes = tiles.batch_axes(mesh)
+        tiling = tiles.make_tiling(num_pairs, tile, axes, tiles.count_devices(mesh))
+        split, whole = PartitionSpec(axes), PartitionSpec()
         run = jax.shard_map(
             functools.partial(value_and_gradients_of_rows, problem, tiling),
             mesh=mesh,
@@ -126,6 +127,7 @@ def _backward(
     saved: tuple[Gradients, Constants],
     cotangents: tuple[jax.Array, Statistics],
 ) -> tuple[Embeddings, TeacherFeatures | None, tuple[Term, ...], jax.Array]:
+    # The gradient was computed along with the value: what is left is the chain rule's factor.
     gradients, constants = saved
     image, text, scales = jax.tree.map(lambda x: x * cotangents[0], gradients)
     return Embeddings(image, text), *jax.tree.map(jnp.zeros_like, constants), scales
@@ -171,6 +173,7 @@ def value_and_gradients_of_rows(
         scales: [terms] factor of the similarities in each term.
     """
     axis = tiling.axis
+    # A tile has all columns: [N, d] features of the texts travel once, [N, N] never exists.
     texts, columns = jax.tree.map(lambda x: tiles.gather(x, axis), (student.text, terms))
     over_rows, over_columns = _normalisers(tiling, student.image, texts, scales)
     potentials = None
@@ -180,6 +183,7 @@ def value_and_gradients_of_rows(
 
     def step(sums: _Sums, rows: Rows, inputs: tuple) -> tuple[_Sums, _Rows]:
         image, terms, over_rows, features, row_potentials = inputs
+        # Formed again, not kept from the first sweep: that would be the N x N array.
         cosines = similarity(image, texts)
         if teacher is None:
             tile = _smoothed_tile(problem, rows, cosines)
@@ -188,6 +192,8 @@ def value_and_gradients_of_rows(
             tile = _transported_tile(problem, rows, cosines, features, teacher.columns, here)
         slopes = _slopes(tile, Terms(terms, columns), scales, over_rows, over_columns)
         by_image, by_text = slopes.by_image, slopes.by_text
+        # Each side is the query of one direction and the key of the other. With both gradients it
+        # gets the sum; as a query alone, only what its own direction says.
         if not problem.stop_gradient_keys:
             by_image = by_text = by_image + by_text
         added = _Sums(
@@ -224,6 +230,7 @@ def _normalisers(
     ) -> tuple[tuple[ColumnSum, ...], jax.Array]:
         cosines = similarity(image, texts)
         over_rows = jnp.stack([logsumexp(scale * cosines, axis=1) for scale in scales], axis=1)
+        # Zeros of the padding would count as cosines in every column.
         padded = jnp.where(rows.valid[:, None], cosines, -jnp.inf)
         sums = tuple(
             tiles.add_rows(sum_, scale * padded) for sum_, scale in zip(sums, scales, strict=True)
@@ -267,6 +274,7 @@ def _transported_tile(
     logits = teacher_logits(rows, features, columns, epsilon, problem.remove_diagonal)
     plans, entropies = [], []
     for k in range(2):
+        # From logarithms, so that an entry of 1e-30 is not a quotient of two underflows.
         log_plan = logits + potentials.rows[:, k, None] + potentials.columns[None, :, k]
         plan = jnp.where(rows.valid[:, None], jnp.exp(log_plan), 0.0)
         plans.append(plan)
@@ -307,6 +315,7 @@ def _slopes(
         logits, given = scales[k] * tile.cosines, row.given[:, None]
         image_target = given * tile.given + (1.0 - given) * tile.image
         text_target = column.given * tile.given + (1.0 - column.given) * tile.text
+        # Softmax minus target, row by row and column by column: a cross-entropy's gradient.
         image_error = row.weight[:, None] * (jnp.exp(logits - over_rows[:, k, None]) - image_target)
         text_error = column.weight * (jnp.exp(logits - over_columns[:, k]) - text_target)
         by_image += scales[k] * image_error
@@ -319,7 +328,7 @@ def _slopes(
 
 
 def _over_all_devices(
-    axis: str | None,
+    axis: Axes | None,
     sums: _Sums,
     ours: _Rows,
     over_rows: jax.Array,
@@ -332,9 +341,11 @@ def _over_all_devices(
     image_losses, image_entropy, diagonal = tiles.gather(
         (over_rows - scales * ours.matched, ours.entropy, ours.diagonal), axis
     )
+    # Of pair i: row i of one direction and column i, which is row i of the other.
     losses = image_losses + over_columns - scales * matched
     by_text = sums.by_text
     if axis is not None:
+        # Every device has a part of the gradient of all texts, and needs the whole of its own.
         by_text = jax.lax.psum_scatter(by_text, axis, tiled=True)
     gradients = Gradients(ours.by_image / num_pairs, by_text / num_pairs, by_scale / num_pairs)
     return Statistics(losses.T, image_entropy + entropy, diagonal), gradients

@@ -8,7 +8,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from otter_jax.objectives import tiles
 from otter_jax.objectives.contrastive import Embeddings, sigmoid_losses, similarity
-from otter_jax.objectives.tiles import AXIS, Rows, Tiling, is_given
+from otter_jax.objectives.tiles import Rows, Tiling, is_given
 
 
 def sigmoid_cross_entropy(
@@ -53,8 +53,9 @@ def sigmoid_cross_entropy(
     if not tiles.is_split(mesh):
         tiling = tiles.make_tiling(num_pairs, tile)
         return rows_of_device(tiling, student, weights, scale, bias)[0] / num_pairs
-    tiling = tiles.make_tiling(num_pairs, tile, AXIS, mesh.shape[AXIS])
-    split, whole = PartitionSpec(AXIS), PartitionSpec()
+    axes = tiles.batch_axes(mesh)
+    tiling = tiles.make_tiling(num_pairs, tile, axes, tiles.count_devices(mesh))
+    split, whole = PartitionSpec(axes), PartitionSpec()
     sums = jax.shard_map(
         functools.partial(rows_of_device, tiling),
         mesh=mesh,

@@ -64,6 +64,7 @@ def plan_potentials(
     def iteration(number: jax.Array, columns: jax.Array) -> jax.Array:
         return sweep(columns, jnp.where(number == 0, no_text_rows, 1.0))[1]
 
+    # The count is static, but a loop compiles one sweep instead of five.
     columns = jax.lax.fori_loop(0, target.iterations, iteration, columns)
     last = no_text_rows if target.iterations == 0 else jnp.ones_like(no_text_rows)
     rows, normalised = sweep(columns, last)
@@ -82,15 +83,20 @@ def _scaling_sweep(
 
     `use_rows` [2] is 0 for a direction whose rows have no potential yet.
     """
+    # exp(K / epsilon) stays within float32 here (`sinkhorn.scaling_is_safe`), so a sum of
+    # exponentials is a matrix product, and both directions are its two columns.
     scaling = jnp.exp(columns)
 
     def step(sums: jax.Array, rows: Rows, features: jax.Array) -> tuple[jax.Array, jax.Array]:
         kernel = jnp.exp(teacher_logits(rows, features, teacher.columns, epsilon, remove_diagonal))
+        # Potentials are kept as logarithms from sweep to sweep: scalings would drift out of range.
         potentials = -jnp.log(jnp.matmul(kernel, scaling, precision="highest")) * use_rows
+        # Rows of the padding must not enter a column's sum; their potential is arbitrary.
         weights = jnp.where(rows.valid[:, None], jnp.exp(potentials), 0.0)
         return sums + jnp.matmul(kernel.T, weights, precision="highest"), potentials
 
     sums, potentials = tiles.scan(tiling, step, jnp.zeros_like(columns), teacher.rows)
+    # Each device has seen its own rows only; columns are complete when all have added theirs.
     return potentials, -jnp.log(tiles.total(sums, tiling.axis))
 
 
@@ -110,6 +116,7 @@ def _logarithmic_sweep(
         logits = teacher_logits(rows, features, teacher.columns, epsilon, remove_diagonal)
         potentials = -jnp.stack([logsumexp(logits + column, axis=1) for column in columns.T], 1)
         potentials *= use_rows
+        # exp(-inf) = 0: so rows of the padding add nothing.
         padded = jnp.where(rows.valid[:, None], potentials, -jnp.inf)
         return tuple(
             tiles.add_rows(sum_, logits + padded[:, [k]]) for k, sum_ in enumerate(sums)
@@ -124,8 +131,9 @@ def _logarithmic_sweep(
 def teacher_logits(
     rows: Rows, features: jax.Array, columns: jax.Array, epsilon: float, remove_diagonal: bool
 ) -> jax.Array:
-    """Return k / epsilon of a tile, [tile, N]."""
+    """Return K / epsilon of a tile, [tile, N]."""
     logits = similarity(features, columns) / epsilon
     if remove_diagonal:
+        # Subtracted after the product: the features of one pair know nothing of the diagonal.
         logits -= jnp.where(is_given(rows, logits), targets.DIAGONAL_PENALTY / epsilon, 0.0)
     return logits

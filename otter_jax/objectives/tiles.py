@@ -6,6 +6,7 @@ vectors over columns (a log-sum-exp down each column) are accumulated from tile 
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +14,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-AXIS = "data"  # Of the mesh: the one that splits the batch.
+from otter_jax.sharding import DATA, FSDP
+
+AXIS = (
+    DATA  # Of every mesh; it splits the batch, and FSDP, where there are groups, does so further.
+)
+Axes = tuple[str, ...]
 # 16 MiB of float32: a handful of such arrays is all that a loss holds beside its N x d features.
 LARGEST_TILE = 2**22
 
@@ -25,12 +31,12 @@ class Tiling:
     Attributes:
         rows: rows that this device has.
         tile: rows in a tile.
-        axis: name of the mesh axis over which the rows are split; None on one device.
+        axis: names of the mesh's axes over which the rows are split; None on one device.
     """
 
     rows: int
     tile: int
-    axis: str | None = None
+    axis: Axes | None = None
 
     @property
     def count(self) -> int:
@@ -38,9 +44,19 @@ class Tiling:
         return -(-self.rows // self.tile)
 
 
+def batch_axes(mesh: Mesh) -> Axes:
+    """Return the axes of a mesh that split a batch between them, in the order of the rows."""
+    return (AXIS, FSDP) if FSDP in mesh.shape else (AXIS,)
+
+
+def count_devices(mesh: Mesh | None) -> int:
+    """Return over how many devices a batch is split; None is one device."""
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
+
+
 def is_split(mesh: Mesh | None) -> bool:
     """Return whether a batch over this mesh lies on more than one device."""
-    return mesh is not None and mesh.shape[AXIS] > 1
+    return count_devices(mesh) > 1
 
 
 class Rows(NamedTuple):
@@ -55,7 +71,7 @@ def is_given(rows: Rows, tile: jax.Array) -> jax.Array:
     return rows.index[:, None] == jnp.arange(tile.shape[1])[None, :]
 
 
-def make_tiling(num_pairs: int, tile: int, axis: str | None = None, devices: int = 1) -> Tiling:
+def make_tiling(num_pairs: int, tile: int, axis: Axes | None = None, devices: int = 1) -> Tiling:
     """Return tiles of at most `tile` rows, fewer where one would exceed `LARGEST_TILE`."""
     rows = num_pairs // devices
     return Tiling(rows, max(1, min(tile, rows, LARGEST_TILE // num_pairs)), axis)
@@ -115,7 +131,7 @@ def add_rows(sum_: ColumnSum, logits: jax.Array) -> ColumnSum:
     return ColumnSum(peak, total)
 
 
-def log_of_sum(sum_: ColumnSum, axis: str | None) -> jax.Array:
+def log_of_sum(sum_: ColumnSum, axis: Axes | None) -> jax.Array:
     """Return [N] the log-sum-exp over all rows of all devices."""
     peak, total = sum_
     if axis is not None:
@@ -124,11 +140,11 @@ def log_of_sum(sum_: ColumnSum, axis: str | None) -> jax.Array:
     return peak + jnp.log(total)
 
 
-def gather(x: jax.Array, axis: str | None) -> jax.Array:
+def gather(x: jax.Array, axis: Axes | None) -> jax.Array:
     """Return all devices' rows of [rows, ...]."""
     return x if axis is None else jax.lax.all_gather(x, axis, tiled=True)
 
 
-def total(x: jax.Array, axis: str | None) -> jax.Array:
+def total(x: jax.Array, axis: Axes | None) -> jax.Array:
     """Sum over all devices."""
     return x if axis is None else jax.lax.psum(x, axis)

@@ -103,7 +103,7 @@ def views_of(config: ConfigDict, method: objectives.Method) -> Views:
 
 
 def open_cached_data(parts: Parts, source: Source) -> TrainingData:
-    """Compute the frozen image tower's features of all pairs, or reads them if they are known."""
+    """Compute the frozen image tower's features of all pairs, or read them if they are known."""
     store, encoder = parts.store, parts.place_encoder()
     named = [(name, record and record.caption) for name, record in named_records(source)]
     collection = from_source(source, [name for name, _ in named])
@@ -222,4 +222,7 @@ def trust_key(parts: Parts, source: Source) -> str:
 def record_order(config: ConfigDict, source: Source, records: np.ndarray) -> grain.MapDataset:
     """Return rows of `records` by step, see batches.record_order."""
     lengths = count_by_source(source, records)
-    return batches.record_order(lengths, config.batch_size, config.seed, config.data.weights)
+    settings = config.data
+    return batches.record_order(
+        lengths, config.batch_size, config.seed, settings.weights, settings.order
+    )

@@ -40,21 +40,22 @@ class Training(Parts):
 def run_steps(
     training: Training, state: TrainState, report: Reporter, watch: DivergenceWatch
 ) -> TrainState:
-    """Return the training loop: from the state's own step to the last one, which is saved."""
+    """Train from the state's own step to the last one, which is saved; return the state."""
     config, start = training.config, int(state.step)
     try:
         evaluate_what_is_missing(training, state, report)
         steps = range(start + 1, training.total_steps + 1)
+        # `steps` first: at the end, zip then asks for no batch that nobody trains on.
         stream = training.interruption.waiting(open_stream(training, start))
         for number, batch in zip(steps, report.waiting(stream), strict=False):
             batch.pop("index")
             placed = sharding.put_batch(training.mesh, batch)
-            if number == start + 1:
+            if number == start + 1:  # Compiled here, so that what it needs is known before it runs.
                 report.costs(number, step_costs(training, state, placed))
             training.interruption.unsaved = True
             state, metrics = take_step(training, number, state, placed)
             watch.look(number, metrics)
-            if number == start + 1:
+            if number == start + 1:  # The rate leaves out what only the first step does.
                 jax.block_until_ready(metrics)
                 report.start_clock(number)
             if number == training.total_steps or every(config.log_every_steps, number):
@@ -63,6 +64,7 @@ def run_steps(
             if saves:
                 save(training, state, report, watch)
             training.interruption.look(number)
+            # After the save: an evaluation may take longer than a machine is left to us.
             evaluates = every(config.evaluate.every_steps, number) and number < training.total_steps
             if evaluates:
                 report.evaluation(number, training.evaluate(state.variables))
@@ -91,6 +93,7 @@ def open_stream(training: Training, start: int) -> Iterator[batches.Batch]:
         process=(jax.process_index(), jax.process_count()),
         threads=config.data.threads,
         weights=config.data.weights,
+        order=config.data.order,
     )
 
 
@@ -118,7 +121,9 @@ def report_step(
     training: Training, number: int, metrics: Metrics, report: Reporter, watch: DivergenceWatch
 ) -> None:
     """Report a step, and look for what would make it the last one."""
+    # Judged before it is shown: what has diverged ends or rolls back here.
     watch.settle()
+    # One process may find the disk full or the folder gone; all must stop after the same step.
     with processes.refusing_together():
         training.lock.check()
         training.saved.check()

@@ -24,7 +24,7 @@ LossOfOutputs = Callable[[Arrays, Arrays], tuple[jax.Array, Any]]
 
 def split_parts(rows: Arrays, num_parts: int, mesh: Mesh) -> Arrays:
     """Cut [N, ...] into [parts, N / parts, ...]; each device has rows of its own in every part."""
-    place = NamedSharding(mesh, PartitionSpec(None, "data"))
+    place = NamedSharding(mesh, PartitionSpec(None, mesh.axis_names))
 
     def split(x: jax.Array) -> jax.Array:
         parts = x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1)

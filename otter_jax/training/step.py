@@ -39,6 +39,7 @@ class StepSettings:
     Attributes:
         seed: of what is random in the step.
         parts: how many the rows of a batch go through the towers in.
+        fsdp: whether the state is split over the devices, and so gathered where it is used.
         max_loss_ratio: see `is_exploded`.
         teacher_decay: the moving average's decay in the long run.
         teacher_warmup: whether it begins with less, see `teacher_decay`.
@@ -47,6 +48,7 @@ class StepSettings:
 
     seed: int = 0
     parts: int = 1
+    fsdp: bool = False
     max_loss_ratio: float = 10.0
     teacher_decay: float = 0.999
     teacher_warmup: bool = True
@@ -59,6 +61,7 @@ class StepSettings:
         return cls(
             seed=config.seed,
             parts=1 if rows is None else config.batch_size // rows,
+            fsdp=config.fsdp,
             max_loss_ratio=config.max_loss_ratio,
             teacher_decay=config.teacher.decay,
             teacher_warmup=config.teacher.warmup,
@@ -80,6 +83,12 @@ class Learner:
     def without_parts(self) -> "Learner":
         """Return the same, but that all rows of a batch go through the towers at once."""
         return dataclasses.replace(self, settings=dataclasses.replace(self.settings, parts=1))
+
+    def in_use(self, variables: Variables) -> Variables:
+        """Return a model's arrays as its towers take them, wherever they live."""
+        if not self.settings.fsdp:
+            return variables
+        return sharding.whole_in_use(self.mesh, variables)
 
 
 class Proposal(NamedTuple):
@@ -204,7 +213,8 @@ def descend(
 
     def forward(params: Arrays, batch_stats: Arrays, rows: Batch) -> tuple[Arrays, Arrays]:
         student = variables._replace(params=params, batch_stats=batch_stats)
-        return embed(student, rows, train=True, dropout_key=rows["dropout_keys"])
+        keys = rows["dropout_keys"]
+        return embed(learner.in_use(student), rows, train=True, dropout_key=keys)
 
     if settings.parts == 1:
 
@@ -266,7 +276,10 @@ def teach(
 
     def embed(rows: Batch) -> tuple[jax.Array, jax.Array]:
         train, keys = settings.teacher_train_mode, rows["dropout_keys"]
-        return learner.model.embed(variables, rows, train=train, dropout_key=keys)[0]
+        seen, _ = learner.model.embed(
+            learner.in_use(variables), rows, train=train, dropout_key=keys
+        )
+        return seen
 
     keys = row_keys(named_key(settings.seed, "teacher dropout", state.step), batch)
     rows = batch | {"dropout_keys": keys}

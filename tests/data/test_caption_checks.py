@@ -25,6 +25,7 @@ WORDS = ("a cat on a mat", "two dogs", "an old house by the sea", "a red car", "
         (["https://example.org/a"] * 3, "are names of files or addresses"),
         (["['a cat', 'a kitten']"] * 3, "are bracketed lists"),
         (['{"text": "a cat"}'] * 3, "are bracketed lists"),
+        (["array(['x', 'y'], dtype=object)"] * 3, "are bracketed lists"),
         (["a <b>cat</b>", "x<br/>", "salt &amp; pepper"], "hold HTML: 'a <b>cat</b>'"),
         (["train"] * 3, "are one word: 'train'"),
         (["one\ntwo"] * 3, "have several lines"),
@@ -47,6 +48,7 @@ def test_captions_are_not_doubted(captions: list[str]) -> None:
 
 def test_a_few_among_many_are_not_mentioned() -> None:
     assert doubts([*WORDS, *WORDS[:5], "1", "2"]) == []
+    assert doubts(["[photo] of a cat", "(a drawing) of a dog", "a & b <3", "cat no. 12"] * 3) == []
 
 
 def test_the_open_collection_reads_like_captions() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from otter_jax.data import parquet_table
-from otter_jax.data.sources import RecordError, Source, open_source
+from otter_jax.data.sources import RecordError, Source, open_source, remarks
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -75,6 +75,19 @@ def test_groups_are_read_once_in_order_and_whole_files_that_fit(
             assert len(read) == times or (times is None and len(read) > 20)
         assert len(recent._kept) == 1 or recent._bytes <= limit
         assert recent._bytes == sum(column.nbytes for column in recent._kept.values())
+
+
+def test_captions_are_looked_at_without_reading_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = {"image": [b"x"] * 6, "caption": [f"IMG_{n:04d}.jpg" for n in range(6)]}
+    table(tmp_path, columns)
+    (tmp_path / "second.parquet").write_bytes((tmp_path / "pairs.parquet").read_bytes())
+    monkeypatch.setattr(parquet_table.ParquetTable, "_read_group", None)
+    for every_caption in (False, True):
+        source = open_source(f"csv:{tmp_path}/*.parquet", every_caption=every_caption)
+        (line,) = remarks(source)
+        assert "100% of the captions are names of files" in line
 
 
 def test_threads_read_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

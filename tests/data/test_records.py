@@ -1,12 +1,17 @@
 """Captions, names and columns, and how many bad records are too many."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from otter_jax.data import records
+from otter_jax.data.caption_pairs import CaptionPairs
+from otter_jax.data.sources import Mixture
 
 
 @given(st.binary())
@@ -48,3 +53,71 @@ def test_images_are_read_whole_or_not_at_all(tmp_path: Path) -> None:
     for name in ("gone", "", "a/b", "\0", "x" * 5000):
         with pytest.raises(records.RecordError, match="missing image"):
             records.read_image(tmp_path / name)
+
+
+class Numbered:
+    """Ten records with as many captions as their number, but that every third cannot be read."""
+
+    name, fingerprint = "numbered", "f"
+    skipped: ClassVar[dict[str, int]] = {}
+    caption_counts = np.arange(1, 11)
+
+    def __len__(self) -> int:
+        """Ten."""
+        return 10
+
+    def __getitem__(self, i: int) -> records.Record:
+        """One of them."""
+        if i % 3 == 2:
+            raise records.RecordError(f"broken {i}")
+        captions = tuple(f"{i}.{n}" for n in range(i + 1))
+        return records.Record(str(i), b"x", captions[0], {}, captions)
+
+
+class Batched(Numbered):
+    """The same, that answers many at once."""
+
+    def read_many(self, numbers: Sequence[int]) -> list[records.Record | records.RecordError]:
+        """All of them together."""
+        return [records._read_one(self, number) for number in numbers]
+
+
+def one_by_one(source: records.Source, numbers: Sequence[int]) -> list[str]:
+    found = []
+    for number in numbers:
+        try:
+            found.append(repr(source[number]))
+        except records.RecordError as error:
+            found.append(repr(error))
+    return found
+
+
+@given(data=st.data())
+def test_many_records_are_those_that_come_one_by_one(data: st.DataObject) -> None:
+    mixture = Mixture([Numbered(), Batched(), CaptionPairs(Batched())], "mixed")
+    for source in (mixture, CaptionPairs(mixture), Numbered(), Batched()):
+        numbers = data.draw(st.lists(st.integers(0, len(source) - 1)))
+        expected = one_by_one(source, numbers)
+        assert list(map(repr, records.read_records(source, numbers))) == expected
+        read = records.read_in_order(source, numbers)
+        assert [(n, repr(each)) for n, each in read] == list(zip(numbers, expected, strict=True))
+
+
+def test_records_that_do_not_exist() -> None:
+    for source in (Mixture([Batched()], "x"), CaptionPairs(Batched())):
+        with pytest.raises(IndexError):
+            records.read_records(source, [0, len(source)])
+
+
+@given(st.text() | st.lists(st.text()))
+def test_cleaned_captions_are_what_every_tokenizer_takes(texts: str | list[str]) -> None:
+    for caption in records.clean_captions(texts):
+        caption.encode()
+        assert caption and "\0" not in caption and len(caption) <= 10_000
+
+
+def test_lines_as_captions() -> None:
+    metadata = {"caption": "lone", "captions": ["two", "three"]}
+    assert records.caption_lines("one\n\ntwo\r\n", metadata) == ("one", "two", "three")
+    assert records.caption_lines("", metadata) == ("lone", "two", "three")
+    assert records.caption_lines("", {}) == ()

@@ -76,6 +76,10 @@ def test_parquet_by_another_name_is_told_by_its_contents(folder: Path) -> None:
         ("['a cat'\n \"it's\"]", ("a cat", "it's")),
         ("['a cat', 'a cat', '']", ("a cat",)),
         (r"['a \u732b', 'a\'b']", ("a 猫", "a'b")),
+        ("('a cat', 'a kitten')", ("a cat", "a kitten")),
+        ("('a cat',)", ("a cat",)),
+        ("('a cat')", ("('a cat')",)),
+        ("(a cat, a kitten)", ("(a cat, a kitten)",)),
         ("['a cat', 3]", ("['a cat', 3]",)),
         ("['a cat', __import__('os')]", ("['a cat', __import__('os')]",)),
         ("['never closed", ("['never closed",)),
@@ -107,6 +111,7 @@ def test_lists_in_cells(folder: Path, suffix: str, cell: str, expected: Any) -> 
         ('\ufeff"image","caption"\n"a.jpg","a cat"\n"b.jpg","a dog"\n', ""),
         ('\ufeffimage,caption\na.jpg,a cat\nb.jpg,"a dog"\n', ""),
         (" Image , Caption \na.jpg,a cat\nb.jpg,a dog\n", ""),
+        ("\n\r\nimage,caption\na.jpg,a cat\nb.jpg,a dog\n", ""),
     ],
 )
 def test_headers(folder: Path, text: str, options: str) -> None:
@@ -193,6 +198,7 @@ def test_parquet_of_img2dataset(folder: Path, image: str) -> None:
         ("pairs.csv", b"<!doctype html><html>", "is a page of HTML"),
         ("pairs.json", b'[{"image": "a.jpg"}]', "is JSON; write an object a line, as .jsonl"),
         ("pairs.csv", b'{"image": "a.jpg"}\n', "is JSON; write an object a line, as .jsonl"),
+        ("pairs.jsonl", b'[\n {"image": "a.jpg"}]', "is JSON; write an object a line, as .jsonl"),
         ("pairs.parquet", b"version https://git-lfs", "a pointer of Git LFS: git lfs pull"),
         ("pairs.parquet", b"nonsense", "not a Parquet file"),
     ],

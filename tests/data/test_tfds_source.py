@@ -1,6 +1,7 @@
 """A small data set of TensorFlow Datasets, prepared here, read without TensorFlow."""
 
 import importlib.util
+import random
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mutations import mutate
 
 from otter_jax.data.sources import RecordError, open_source
 
@@ -181,3 +183,41 @@ def test_tensorflow_is_not_imported(data_dir: Path) -> None:
         f"open_source('tfds:{data_dir}/pairs/1.0.0')[0]; assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_damaged_descriptions_are_one_line(data_dir: Path, tmp_path: Path) -> None:
+    folder, rng = tmp_path / "pairs" / "1.0.0", random.Random(0)
+    shutil.copytree(data_dir / "pairs" / "1.0.0", folder)
+    refused = 0
+    for name in ("dataset_info.json", "features.json", "label.labels.txt"):
+        whole = (folder / name).read_bytes()
+        for _ in range(60):
+            (folder / name).write_bytes(mutate(whole, rng))
+            try:
+                source = open_source(f"tfds:{folder}:train")
+            except (ValueError, OSError) as error:
+                refused += 1
+                assert str(error).strip()
+                continue
+            for record in source.read_many(range(len(source))):
+                assert isinstance(record, RecordError) or record.captions
+        (folder / name).write_bytes(whole)
+    assert 20 < refused < 170
+
+
+def test_damaged_records_are_counted_and_spare_the_others(data_dir: Path, tmp_path: Path) -> None:
+    folder, rng = tmp_path / "pairs" / "1.0.0", random.Random(0)
+    shutil.copytree(data_dir / "pairs" / "1.0.0", folder)
+    (file,) = folder.glob("*train*")
+    whole, damaged = file.read_bytes(), 0
+    for _ in range(60):
+        file.write_bytes(mutate(whole, rng, in_place=True))
+        try:
+            source = open_source(f"tfds:{folder}:train")
+        except (ValueError, OSError) as error:
+            assert str(error).strip()
+            continue
+        read = source.read_many(range(len(source)))
+        damaged += sum(str(record).startswith("damaged record") for record in read)
+        assert len(read) == 6
+    assert damaged > 0

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -13,17 +14,18 @@ from PIL import Image
 
 import otter_jax
 from otter_jax import config as config_lib
-from otter_jax import sharding, train
+from otter_jax import objectives, sharding, train
 from otter_jax.commands import main as commands
 from otter_jax.data import images as image_functions
 from otter_jax.embedding import encoder
 from otter_jax.json_files import write_json
-from otter_jax.models import dual_encoder
+from otter_jax.models import dual_encoder, from_pretrained
 from otter_jax.models.export import export_dual_encoder
 from otter_jax.runs import checkpoints
 from otter_jax.training.state import initial_state
 
-SMALL_BERT = Path(__file__).parents[1] / "golden" / "towers" / "small_bert"
+TOWERS = Path(__file__).parents[1] / "golden" / "towers"
+SMALL_BERT = TOWERS / "small_bert"
 
 
 @pytest.fixture
@@ -54,6 +56,43 @@ def test_transparent_and_grey_pil_images(model: encoder.Encoder) -> None:
     np.testing.assert_array_equal(found[1], found[2])  # Transparent is white, as in training.
 
 
+def test_files_are_seen_as_in_training(model: encoder.Encoder, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6  # A telephone's portrait.
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(photos(1)[0][:30]).save(path, exif=exif)
+    expected = model.encode_image([image_functions.decode(path.read_bytes())])
+    for image in (path, str(path), Image.open(path)):
+        np.testing.assert_array_equal(model.encode_image([image]), expected)
+        assert model.classify([image], ["a", "b"]).shape == (1, 2)
+    with pytest.raises(ValueError, match="unknown range of values"):
+        model.encode_image([Image.new("F", (8, 8), 0.5)])
+
+
+def test_one_image_several_or_a_generator(model: encoder.Encoder, tmp_path: Path) -> None:
+    array = photos(1)[0]
+    Image.fromarray(array).save(tmp_path / "a.png")
+    wanted = model.encode_image([array])
+    path = tmp_path / "a.png"
+    one = (array, jnp.asarray(array), Image.fromarray(array), path, path.read_bytes())
+    for given in (*one, jnp.asarray(array)[None], (each for each in [array])):
+        np.testing.assert_array_equal(model.encode_image(given), wanted)
+    with pytest.raises(ValueError, match="an image or several, found int"):
+        model.encode_image(3)
+
+
+def test_prompts_may_be_several(model: encoder.Encoder) -> None:
+    image, names = photos(1), (name for name in ("red", "a blue circle"))
+    found = model.classify(image, names, ["a photo of {}.", "{}"])
+    names = ("red", "a blue circle")
+    texts = [model.encode_text([f"a photo of {n}.", n]).sum(axis=0) for n in names]
+    bank = np.stack([text / np.linalg.norm(text) for text in texts])
+    odds = np.log(found[0, 0] / found[0, 1])
+    wanted = np.exp(3.9) * model.encode_image(image)[0] @ (bank[0] - bank[1])
+    assert odds == pytest.approx(wanted, abs=1e-3)
+    assert model.classify(image, ["red", "blue"], "clip80").shape == (1, 2)
+
+
 def test_images_are_always_transformed(model: encoder.Encoder) -> None:
     # Of the model's own size too: the centre crop is part of the protocol.
     image = photos(1, size=model.image_size)[0]
@@ -70,11 +109,11 @@ def test_what_is_no_image_is_refused(model: encoder.Encoder, image: np.ndarray) 
         model.encode_image([image])
 
 
-def test_a_file_name_or_a_lone_image_is_no_list_of_images(model: encoder.Encoder) -> None:
+def test_a_name_at_which_there_is_nothing_or_a_number_is_no_image(model: encoder.Encoder) -> None:
     with pytest.raises(ValueError, match=r"found 'cat.jpg'; files are opened with PIL"):
         model.encode_image(["cat.jpg"])
-    with pytest.raises(ValueError, match="a list of images, found Image"):
-        model.classify(Image.new("RGB", (8, 8)), ["a cat"])
+    with pytest.raises(ValueError, match="an image or several, found int"):
+        model.classify(4, ["a cat"])
 
 
 def test_a_string_is_no_list_of_strings(model: encoder.Encoder) -> None:
@@ -270,3 +309,40 @@ def test_tokenizer_is_needed(tiny_config: Callable) -> None:
 
 def test_it_shows_itself_in_one_line(model: encoder.Encoder) -> None:
     assert repr(model) == "Encoder(EfficientNetLite0, Bert, embed_dim=8, image_size=32)"
+
+
+def test_a_checkpoint_with_two_towers_is_a_model(tmp_path: Path, tokenizer_folder: Path) -> None:
+    """As CLIP's folders are: weights, config.json and the tokenizer's files side by side."""
+    folder = tmp_path / "clip"
+    shutil.copytree(TOWERS / "small_clip", folder)
+    for file in tokenizer_folder.iterdir():
+        shutil.copy(file, folder)
+    model = otter_jax.load(folder)
+    both = from_pretrained(folder)
+    assert model.tokenizer.max_tokens == both.text.config.max_position_embeddings
+    assert model.image_size == both.image.config.image_size
+    tokens, mask = model.tokenizer(["a red circle"])
+    text = both.text_projection(both.text_features(tokens, mask))
+    np.testing.assert_allclose(
+        model.encode_text(["a red circle"]), objectives.normalize(text), atol=1e-5
+    )
+    chances = model.classify(photos(1), ["red", "blue"])
+    np.testing.assert_allclose(chances.sum(), 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (SMALL_BERT, r"small_bert holds one tower \(Bert\), and no pair"),
+        ("nothing/at/all", "nothing/at/all is neither a workdir nor a folder"),
+    ],
+)
+def test_what_is_no_model_is_named(path: Path | str, message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        otter_jax.load(path)
+
+
+def test_what_is_public_is_listed_before_it_is_loaded() -> None:
+    assert {"load", "list_towers"} <= set(dir(otter_jax))
+    towers = otter_jax.list_towers()
+    assert "resnet50" in towers["image"] and "bert" in towers["text"]

@@ -132,7 +132,7 @@ def test_inspect_ends_in_one_line_or_in_counts(
     write_images(tmp_path)
     path = tmp_path / form.name
     spec = f"{'webdataset' if form.name.endswith('tar') else 'csv'}:{path}"
-    for _, data in cases(10, 2, (form,)):
+    for _, data in cases(30, 2, (form,)):
         path.write_bytes(data)
         with limited(SECONDS):
             try:

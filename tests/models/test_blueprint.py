@@ -14,8 +14,11 @@ def test_the_same_network_without_values(tiny_config: Callable) -> None:
     config = tiny_config(**{"model.image.projection": "mlp", "model.text.trainable": "layers"})
     module = encoder.build_module(config)
     written = json.loads(json.dumps(blueprint.describe(module)))
-    lock = {"image": dual_encoder.Lock(), "text": dual_encoder.Lock(trainable="layers")}
-    again = blueprint.build(written, locks=lock)
+    trainable = {
+        "image": dual_encoder.TrainableParts(),
+        "text": dual_encoder.TrainableParts(trainable="layers"),
+    }
+    again = blueprint.build(written, trainable=trainable)
     assert (again.image.config, again.text.config) == (module.image.config, module.text.config)
     wanted, found = (dual_encoder.split(each)[1] for each in (module, again))
     assert jax.tree.structure(found) == jax.tree.structure(wanted)

@@ -102,15 +102,14 @@ def test_other_files_of_a_folder_give_hints(tmp_path: Path):
     (folder / "preprocessor_config.json").unlink()
     timm = {"architecture": "resnet18", "pretrained_cfg": {"mean": [0.1, 0.2, 0.3]}}
     (folder / "config.json").write_text(json.dumps(timm))
-    assert read_checkpoint(folder).hints == {"mean": (0.1, 0.2, 0.3)}
+    hints = read_checkpoint(folder).hints
+    assert hints == {"mean": (0.1, 0.2, 0.3), "resize": ("shortest", 0.875, "bicubic")}
 
 
-@pytest.mark.parametrize("quick", [True, False])
-def test_a_folder_of_open_clip_says_its_activation(tmp_path: Path, quick: bool):
+def test_a_folder_of_open_clip_has_its_own_description(tmp_path: Path):
     save_file(ARRAYS, tmp_path / "open_clip_model.safetensors")
-    settings = {"model_cfg": {"quick_gelu": quick}, "preprocess_cfg": {"mean": [1, 2, 3]}}
+    settings = {"model_cfg": {"quick_gelu": True}, "preprocess_cfg": {"mean": [1, 2, 3]}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(settings))
     checkpoint = read_checkpoint(tmp_path)
-    assert checkpoint.fields is None
-    activation = "quick_gelu" if quick else "gelu"
-    assert checkpoint.hints == {"hidden_act": activation, "mean": (1, 2, 3)}
+    assert checkpoint.fields is None and checkpoint.open_clip == settings
+    assert checkpoint.hints == {"mean": (1, 2, 3), "resize": ("shortest", 1.0, "bicubic")}

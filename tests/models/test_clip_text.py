@@ -263,3 +263,33 @@ def test_clips_saved_by_live_transformers_are_the_same(tmp_path: Path, half: str
     np.testing.assert_allclose(tower(TOKENS, MASK).pooled, golden["pooled"], atol=1e-5)
     np.testing.assert_allclose(tower(TOKENS, MASK).sequence, golden["sequence"], atol=1e-5)
     assert_same_gradients(tower, golden)
+
+
+def small_text(**fields: Any) -> ClipText:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 8, "vocab_size": 20, "max_position_embeddings": 6}
+    return ClipText(ClipTextConfig(**sizes, **fields), rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_last_position_sees_padding(causal: bool) -> None:
+    """As SigLIP and CLIPA were trained: what fills a text up to its length counts."""
+    tower = small_text(pooling="last", causal=causal)
+    tokens = np.array([[1, 5, 2, 0, 0, 0]])
+    mask = tokens > 0
+    pooled, states = tower(tokens, mask)
+    np.testing.assert_array_equal(pooled, states[:, -1])
+    np.testing.assert_array_equal(pooled, tower(tokens, np.ones_like(mask)).pooled)
+    others = np.array([[1, 5, 2, 3, 3, 0]])
+    assert np.abs(tower(others, others > 0).pooled - pooled).max() > 1e-3
+    with pytest.raises(ValueError, match=r"looks at the last of 6 positions.*max_tokens=6"):
+        tower(tokens[:, :5], mask[:, :5])
+
+
+def test_first_position_and_unknown_ones() -> None:
+    tower = small_text(pooling="first", causal=False)
+    tokens = np.array([[1, 5, 2, 0]])
+    pooled, states = tower(tokens, tokens > 0)
+    np.testing.assert_array_equal(pooled, states[:, 0])
+    with pytest.raises(ValueError, match="pooling is 'mean'; it must be 'eos', 'last' or 'first'"):
+        small_text(pooling="mean")

@@ -95,9 +95,9 @@ def test_a_pattern_without_a_parameter_is_refused_with_some_names(tiny_config: C
 
 def test_locks_that_contradict_themselves_are_refused() -> None:
     with pytest.raises(ValueError, match="frozen, or trainable in part"):
-        dual_encoder.Lock(frozen=True, trainable="head")
+        dual_encoder.TrainableParts(frozen=True, trainable="head")
     with pytest.raises(ValueError, match=r"trainable='\(' is no regular expression"):
-        dual_encoder.Lock(trainable="(")
+        dual_encoder.TrainableParts(trainable="(")
 
 
 def test_sides_of_other_sizes_do_not_meet(tiny_config: Callable) -> None:

@@ -89,11 +89,22 @@ def on_both_platforms(operation: Callable, *arrays: np.ndarray) -> list[list[jax
         direction = jnp.cos(jnp.arange(result.size, dtype=jnp.float32))
         return [result, *gradients(direction.reshape(result.shape))]
 
-    found = []
+    return on_each_platform(with_gradients, *arrays)
+
+
+def on_each_platform(function: Callable, *arrays: np.ndarray) -> list:
+    """Return what a function gives with the forms for CPUs, and with those for the others."""
+
+    def choose(platform: str, *arrays: jax.Array, cpu: Callable, default: Callable) -> jax.Array:
+        chosen.append(platform)
+        return {"cpu": cpu, "tpu": default}[platform](*arrays)
+
+    found, chosen = [], []
     for platform in ("cpu", "tpu"):
-        with mock.patch.object(jax, "default_backend", lambda platform=platform: platform):
+        with mock.patch.object(jax.lax, "platform_dependent", functools.partial(choose, platform)):
             # Another function each time, or the second would be given the first one's program.
-            found.append(jax.jit(lambda *arrays: with_gradients(*arrays))(*arrays))
+            found.append(jax.jit(lambda *arrays: function(*arrays))(*arrays))
+    assert chosen.count("cpu") == chosen.count("tpu")
     return found
 
 
@@ -165,17 +176,19 @@ def test_average_pool_leaves_the_rest_out(size: int):
     np.testing.assert_allclose(result[1, 1, 0], expected, atol=1e-6)
 
 
-def test_the_form_follows_the_platform(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
+def test_the_form_follows_the_platform_that_is_compiled_for(platform: str):
     case = (6, 6, 3, 1, "SAME")
     images, kernel = random_images(case, 0), random_kernel(case, 1, 3)
 
-    def operations() -> str:
-        return str(jax.make_jaxpr(lambda x, k: depthwise_conv2d(x, k))(images, kernel))
+    def loss(images: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jnp.sum(max_pool(jnp.square(depthwise_conv2d(images, kernel))))
 
-    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    assert "conv_general_dilated" not in operations()
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert "conv_general_dilated" in operations()
+    traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(images, kernel)
+    program = traced.lower(lowering_platforms=(platform,)).as_text()
+    # Forward, and backward to the images and to the kernel; no form of a CPU has any.
+    assert program.count("stablehlo.convolution") == (0 if platform == "cpu" else 3)
+    assert ("stablehlo.select_and_scatter" in program) == (platform != "cpu")
 
 
 def test_strided_convolution_pads_behind_first():
@@ -390,3 +403,25 @@ def test_split_key_gives_different_keys_or_none():
     assert split_key(None, 3) == [None] * 3
     keys = [tuple(np.asarray(jax.random.key_data(key))) for key in split_key(jax.random.key(0), 3)]
     assert len(set(keys)) == 3
+
+
+@pytest.mark.parametrize("case", [(6, 7, 3, 2, 1), (6, 7, 1, 1, 0)])
+@pytest.mark.parametrize("convolve", [conv2d, depthwise_conv2d])
+def test_gradients_of_parameters_are_float32_sums_of_bfloat16_products(
+    case: Case, convolve: Callable
+):
+    """Not bfloat16 sums: those have 8 bits, and so no digit beyond them in float32."""
+    images = random_images(case, 0).astype(jnp.bfloat16)
+    kernel = random_kernel(case, 3 if convolve is conv2d else 1, 3)
+
+    def to_kernel(images: jax.Array, kernel: jax.Array) -> jax.Array:
+        def loss(kernel: jax.Array) -> jax.Array:
+            return jnp.sum(convolve(images, kernel, *case[3:]).astype(jnp.float32))
+
+        return jax.grad(loss)(kernel)
+
+    for found in on_each_platform(to_kernel, images, kernel):
+        assert found.dtype == jnp.float32
+        assert (np.asarray(found).view(np.uint32) & 0xFFFF).any()
+        exact = to_kernel(images.astype(jnp.float32), jnp.asarray(kernel))
+        np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5)

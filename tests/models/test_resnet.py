@@ -205,8 +205,8 @@ def test_impossible_shapes_are_refused(config_class: type, fields: dict, message
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("hidden_act", "gelu", "hidden_act is 'gelu'; it must be 'relu'"),
-        ("num_channels", 4, "num_channels is 4; it must be 3"),
+        ("hidden_act", "gelu", "hidden_act='gelu'; only 'relu' is supported"),
+        ("num_channels", 4, "num_channels=4; only 3 is supported"),
     ],
 )
 def test_hugging_face_networks_of_another_kind_are_refused(

@@ -47,6 +47,7 @@ class Storage:
     key: Any
     length: int
     kind: str = "FloatStorage"
+    module: str = "torch"
 
 
 class ForgingPickler(pickle._Pickler):
@@ -58,7 +59,7 @@ class ForgingPickler(pickle._Pickler):
     def persistent_id(self, value: Any) -> Any:
         if not isinstance(value, Storage):
             return None
-        return ("storage", Name("torch", value.kind), value.key, "cpu", value.length)
+        return ("storage", Name(value.module, value.kind), value.key, "cpu", value.length)
 
     def save(self, value: Any, save_persistent_id: bool = True) -> None:
         if isinstance(value, Name):
@@ -422,3 +423,64 @@ def test_reads_what_live_torch_writes(tmp_path: Path, zipped: bool):
     assert list(arrays) == list(network.state_dict())
     for name, value in network.state_dict().items():
         np.testing.assert_array_equal(arrays[name], value.numpy())
+
+
+def typed(storage: Storage, dtype: str, shape: tuple[int, ...], bits: dict | None = None) -> Call:
+    """A tensor of a newer type, on a storage of bytes."""
+    arguments = (storage, 0, shape, (1,), False, OrderedDict(), Name("torch", dtype), bits)
+    return Call("torch._utils", "_rebuild_tensor_v3", arguments)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2"])
+def test_newer_types_lie_in_bytes(tmp_path: Path, dtype: str) -> None:
+    numpy_type = np.dtype(getattr(ml_dtypes, dtype, None) or dtype)
+    wanted = np.arange(6).astype(numpy_type)
+    storage = Storage("0", wanted.nbytes, "UntypedStorage", "torch.storage")
+    path = write_zip(
+        tmp_path / "w.pth", {"w": typed(storage, dtype, (6,))}, {"0": wanted.tobytes()}
+    )
+    found = read_torch_file(path)["w"]
+    assert found.dtype == numpy_type
+    np.testing.assert_array_equal(found.astype(np.float64), wanted.astype(np.float64))
+
+
+def test_what_torch_lets_lie_beside_weights_is_plain(tmp_path: Path) -> None:
+    content = {
+        "counter": Call("collections", "Counter", ({"a": 2},)),
+        "set": Call("__builtin__", "set", ([1, 2],)),
+        "size": Call("torch", "Size", ([3, 4],)),
+        "device": Call("torch", "device", ("cuda", 1)),
+        "dtype": Name("torch", "float16"),
+        "bytes": Call("_codecs", "encode", ("\xff", "latin1")),
+    }
+    found = read_torch_file(write_zip(tmp_path / "w.pth", content, {}))
+    assert found == {
+        "counter": {"a": 2},
+        "set": {1, 2},
+        "size": (3, 4),
+        "device": "cuda:1",
+        "dtype": np.dtype(np.float16),
+        "bytes": b"\xff",
+    }
+
+
+def test_buffers_and_views_with_marks_and_strides_of_zero(tmp_path: Path) -> None:
+    numbers = np.array([1 + 2j, 3 - 4j], np.complex64)
+    storage = Storage("0", 2, "ComplexFloatStorage")
+    marked = {
+        mark: Call(
+            "torch._utils",
+            "_rebuild_tensor_v2",
+            (storage, 0, (2,), (1,), False, OrderedDict(), {mark: True}),
+        )
+        for mark in ("conj", "neg")
+    }
+    arguments = (storage, 0, (2,), (1,), False, OrderedDict())
+    kind, rebuild = Name("torch", "Tensor"), Name("torch._utils", "_rebuild_tensor_v2")
+    buffer = Call("torch._tensor", "_rebuild_from_type_v2", (rebuild, kind, arguments, {}))
+    content = {**marked, "buffer": buffer, "spread": tensor(storage, (3, 2), (0, 1))}
+    found = read_torch_file(write_zip(tmp_path / "w.pth", content, {"0": numbers.tobytes()}))
+    np.testing.assert_array_equal(found["conj"], numbers.conj())
+    np.testing.assert_array_equal(found["neg"], -numbers)
+    np.testing.assert_array_equal(found["buffer"], numbers)
+    np.testing.assert_array_equal(found["spread"], np.broadcast_to(numbers, (3, 2)))

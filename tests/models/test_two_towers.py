@@ -9,7 +9,15 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
-from otter_jax.models import clip_text, from_pretrained, resnet, vit
+from otter_jax.models import (
+    clip_text,
+    clip_text_layouts,
+    from_pretrained,
+    resnet,
+    resnet_layouts,
+    vit,
+    vit_layouts,
+)
 from otter_jax.models.bert import Bert
 from otter_jax.models.clip_text import ClipText
 from otter_jax.models.dual_encoder import DualEncoder
@@ -21,7 +29,7 @@ from otter_jax.models.weights import checkpoint_arrays
 
 Arrays = dict[str, np.ndarray]
 
-WIDTH, EMBED_DIM, LAYERS = 64, 12, 1
+WIDTH, EMBED_DIM, LAYERS = 256, 12, 1  # A width whose number of heads is known.
 
 
 def draw(*shape: int) -> np.ndarray:
@@ -151,7 +159,7 @@ def test_one_tower_of_two(tmp_path: Path, family: str):
         "clip_text",
         str(path),
         rngs=nnx.Rngs(0),
-        **{"hidden_size": WIDTH, "num_attention_heads": 1, "intermediate_size": 256},
+        **{"hidden_size": WIDTH, "num_attention_heads": 4, "intermediate_size": 1024},
     )
     assert isinstance(tower, ClipText) and projection.out_features == EMBED_DIM
 
@@ -166,7 +174,7 @@ def test_settings_of_one_tower_need_its_name(tmp_path: Path):
 
 def test_another_tower_than_the_name_says_is_refused_with_the_difference(tmp_path: Path):
     path = save(tmp_path, openai())
-    with pytest.raises(ValueError, match=r"holds a ViT with hidden_size 64; clip_vit_b32 has 768"):
+    with pytest.raises(ValueError, match=r"holds a ViT with hidden_size 256; clip_vit_b32 has 768"):
         create_image_tower("clip_vit_b32", str(path), rngs=nnx.Rngs(0))
 
 
@@ -192,7 +200,7 @@ def test_missing_weights_of_a_half_are_listed(tmp_path: Path):
 def test_declip_resnet_has_embeddings_for_features(tmp_path: Path):
     config = resnet.ClipResNetConfig(base_width=16, depths=(1, 1, 1, 1), width=10, num_heads=8,
                                      image_size=32)  # fmt: skip
-    image = checkpoint_arrays(random_tower(ClipResNet, config), resnet.CLIP_LAYOUT.names)
+    image = checkpoint_arrays(random_tower(ClipResNet, config), resnet_layouts.CLIP_LAYOUT.names)
     arrays = {f"module.visual.{name}": array for name, array in image.items()} | {
         f"module.{name}": array for name, array in text_arrays("encode_text.").items()
     }
@@ -254,8 +262,8 @@ def test_hugging_face_folders_of_two_towers(tmp_path: Path):
     image = vit.ViTConfig(**vit.CLIP_FORM, **SHAPE, image_size=8, patch_size=4)
     text = clip_text.ClipTextConfig(**SHAPE, vocab_size=30)
     towers = {
-        "vision_model.": (random_tower(ViT, image), vit.HUGGING_FACE_CLIP_LAYOUT),
-        "text_model.": (random_tower(ClipText, text), clip_text.HUGGING_FACE_LAYOUT),
+        "vision_model.": (random_tower(ViT, image), vit_layouts.HUGGING_FACE_CLIP_LAYOUT),
+        "text_model.": (random_tower(ClipText, text), clip_text_layouts.HUGGING_FACE_LAYOUT),
     }
     arrays = {
         f"{prefix}{name}": array

@@ -22,7 +22,8 @@ from safetensors.numpy import load_file, save_file
 
 from otter_jax.models import create_image_tower, from_pretrained
 from otter_jax.models.transformer import ACTIVATIONS
-from otter_jax.models.vit import PRESETS, ViT, ViTConfig, resample_positions
+from otter_jax.models.vit import PRESETS, ViT, ViTConfig
+from otter_jax.models.vit_layouts import resample_positions
 from otter_jax.models.weights import checkpoint_arrays, recognise_layout
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "towers"
@@ -192,7 +193,7 @@ def test_heads_of_a_lone_file_are_64_channels_wide():
     arrays = {name: np.zeros(shape, np.float32) for name, shape in names.items()}
     layout = recognise_layout(ViT, arrays)
     fields = layout.fields({}, layout.respell(arrays))
-    assert (fields["num_attention_heads"], fields["num_hidden_layers"]) == (3, 2)
+    assert (fields["num_attention_heads"].value, fields["num_hidden_layers"]) == (3, 2)
     assert (fields["image_size"], fields["patch_size"], fields["qkv_bias"]) == (16, 8, False)
 
 
@@ -351,11 +352,13 @@ def test_what_no_vit_has_is_refused(fields: dict[str, Any], message: str):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        # Mean pooling, register tokens and layer scale: other networks of timm.
-        ({"norm.weight": None, "fc_norm.weight": (48,)}, r"fc_norm.weight +\(48,\) +unexpected"),
-        ({"reg_token": (1, 4, 48)}, r"reg_token +\(1, 4, 48\) +unexpected"),
-        ({"blocks.0.ls1.gamma": (48,)}, r"blocks.0.ls1.gamma +\(48,\) +unexpected"),
-        ({"pos_embed": (1, 9, 48)}, "9 position embeddings; this ViT needs one for the class"),
+        # Of two norms, some positions, a single layer scale, distillation: no network of timm's.
+        ({"norm.weight": None, "fc_norm.weight": (48,)}, r"norm.bias +\(48,\) +unexpected"),
+        ({"reg_token": (1, 4, 48)}, "10 position embeddings; this ViT needs one for 5 tokens"),
+        ({"blocks.0.ls1.gamma": (48,)}, r"blocks.0.ls2.gamma +missing"),
+        ({"dist_token": (1, 1, 48)}, "distilled DeiTs are not supported"),
+        ({"blocks.0.attn.q_norm.weight": (8,)}, r"q_norm.weight +\(8,\) +unexpected"),
+        ({"pos_embed": (1, 8, 48)}, "8 position embeddings; this ViT needs one for the class"),
         ({"pos_embed": None}, "the checkpoint has no 'pos_embed', which tells"),
         ({"blocks.0.mlp.fc1.weight": None}, "the checkpoint has no 'blocks.0.mlp.fc1.weight'"),
     ],

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,6 +48,16 @@ def test_smoothed_without_smoothing_is_the_identity() -> None:
     np.testing.assert_allclose(
         targets.Smoothed(0.2).dense(None, 5)[0], [0.8, 0.05, 0.05, 0.05, 0.05]
     )
+
+
+@settings(max_examples=20, deadline=None)
+@given(smoothing=st.floats(0.0, 0.99), num_pairs=st.integers(2, 50))
+def test_entropy_of_a_smoothed_row_is_that_of_its_matrix(smoothing: float, num_pairs: int) -> None:
+    target = targets.Smoothed(smoothing)
+    row = np.full(num_pairs, target.off_diagonal(num_pairs))
+    row[0] = 1.0 - smoothing
+    expected = scipy.stats.entropy(row)
+    np.testing.assert_allclose(target.entropy(num_pairs), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_softened_tends_to_the_best_match() -> None:

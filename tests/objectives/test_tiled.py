@@ -192,7 +192,8 @@ def test_whole_matrices_or_tiles_by_size(mesh: Mesh) -> None:
     assert losses.tile_rows(automatic, 1024) is None
     assert losses.tile_rows(automatic, 1025) == losses.DEFAULT_TILE
     assert losses.tile_rows(automatic, 2048, mesh) is None
-    assert losses.tile_rows(automatic, 3072, mesh) == losses.DEFAULT_TILE
+    assert losses.tile_rows(automatic, 4096, mesh) is None  # 512 rows a device.
+    assert losses.tile_rows(automatic, 4104, mesh) == losses.DEFAULT_TILE
     assert losses.tile_rows(options_of("otter", 64), 64) is None
     assert losses.tile_rows(options_of("otter", 63), 64) == 63
 
@@ -201,7 +202,7 @@ def test_tiles_stay_small_in_large_batches() -> None:
     assert tiles.make_tiling(4096, 1024).tile == 1024
     assert tiles.make_tiling(65536, 1024).tile == 64
     assert tiles.make_tiling(2**23, 1024).tile == 1
-    assert tiles.make_tiling(4096, 1024, "data", devices=8).tile == 512
+    assert tiles.make_tiling(4096, 1024, ("data",), devices=8).tile == 512
 
 
 def compiled(num_pairs: int, width: int, tile: int, mesh: Mesh | None = None):
@@ -245,3 +246,17 @@ def test_no_device_holds_the_matrix(tile: int, devices: int) -> None:
 def test_dense_memory_is_shared_by_the_devices(mesh: Mesh) -> None:
     one = temporary_mebibytes(2048, 64, tile=2048)
     assert temporary_mebibytes(2048, 64, tile=2048, mesh=mesh) <= 1.2 * one / 8
+
+
+@pytest.mark.parametrize("name", ["infonce", "label_smoothing"])
+def test_no_device_holds_the_whole_identity(mesh: Mesh, name: str) -> None:
+    options = objectives.make_method(name, tile=512)
+    rows = jax.ShapeDtypeStruct((512, 8), jnp.float32, sharding=sharding.split_rows(mesh))
+
+    def loss(image: jax.Array, text: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        student, scale = objectives.Embeddings(image, text), jnp.float32(3.0)
+        scales = objectives.LogScales(scale, scale)
+        return objectives.total_loss(options, student, None, scales, mesh)
+
+    gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    assert largest_array(gradient.lower(rows, rows).compile().as_text()) <= 512**2 // 8

@@ -62,14 +62,20 @@ except ValueError as error:
 """
 
 
-def start_two(*arguments: Path | Sequence[Path], program: str = PROGRAM) -> list[subprocess.Popen]:
-    """Start both with these arguments; a list has one for each of them."""
+def start_two(
+    *arguments: Path | Sequence[Path], program: str = PROGRAM, around_second: Sequence[str] = ()
+) -> list[subprocess.Popen]:
+    """Start both with these arguments; a list has one for each of them.
+
+    The second one is started by the command `around_second`.
+    """
     address = f"127.0.0.1:{free_port()}"
     flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
     variables = {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    wrappers = ((), around_second)
     return [
         subprocess.Popen(
-            [sys.executable, "-c", program, address, str(number)]
+            [*wrappers[number], sys.executable, "-c", program, address, str(number)]
             + [str(each if isinstance(each, Path) else each[number]) for each in arguments],
             env=os.environ | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )

@@ -1,5 +1,7 @@
 """The train step: teacher average, schedule, weight decay, and eight devices equal to one."""
 
+import math
+import re
 from collections.abc import Callable
 
 import jax
@@ -17,7 +19,7 @@ from otter_jax.random_keys import named_key
 from otter_jax.training import step
 from otter_jax.training.data import views_of
 from otter_jax.training.optimizers import make_optimizer, make_schedule
-from otter_jax.training.state import initial_state, make_memory, state_places
+from otter_jax.training.state import TrainState, initial_state, make_memory, state_places
 
 
 def mesh_of(devices: int) -> Mesh:
@@ -284,7 +286,7 @@ def test_split_parameters_equal_whole_ones(
     changes = {"objective.name": name, "optimizer.learning_rate": 3e-3}
     metrics, state = trained(vit_config(tiny_config, **changes), 8)
     split_metrics, split_state = trained(vit_config(tiny_config, **changes, fsdp=True), 8)
-    np.testing.assert_allclose(split_metrics["loss"], metrics["loss"], rtol=1e-5)
+    np.testing.assert_allclose(split_metrics["loss"], metrics["loss"], rtol=1e-6)
     assert_close(split_state.variables, state.variables, rtol=1e-3, atol=1e-4)
     if name == "declip":
         assert_close(split_state.memory, state.memory, rtol=1e-3, atol=1e-4)
@@ -295,6 +297,80 @@ def test_split_parameters_equal_whole_ones(
     for part in ("opt_state", "variables"):
         whole, split = (bytes_of_device(getattr(s, part)) for s in (state, split_state))
         assert split < 0.3 * whole, part  # An eighth, and what is too small to be split.
+
+
+def exchanged_shapes(program: str) -> list[tuple[int, ...]]:
+    """Shapes, their axes in order of size, of what a program's collectives put out on a device."""
+    results = re.findall(r"= (.*?) (?:all-|reduce-scatter|collective-)[a-z-]*\(", program)
+    shapes = [shape for result in results for shape in re.findall(r"\[([\d,]*)\]", result)]
+    return [tuple(sorted(map(int, filter(None, shape.split(","))))) for shape in shapes]
+
+
+def possible_parts(shape: tuple[int, ...], devices: int) -> list[tuple[int, ...]]:
+    """A shape, and what is left of it where one axis is split over devices."""
+    return [shape] + [
+        (*shape[:axis], size // devices, *shape[axis + 1 :]) for axis, size in enumerate(shape)
+    ]
+
+
+@pytest.mark.parametrize("group", [None, 4])
+def test_fsdp_exchanges_parameters_and_gradients_alone(
+    tiny_config: Callable, group: int | None
+) -> None:
+    """A teacher gathers its parameters too; the memory saved is the state's that is split."""
+
+    def compiled(fsdp: bool) -> tuple[TrainState, jax.stages.Compiled]:
+        config = vit_config(tiny_config, fsdp=fsdp, batch_size=16)
+        wide = {"hidden_size": 128, "intermediate_size": 512}
+        with config.unlocked():
+            config.model.image.overrides.update(wide)
+            config.model.text.overrides.update(wide, vocab_size=4096)
+        mesh = sharding.make_mesh(group if fsdp else None)
+        train_step, state = build(config, mesh)
+        batch = sharding.put_batch(mesh, batch_of(config=config))
+        return state, train_step.lower(state, batch).compile()
+
+    (whole, plain), (split, fsdp) = (compiled(fsdp=each) for each in (False, True))
+    parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(whole.variables.params))
+    exchanged = exchanged_shapes(fsdp.as_text())
+    assert parameters < 4 * sum(map(math.prod, exchanged)) < 3.3 * parameters
+    # Whole ones or a device's part, as the axes lie; embeddings and the like are small.
+    devices = group or 8
+    allowed = {
+        tuple(sorted(shape))
+        for leaf in jax.tree.leaves(whole.variables.params)
+        for shape in possible_parts(leaf.shape, devices)
+    }
+    assert {s for s in exchanged if math.prod(s) > 1024} <= allowed
+
+    def used(program: jax.stages.Compiled) -> int:
+        memory = program.memory_analysis()
+        arguments, results = memory.argument_size_in_bytes, memory.output_size_in_bytes
+        return arguments + results - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+
+    split_away = sharding.bytes_on_a_device(whole) - sharding.bytes_on_a_device(split)
+    assert split_away > 2 * parameters  # Of parameters, momentum and teacher.
+    assert used(plain) - used(fsdp) > 0.8 * split_away
+
+
+@pytest.mark.parametrize("tower", ["vit_b32", "efficientnet_lite0"])
+def test_gradients_are_float32_sums_where_towers_compute_in_bfloat16(
+    tiny_config: Callable, tower: str
+) -> None:
+    """A bfloat16 sum has 8 bits, and so nothing in the lower half of its float32."""
+    config = vit_config(tiny_config, **{"model.dtype": "bfloat16"})
+    if tower == "efficientnet_lite0":
+        config = tiny_config(**{"model.dtype": "bfloat16"})
+    model, variables = dual_encoder.split(encoder.build_module(config))
+
+    def loss(params: dual_encoder.Arrays) -> jax.Array:
+        (image, text), _ = model.embed(variables._replace(params=params), batch_of(), train=True)
+        return jnp.sum(jnp.square(image)) + jnp.sum(jnp.square(text))
+
+    gradients = jax.jit(jax.grad(loss))(variables.params)
+    for path, leaf in jax.tree.leaves_with_path(gradients):
+        bits = np.asarray(leaf).view(np.uint32)
+        assert not bits.any() or (bits & 0xFFFF).any(), jax.tree_util.keystr(path)
 
 
 def test_the_queue_stays_split(tiny_config: Callable) -> None:

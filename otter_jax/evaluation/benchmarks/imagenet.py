@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from otter_jax.data import folders
 from otter_jax.data.text_files import numbered_lines, read_csv
 from otter_jax.embedding.image_collections import ImageCollection, from_files
 from otter_jax.evaluation.benchmarks.labelled import (
@@ -97,7 +98,7 @@ def find_images(folder: Path) -> tuple[Path, dict[str, str]]:
         return files, {found[image]: known[image] for image in known if image in found}
     synsets = {}
     for entry in sorted(files.iterdir()):
-        if entry.is_dir():
+        if entry.is_dir() and not folders.is_hidden(entry.name):
             for file in sorted(filter(is_image, entry.iterdir())):
                 synsets[f"{entry.name}/{file.name}"] = entry.name
         elif is_image(entry):

@@ -10,10 +10,11 @@ In the folder:
         them with a confidence (3371:1)
     images/n04162706_17303.JPEG, or images/n04162706/n04162706_17303.JPEG
 
-All 11,166 classes of the dictionary are ranked, as in the released evaluation: 10,032 of ImageNet
-and 1,134 that only images of another part have. Labels include all ancestors, so that "object,
-physical object" alone hits nine images of ten. Hits are therefore counted twice: as published, and
-(`leaf_hit@k`) by the labels that are no ancestor of another label of the image.
+All 11,166 classes of the dictionary are ranked, as in the released evaluation. The released list
+of 50,000 images has 10,231 of them, 9,831 synsets and their ancestors; only images of another part
+have the others. Labels include all ancestors, so that "object, physical object" alone hits nine
+images of ten. Hits are therefore counted twice: as published, and (`leaf_hit@k`) by the labels that
+are no ancestor of another label of the image.
 """
 
 import re

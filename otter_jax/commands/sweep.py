@@ -1,0 +1,122 @@
+"""Runs one config with several values and seeds, one after the other, then compares the runs.
+
+    otter-jax sweep --config=quickstart --seeds=0..4 --set objective.name=infonce,otter
+
+Every combination is a run in a workdir of its own, WORKDIR/objective.name=otter,seed=0. What is
+finished is not run again and what was interrupted goes on, so the same command resumes. Further
+--config.KEY=VALUE are for all runs. Features of frozen towers are shared. A run that fails is
+named, and the others go on.
+"""
+
+import argparse
+import itertools
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from otter_jax.commands import compare
+from otter_jax.commands.command_line import Parser
+from otter_jax.terminal import say
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run what the command line says, and compare what has finished.
+
+    Raises:
+        ValueError: for values or seeds that are none, or where a run has failed.
+    """
+    options, given = parse(arguments)
+    folder = (
+        options.workdir or Path("runs") / f"sweep_{Path(options.config.partition(':')[0]).stem}"
+    )
+    runs = {
+        name: [f"--config={options.config}", *given, *changes]
+        for name, changes in combinations(options.set, parse_seeds(options.seeds))
+    }
+    failed = []
+    for number, (name, changes) in enumerate(runs.items(), start=1):
+        if (folder / name / "results.json").is_file():
+            say(f"run {number} of {len(runs)}: {name} is finished")
+            continue
+        say(f"run {number} of {len(runs)}: {name}")
+        if run_one(folder, name, changes):
+            failed.append(name)
+    finished = [str(folder / name) for name in runs if (folder / name / "results.json").is_file()]
+    if finished:
+        compare.main([*finished, f"--output={folder}"])
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
+
+
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Return the options of the command line, and the config's keys for all runs."""
+    parser = Parser(
+        prog="otter-jax sweep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, help="a preset's name, or a file")
+    parser.add_argument("--seeds", default="0", help="0..4 or 0,1,2; default: 0")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE,VALUE",
+        help="values of a config key, each with all others; repeatable",
+    )
+    parser.add_argument("--workdir", type=Path, help="folder of the runs; default: runs/sweep_NAME")
+    options, rest = parser.parse_known_args(arguments)
+    for argument in rest:
+        if not re.match(r"--config\.[\w.]+=", argument):
+            parser.error(f"unknown argument {argument!r}")
+    return options, rest
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Return the seeds of `0..4` (both ends) or `0,1,2` (ValueError if they are none)."""
+    if found := re.fullmatch(r"(\d+)\.\.(\d+)", text):
+        seeds = list(range(int(found[1]), int(found[2]) + 1))
+    elif re.fullmatch(r"\d+(,\d+)*", text):
+        seeds = [int(each) for each in text.split(",")]
+    else:
+        seeds = []
+    if not seeds:
+        raise ValueError(f"--seeds={text}: write 0..4, or 0,1,2")
+    return seeds
+
+
+def combinations(choices: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, list[str]]]:
+    """Return a name and the flags of every combination of values and seeds.
+
+    Raises:
+        ValueError: for a choice that is not KEY=VALUE,VALUE.
+    """
+    axes = []
+    for choice in choices:
+        key, equals, values = choice.partition("=")
+        if not equals or not values or not re.fullmatch(r"[\w.]+", key):
+            raise ValueError(f"--set {choice}: write KEY=VALUE,VALUE")
+        # A tuple is one value, whatever commas it has.
+        found = [values] if values.startswith("(") else values.split(",")
+        axes.append([(key, value) for value in found])
+    axes.append([("seed", str(seed)) for seed in seeds])
+    return [
+        (
+            ",".join(f"{key}={value}".replace("/", "_") for key, value in chosen),
+            [f"--config.{key}={value}" for key, value in chosen],
+        )
+        for chosen in itertools.product(*axes)
+    ]
+
+
+def run_one(folder: Path, name: str, changes: Sequence[str]) -> int:
+    """Train in a process of its own, lest one run leave something to the next; its exit status."""
+    workdir, shared = folder / name, folder / "features"
+    workdir.mkdir(parents=True, exist_ok=True)
+    shared.mkdir(exist_ok=True)
+    if not (workdir / "features").exists():
+        (workdir / "features").symlink_to(shared.absolute(), target_is_directory=True)
+    command = [sys.executable, "-m", "otter_jax", "train", f"--workdir={workdir}", *changes]
+    return subprocess.run(command, check=False).returncode

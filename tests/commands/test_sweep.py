@@ -1,0 +1,71 @@
+"""A sweep runs every combination once, goes on where one fails, and compares what has finished."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from otter_jax.commands import main, sweep
+
+
+def test_every_combination_has_a_name_and_flags() -> None:
+    found = sweep.combinations(["objective.name=infonce,otter", "data.weights=(1.0,2.0)"], [0, 3])
+    assert len(found) == 4
+    assert found[1] == (
+        "objective.name=infonce,data.weights=(1.0,2.0),seed=3",
+        ["--config.objective.name=infonce", "--config.data.weights=(1.0,2.0)", "--config.seed=3"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("0..2", [0, 1, 2]), ("4", [4]), ("3,1", [3, 1]), ("7..7", [7])]
+)
+def test_seeds(text: str, seeds: list[int]) -> None:
+    assert sweep.parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds=a"], "--seeds=a: write 0..4, or 0,1,2"),
+        (["--seeds=4..2"], "--seeds=4..2: write"),
+        (["--set", "seed"], "--set seed: write KEY=VALUE,VALUE"),
+        (["--sets=x"], "unknown argument '--sets=x'"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(arguments: list, message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        main.main(["sweep", "--config=quickstart", *arguments])
+
+
+def test_runs_go_on_share_features_and_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The training itself is replaced by what it leaves: `compare` reads no more."""
+    started = []
+
+    def train(command: list[str], check: bool) -> subprocess.CompletedProcess:
+        flags = dict(each.removeprefix("--").split("=", 1) for each in command if "=" in each)
+        name, workdir = flags["config.objective.name"], Path(flags["workdir"])
+        started.append((name, flags["config.seed"], (workdir / "features").resolve()))
+        if name == "kd":
+            return subprocess.CompletedProcess(command, 1)
+        from otter_jax import config as config_lib
+
+        config = config_lib.default_config()
+        config.objective.name, config.seed = name, int(flags["config.seed"])
+        (workdir / "config.json").write_text(json.dumps(config_lib.as_dict(config)))
+        (workdir / "results.json").write_text(json.dumps({"set": {"hit@1": 0.5}}))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", train)
+    command = ["sweep", "--config=quickstart", f"--workdir={tmp_path}", "--seeds=0,1",
+               "--set", "objective.name=infonce,kd", "--config.batch_size=8"]  # fmt: skip
+    for _ in range(2):  # The second time, only what failed is run again.
+        with pytest.raises(SystemExit, match=r"2 of 4 runs failed: objective\.name=kd,seed=0, "):
+            main.main(command)
+    assert [name for name, *_ in started] == ["infonce", "infonce", "kd", "kd", "kd", "kd"]
+    assert {features for *_, features in started} == {tmp_path / "features"}
+    assert "50.0 ± 0.0" in (tmp_path / "comparison.md").read_text()
+    assert "objective.name=infonce,seed=1 is finished" in capsys.readouterr().out
