@@ -56,7 +56,7 @@ def mebibytes(tree: Any, devices: int, fsdp: bool) -> float:
     from otter_jax import sharding
 
     mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
-    places = sharding.state_places(mesh, tree, fsdp=fsdp)
+    places = sharding.array_places(mesh, tree, fsdp=fsdp)
     placed = jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places
     )

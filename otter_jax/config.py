@@ -100,7 +100,7 @@ class Experiment:
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshGroups:
+class MeshSection:
     """The section `mesh`.
 
     Attributes:
@@ -112,7 +112,7 @@ class MeshGroups:
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
+class DataSection:
     """The section `data`.
 
     Attributes:
@@ -152,7 +152,7 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
+class ModelSection:
     """The section `model`, which holds those of the towers, `image` and `text`.
 
     Attributes:
@@ -165,7 +165,7 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tower:
+class TowerSection:
     """The sections `model.image` and `model.text`.
 
     Attributes:
@@ -195,7 +195,7 @@ class Tower:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextTower(Tower):
+class TextTowerSection(TowerSection):
     """What `model.text` has beside these.
 
     Attributes:
@@ -209,7 +209,7 @@ class TextTower(Tower):
 
 
 @dataclasses.dataclass(frozen=True)
-class Teacher:
+class TeacherSection:
     """The section `teacher`: the moving average of the student, where the objective has one.
 
     Attributes:
@@ -224,7 +224,7 @@ class Teacher:
 
 
 @dataclasses.dataclass(frozen=True)
-class Trust:
+class TrustSection:
     """The section `trust`: of each pair, where the objective asks for it (embedding/trust.py).
 
     Attributes:
@@ -237,7 +237,7 @@ class Trust:
 
 
 @dataclasses.dataclass(frozen=True)
-class Optimizer:
+class OptimizerSection:
     """The section `optimizer`.
 
     Attributes:
@@ -260,7 +260,7 @@ class Optimizer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
+class CheckpointSection:
     """The section `checkpoint`.
 
     Attributes:
@@ -275,7 +275,7 @@ class Checkpoint:
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluate:
+class EvaluateSection:
     """The section `evaluate`.
 
     Attributes:
@@ -293,19 +293,19 @@ class Evaluate:
     names: str = "joined"
 
 
-IMAGE_TOWER, TEXT_TOWER = Tower("efficientnet_lite0"), TextTower("bert")
+IMAGE_TOWER, TEXT_TOWER = TowerSection("efficientnet_lite0"), TextTowerSection("bert")
 SECTIONS = {
     "": Experiment(),
-    "mesh": MeshGroups(),
-    "data": Data(),
-    "model": Model(),
+    "mesh": MeshSection(),
+    "data": DataSection(),
+    "model": ModelSection(),
     "model.image": IMAGE_TOWER,
     "model.text": TEXT_TOWER,
-    "teacher": Teacher(),
-    "trust": Trust(),
-    "optimizer": Optimizer(),
-    "checkpoint": Checkpoint(),
-    "evaluate": Evaluate(),
+    "teacher": TeacherSection(),
+    "trust": TrustSection(),
+    "optimizer": OptimizerSection(),
+    "checkpoint": CheckpointSection(),
+    "evaluate": EvaluateSection(),
 }
 
 
@@ -553,7 +553,7 @@ def _optional_keys() -> Iterator[tuple[str, bool]]:
             yield f"objective.{field.name}", True  # Then it has the method's default.
 
 
-def load(path: Path) -> ConfigDict:
+def load_config(path: Path) -> ConfigDict:
     """Read a saved config; keys that have come since get their defaults.
 
     Raises:

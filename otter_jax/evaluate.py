@@ -58,7 +58,7 @@ def evaluate_workdir(
     after = parts.evaluate(variables)
     draw_sets(parts, variables)
     # Only a run that has finished, and was asked for the same evaluation, has its results renewed.
-    as_trained = not config_lib.differences(config_lib.load(workdir / "config.json"), config)
+    as_trained = not config_lib.differences(config_lib.load_config(workdir / "config.json"), config)
     before = before_training(workdir) if as_trained else {}
     if as_trained and is_latest and (workdir / "results.json").is_file():
         return write_results(parts, before, after, "results.json")

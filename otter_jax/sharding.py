@@ -118,7 +118,7 @@ def put_rows(mesh: Mesh, rows: np.ndarray) -> jax.Array:
     return jax.make_array_from_callback(rows.shape, split_rows(mesh), lambda index: rows[index])
 
 
-def state_places(mesh: Mesh, tree: Any, *, fsdp: bool) -> Any:
+def array_places(mesh: Mesh, tree: Any, *, fsdp: bool) -> Any:
     """Return where each array of a pytree lives: whole everywhere, or as `parameter_place` says."""
     return jax.tree.map(lambda x: parameter_place(mesh, x) if fsdp else replicated(mesh), tree)
 
@@ -127,7 +127,7 @@ def whole_in_use(mesh: Mesh, tree: Any) -> Any:
     """Return split arrays as a computation should take them: whole on every device.
 
     This is what makes splitting the state FSDP: each array is gathered where it is used, and its
-    gradient is summed into the places that `state_places` gives it. Unless told so, the compiler
+    gradient is summed into the places that `array_places` gives it. Unless told so, the compiler
     goes on from how a parameter is split to split the activations, and exchanges these.
     """
 
@@ -164,13 +164,13 @@ _gather.defvjp(_gather_forward, _gather_backward)
 
 
 def put_state(mesh: Mesh, tree: Any, *, fsdp: bool = False) -> Any:
-    """Return a pytree of arrays where `state_places` says; no device is sent more than its part."""
+    """Return a pytree of arrays where `array_places` says; no device is sent more than its part."""
 
     def put(array: Any, place: NamedSharding) -> jax.Array:
         rows = np.asarray(array)
         return jax.make_array_from_callback(rows.shape, place, lambda index: rows[index])
 
-    return jax.tree.map(put, tree, state_places(mesh, tree, fsdp=fsdp))
+    return jax.tree.map(put, tree, array_places(mesh, tree, fsdp=fsdp))
 
 
 def describe_state(mesh: Mesh, tree: Any, *, fsdp: bool = False) -> Any:
@@ -179,7 +179,7 @@ def describe_state(mesh: Mesh, tree: Any, *, fsdp: bool = False) -> Any:
     def describe(array: Any, place: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place)
 
-    return jax.tree.map(describe, tree, state_places(mesh, tree, fsdp=fsdp))
+    return jax.tree.map(describe, tree, array_places(mesh, tree, fsdp=fsdp))
 
 
 @contextlib.contextmanager

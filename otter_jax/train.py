@@ -39,15 +39,15 @@ from otter_jax.training.data import (
     add_trust,
     check_data,
     open_training_data,
+    order_of_records,
     read_unreadable,
-    record_order,
     refuse_bad_data,
     views_of,
 )
 from otter_jax.training.divergence import DivergedError, DivergenceWatch
 from otter_jax.training.loop import Training, batch_records, run_steps
 from otter_jax.training.optimizers import make_optimizer, make_schedule
-from otter_jax.training.parts import Parts, Results, build_parts_together, describe
+from otter_jax.training.parts import Parts, Results, build_parts_together, describe_run
 from otter_jax.training.state import TrainState, initial_state, make_memory, state_places
 from otter_jax.training.step import Learner, StepSettings, make_target_step, make_train_step
 
@@ -129,7 +129,7 @@ def open_pairs(config: ConfigDict, workdir: Path, method: objectives.Method) -> 
         say(remark)
     refuse_bad_data(config, source, {})
     refuse_other_data(source, workdir)
-    record_order(config, source, np.arange(len(source)))  # Refuses too few pairs.
+    order_of_records(config, source, np.arange(len(source)))  # Refuses too few pairs.
     if method.uses_trust:
         trust.refuse_too_few(len(source), config.trust.neighbors)
     return source
@@ -141,7 +141,7 @@ def train_claimed(
     """Train in a workdir that is this run's own, from the start or from its last checkpoint."""
     config, workdir = parts.config, parts.workdir
     keep_description(parts.encoder, workdir)
-    describe(parts, source, total_steps)
+    describe_run(parts, source, total_steps)
     data = open_training_data(parts, source)
     data.found |= read_unreadable(workdir)
     check_data(parts, data)
@@ -261,7 +261,7 @@ def draw(parts: Parts, data: TrainingData, state: TrainState) -> None:
     gallery.draw_losses(folder, parts.workdir / "metrics.jsonl")
     encoder = parts.encoder.replace(state.variables)
     if parts.method.uses_teacher:
-        order = record_order(parts.config, data.source, data.records)
+        order = order_of_records(parts.config, data.source, data.records)
         # Whole [n, n] targets are drawn, which a large batch that trained in tiles has no room for.
         devices = parts.mesh.devices.size
         batch = data.load(0, order[0][: max(1, PICTURED_PAIRS // devices) * devices])

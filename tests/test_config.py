@@ -96,7 +96,7 @@ def test_saved_config_comes_back(tmp_path: Path) -> None:
         config.model.image.overrides.width = 16
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config_lib.as_dict(config)))
-    loaded = config_lib.load(path)
+    loaded = config_lib.load_config(path)
     assert config_lib.as_dict(loaded) == config_lib.as_dict(config)
     assert config_lib.differences(loaded, config) == []
 
@@ -106,14 +106,14 @@ def test_config_of_an_older_version_gets_new_defaults(tmp_path: Path) -> None:
     del saved["teacher"]["warmup"]
     path = tmp_path / "config.json"
     path.write_text(json.dumps(saved))
-    assert config_lib.load(path).teacher.warmup is True
+    assert config_lib.load_config(path).teacher.warmup is True
 
 
 def test_unknown_saved_key_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"seeed": 1}))
     with pytest.raises(ValueError, match="unknown key 'seeed'"):
-        config_lib.load(path)
+        config_lib.load_config(path)
 
 
 def test_keys_that_could_not_be_read_again_are_refused() -> None:
@@ -161,7 +161,7 @@ def test_configs_of_earlier_runs_mean_what_they_meant(name: str) -> None:
     asked.update_from_flattened_dict({"objective.name": name} | changes)
     dropped = config_lib.unset_foreign_options(asked)
     assert dropped == (["queue_size"] if name == "slip" else [])
-    saved = config_lib.load(GOLDEN / f"{name}.json")
+    saved = config_lib.load_config(GOLDEN / f"{name}.json")
     assert config_lib.differences(saved, asked) == []
     config_lib.check(saved)
 

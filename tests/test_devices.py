@@ -28,7 +28,7 @@ from otter_jax.runs import processes
 if sys.argv[1]:
     processes.join(sys.argv[1], 2, int(sys.argv[2]))
 for folder in map(Path, sys.argv[3:]):
-    train.train(config_lib.load(folder / "config.json"), folder / "run")
+    train.train(config_lib.load_config(folder / "config.json"), folder / "run")
 """
 MACHINES = {"1 device": (1, 1), "8 devices": (1, 8), "2 processes": (2, 4)}
 

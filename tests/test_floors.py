@@ -1,6 +1,7 @@
 """The floors of the house: no module imports from a room above its own, lazily or not."""
 
 import ast
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,3 +52,35 @@ def test_nothing_imports_upward(path: Path) -> None:
     for line, other in imported_rooms(ast.parse(path.read_text(encoding="utf-8"))):
         lower = FLOOR_OF[other] < FLOOR_OF[room]
         assert other == room or lower, f"{path}:{line} imports {other}, which is not below {room}"
+
+
+# What every module of a kind offers under the same name.
+COMMON = {"main", "load", "describe", "register"}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(
+        ".__init__"
+    )
+
+
+def test_a_name_means_one_thing_where_modules_meet() -> None:
+    """No function or class is defined in two modules that import each other or meet in a third."""
+    trees = {module_name(path): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+    defined = {
+        name: {
+            node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        } - COMMON
+        for name, tree in trees.items()
+    }  # fmt: skip
+    clashes = set()
+    for name, tree in trees.items():
+        imported = {name}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                modules = {f"{node.module}.{alias.name}" for alias in node.names} & set(trees)
+                imported |= modules or ({node.module} & set(trees))
+        for one, other in itertools.combinations(sorted(imported), 2):
+            shared = {each for each in defined[one] & defined[other] if each[0] != "_"}
+            clashes |= {(one, other, each) for each in shared}
+    assert not clashes

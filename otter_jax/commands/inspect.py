@@ -104,7 +104,7 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
 
         pairs, estimate = _estimate_trust(towers, source, tally.readable, options)
         found["wrong pairs"] = {"estimated share": estimate.share_wrong}
-        say(trust.describe(estimate))
+        say(trust.describe_trust(estimate))
     say(report(found))
     if options.out is not None and towers is not None:
         write_trust(options.out, source, pairs, estimate)
@@ -300,7 +300,7 @@ def _features_of(model: Path | None, encoder: Any) -> Any:
 
     if model is None or not (model / "features").is_dir():
         return None
-    return FeatureStore.of(model, encoder, config.load(model / "config.json"))
+    return FeatureStore.of(model, encoder, config.load_config(model / "config.json"))
 
 
 def _match_probability(

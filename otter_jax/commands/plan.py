@@ -224,7 +224,7 @@ def compile_step(folder: Path, topology: Topology) -> None:
     """Write down what is known before compilation, then compile; XLA dumps the rest."""
     from otter_jax.training.shapes import describe_step
 
-    config = config_lib.load(folder / "config.json")
+    config = config_lib.load_config(folder / "config.json")
     mesh = sharding.make_mesh(config.mesh.fsdp, topology.devices())
     step, state, batch = describe_step(config, mesh)
     kinds = {

@@ -144,7 +144,7 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
         _require("apache_beam", "see README.md, 'Bring your own data'")
         run = functools.partial(run_beam, options.beam)
     folder = options.to.absolute()  # Beam's workers may run elsewhere.
-    with claimed(folder):
+    with claimed_folder(folder):
         return _convert(options, folder, run)
 
 
@@ -171,7 +171,7 @@ def _convert(options: argparse.Namespace, folder: Path, run: Runner) -> dict[str
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claimed_folder(folder: Path) -> Iterator[None]:
     """Hold a folder while the context lasts; one in which nothing was begun is left as it was.
 
     Raises:

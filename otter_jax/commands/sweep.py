@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         ValueError: for values or seeds that are none, or where a run has failed.
     """
-    options, given = parse(arguments)
+    options, given = parse_sweep(arguments)
     folder = (
         options.workdir or Path("runs") / f"sweep_{Path(options.config.partition(':')[0]).stem}"
     )
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
 
 
-def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+def parse_sweep(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Return the options of the command line, and the config's keys for all runs."""
     parser = Parser(
         prog="otter-jax sweep",

@@ -196,7 +196,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         fail(describe_wrong_value(str(error)))
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         # One of the library's messages ends in all that the config has.
-        fail(describe_unknown_key(argv, error) or str(error).partition(" Other fields present")[0])
+        fail(explain_unknown_key(argv, error) or str(error).partition(" Other fields present")[0])
 
 
 def describe_wrong_value(message: str) -> str:
@@ -208,7 +208,7 @@ def describe_wrong_value(message: str) -> str:
     return f"--{name}={value}: it must be {expected}" if expected else message
 
 
-def describe_unknown_key(argv: Sequence[str], error: Exception) -> str | None:
+def explain_unknown_key(argv: Sequence[str], error: Exception) -> str | None:
     """Return what is wrong with the first key that does not exist; None if all of them do.
 
     Looked for among the flags --config.KEY and, as it may be the config file's, in the error.

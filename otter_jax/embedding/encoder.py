@@ -430,7 +430,7 @@ def load(path: str | Path) -> Encoder:
     from otter_jax import config
     from otter_jax.runs import checkpoints
 
-    settings = config.load(folder / "config.json")
+    settings = config.load_config(folder / "config.json")
     mesh = sharding.make_mesh()
     described = (folder / MODEL_FILE).is_file()
     if described:
@@ -488,7 +488,7 @@ def _load_two_towers(path: str | Path) -> Encoder:
 
 def _placed(template: Variables, mesh: Mesh, *, fsdp: bool) -> Variables:
     """Return shapes, types and places of a model's arrays."""
-    places = sharding.state_places(mesh, template, fsdp=fsdp)
+    places = sharding.array_places(mesh, template, fsdp=fsdp)
     return jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), template, places
     )

@@ -21,8 +21,8 @@ from ml_collections import ConfigDict
 from otter_jax import sharding
 from otter_jax.embedding.encoder import Encoder
 from otter_jax.embedding.kept_parts import (
-    Arrays,
     KeptParts,
+    StoredArrays,
     count_rows,
     join,
     read_arrays,
@@ -33,8 +33,8 @@ from otter_jax.models.two_towers import Kind
 from otter_jax.terminal import progress, working
 
 # Gives, of what was computed before, the parts that follow.
-ComputeParts = Callable[[Sequence[Arrays]], Iterable[Arrays]]
-FORMAT = 2  # Of the arrays of a file: of files of another format nothing is read.
+ComputeParts = Callable[[Sequence[StoredArrays]], Iterable[StoredArrays]]
+FEATURES_FORMAT = 2  # Of the arrays of a file: of files of another format nothing is read.
 MEMORY_LIMIT = 2**31  # Bytes of features held at once; beyond, they are read again from their file.
 
 
@@ -84,7 +84,7 @@ class FeatureStore:
         self.freeze_image = freeze_image
         self.freeze_text = freeze_text
         self.keep_trained = keep_trained
-        self._memory: dict[str, Arrays] = {}
+        self._memory: dict[str, StoredArrays] = {}
         self._trained: tuple[Variables | None, dict[str, str]] = (None, {})
         self._passing: set[str] = set()
         self._compiled: set[Kind] = set()
@@ -113,9 +113,11 @@ class FeatureStore:
 
     def image_key(self, data: str) -> str:
         """Return the name under which a collection's image features are kept."""
-        return fingerprint("image", FORMAT, self._image_tower, data)
+        return fingerprint("image", FEATURES_FORMAT, self._image_tower, data)
 
-    def get(self, key: str, compute: Callable[[], Arrays], *, keep: bool = True) -> Arrays:
+    def get(
+        self, key: str, compute: Callable[[], StoredArrays], *, keep: bool = True
+    ) -> StoredArrays:
         """Return what is kept under this key, in memory or on disk, or compute it now.
 
         Args:
@@ -125,7 +127,7 @@ class FeatureStore:
         """
         return self.get_in_parts(key, lambda _: [compute()], keep=keep)
 
-    def get_in_parts(self, key: str, compute: ComputeParts, *, keep: bool = True) -> Arrays:
+    def get_in_parts(self, key: str, compute: ComputeParts, *, keep: bool = True) -> StoredArrays:
         """Return what is kept under this key, or compute it now, and keep it as it comes.
 
         Of several processes none keeps parts, since all must go on from the same one.
@@ -148,7 +150,7 @@ class FeatureStore:
             self._memory[key] = arrays
         return arrays
 
-    def _compute_and_write(self, path: Path, compute: ComputeParts) -> Arrays:
+    def _compute_and_write(self, path: Path, compute: ComputeParts) -> StoredArrays:
         if jax.process_count() > 1:
             arrays = join(list(compute([])))
             write_arrays(path, arrays)
@@ -161,14 +163,14 @@ class FeatureStore:
             parts.remove()
         return arrays
 
-    def known_images(self, data: str) -> Arrays | None:
+    def known_images(self, data: str) -> StoredArrays | None:
         """Return what is kept of a collection's images by a frozen tower; None if nothing is."""
         if not self.freeze_image:
             return None
         key = self.image_key(data)
         return self._memory.get(key) or read_arrays(self.folder / f"{key}.npz")
 
-    def images(self, encoder: Encoder, data: str, compute: ComputeParts) -> Arrays:
+    def images(self, encoder: Encoder, data: str, compute: ComputeParts) -> StoredArrays:
         """Return a collection's `features`, and what else `compute` gives.
 
         Args:
@@ -185,7 +187,7 @@ class FeatureStore:
     ) -> np.ndarray:
         """Return unit embeddings [N, d] of transformed images; arguments as in `images`."""
 
-        def compute(known: Sequence[Arrays]) -> Iterator[Arrays]:
+        def compute(known: Sequence[StoredArrays]) -> Iterator[StoredArrays]:
             rest = islice(images(), count_rows(join(known)), None)
             return ({"features": rows} for rows in self.run_tower(encoder, "image", rest))
 
@@ -203,7 +205,7 @@ class FeatureStore:
         """Return the text tower's features [N, width], kept under a name of the texts' tokens."""
         tokens = encoder.tokenizer(texts)
 
-        def compute(known: Sequence[Arrays]) -> Iterator[Arrays]:
+        def compute(known: Sequence[StoredArrays]) -> Iterator[StoredArrays]:
             done = count_rows(join(known))
             rows = zip(*(each[done:] for each in tokens), strict=True)
             rows = progress(rows, len(texts) - done, name)
@@ -238,7 +240,7 @@ class FeatureStore:
             if len(batch) < size:
                 return
 
-    def _get_trained(self, key: str, compute: ComputeParts) -> Arrays:
+    def _get_trained(self, key: str, compute: ComputeParts) -> StoredArrays:
         self._passing.add(key)
         return self.get_in_parts(key, compute, keep=self.keep_trained)
 

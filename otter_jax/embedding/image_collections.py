@@ -30,7 +30,7 @@ from otter_jax.data.records import (
 )
 from otter_jax.data.tables import Table
 from otter_jax.embedding.encoder import Encoder
-from otter_jax.embedding.features import Arrays, FeatureStore, fingerprint
+from otter_jax.embedding.features import FeatureStore, StoredArrays, fingerprint
 from otter_jax.terminal import progress, say
 
 THREADS = min(16, os.cpu_count() or 1)
@@ -172,7 +172,7 @@ def compute_features(
         ValueError: if not one image can be read.
     """
 
-    def compute(known: Sequence[Arrays]) -> Iterator[Arrays]:
+    def compute(known: Sequence[StoredArrays]) -> Iterator[StoredArrays]:
         found = sum(len(part["numbers"]) for part in known)
         first = found + sum(len(part["unreadable"]) for part in known)
         unreadable: dict[int, str] = {}

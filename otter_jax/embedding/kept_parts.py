@@ -13,7 +13,7 @@ import numpy as np
 
 from otter_jax.terminal import say
 
-Arrays = dict[str, np.ndarray]
+StoredArrays = dict[str, np.ndarray]
 
 SECONDS = 5.0  # Between two writes: what a killed process loses of its work.
 DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError)
@@ -30,8 +30,8 @@ class KeptParts(contextlib.AbstractContextManager):
         """Read what the folder has; it is made when there is something to write."""
         self._folder = folder
         self._written = 0  # Rows.
-        self.known: list[Arrays] = list(self._read())
-        self._pending: list[Arrays] = []
+        self.known: list[StoredArrays] = list(self._read())
+        self._pending: list[StoredArrays] = []
         self._last_write = time.monotonic()
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
@@ -42,13 +42,13 @@ class KeptParts(contextlib.AbstractContextManager):
             with contextlib.suppress(OSError):
                 self._folder.rmdir()  # Of an empty one nobody has use.
 
-    def add(self, part: Arrays) -> None:
+    def add(self, part: StoredArrays) -> None:
         """Add the next part."""
         self._pending.append(part)
         if time.monotonic() - self._last_write >= SECONDS:
             self._write()
 
-    def whole(self) -> Arrays:
+    def whole(self) -> StoredArrays:
         """Return all parts as one."""
         return join([*self.known, *self._pending])
 
@@ -56,7 +56,7 @@ class KeptParts(contextlib.AbstractContextManager):
         """Remove the folder."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _read(self) -> Iterator[Arrays]:
+    def _read(self) -> Iterator[StoredArrays]:
         while (part := read_arrays(self._path())) is not None:
             yield part
             self._written += count_rows(part)
@@ -72,18 +72,18 @@ class KeptParts(contextlib.AbstractContextManager):
         return self._folder / f"{self._written:012d}.npz"
 
 
-def join(parts: Sequence[Arrays]) -> Arrays:
+def join(parts: Sequence[StoredArrays]) -> StoredArrays:
     """Return arrays of the same names behind each other; nothing of no parts."""
     names = parts[0] if parts else ()
     return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
-def count_rows(arrays: Arrays) -> int:
+def count_rows(arrays: StoredArrays) -> int:
     """Return how many rows all arrays have together."""
     return sum(map(len, arrays.values()))
 
 
-def read_arrays(path: Path) -> Arrays | None:
+def read_arrays(path: Path) -> StoredArrays | None:
     """Return the arrays of an .npz file, or None where there is none that is whole.
 
     The format has a checksum of each array.
@@ -98,7 +98,7 @@ def read_arrays(path: Path) -> Arrays | None:
         return None
 
 
-def write_arrays(path: Path, arrays: Arrays) -> None:
+def write_arrays(path: Path, arrays: StoredArrays) -> None:
     """Write an .npz file; a reader finds a whole file or none, whoever writes it meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")  # Others may write it too.

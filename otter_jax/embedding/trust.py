@@ -29,7 +29,7 @@ from otter_jax.embedding.nearest_rows import nearest_rows
 from otter_jax.terminal import progress
 
 FILE = "trust.npz"  # In a workdir.
-FORMAT = 1  # Of the estimate: what another one has found is not read.
+TRUST_FORMAT = 1  # Of the estimate: what another one has found is not read.
 NEIGHBORS = 30
 BLOCK = 1024  # Pairs at a time; their neighbours' features are the most that memory must hold.
 SPARE = 16  # Neighbours more than are asked, since some may be the pair itself or its copies.
@@ -104,7 +104,7 @@ def estimate(
     return Trust(alpha.astype(np.float32), share_wrong, statistic, null)
 
 
-def describe(found: Trust) -> str:
+def describe_trust(found: Trust) -> str:
     """Return one line: the share of wrong pairs, and whether there are too few pairs to know it."""
     line = f"estimated share of wrong pairs: {100 * found.share_wrong:.0f} %"
     if len(found.alpha) < FEW:

@@ -45,6 +45,6 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
             for metric, value in metrics.items()
         }
         # Not `as_dict`: options that a method leaves at its defaults are no difference to another.
-        config = json.loads(config_lib.load(path / "config.json").to_json())
+        config = json.loads(config_lib.load_config(path / "config.json").to_json())
         runs.append(Run(path, config_lib.flatten(config), flat))
     return runs

@@ -13,7 +13,7 @@ from otter_jax.evaluation import linear_probe, logistic_regression, nearest_neig
 from otter_jax.evaluation.answers import NAMES_SHOWN, Answers, choose
 from otter_jax.evaluation.benchmarks.labelled import ZeroShotSet
 from otter_jax.evaluation.benchmarks.own import load_folder
-from otter_jax.evaluation.specs import Spec
+from otter_jax.evaluation.specs import EvaluationSpec
 from otter_jax.terminal import say
 
 OPTIONS = {"metric": ("accuracy", "mean_per_class"), "features": ("tower", "embedding")}
@@ -51,7 +51,7 @@ class ProbeSet:
                 images.
             FileNotFoundError: for a missing folder.
         """
-        spec = Spec.parse(text.removeprefix("probe:"), tuple(OPTIONS))
+        spec = EvaluationSpec.parse(text.removeprefix("probe:"), tuple(OPTIONS))
         if spec.kind != "folder" or not spec.path:
             raise ValueError(f"{text}: a probe is written probe:folder:PATH, with train/ and test/")
         for option, value in spec.options.items():

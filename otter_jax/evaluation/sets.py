@@ -17,10 +17,10 @@ from otter_jax.evaluation.benchmarks import own
 from otter_jax.evaluation.labelled_set import LabelledSet
 from otter_jax.evaluation.pair_set import PairSet, pairs_of_source, pairs_of_tables
 from otter_jax.evaluation.probe_set import OPTIONS, ProbeSet
-from otter_jax.evaluation.specs import Spec
+from otter_jax.evaluation.specs import EvaluationSpec
 from otter_jax.terminal import say
 
-Metrics = dict[str, float]
+SetMetrics = dict[str, float]
 WITHOUT_PATH = ("open_clipart", "openmoji")  # They come with packages.
 
 
@@ -29,11 +29,11 @@ class EvaluationSet(Protocol):
 
     name: str
 
-    def evaluate(self, encoder: Encoder, store: FeatureStore) -> Metrics:
+    def evaluate(self, encoder: Encoder, store: FeatureStore) -> SetMetrics:
         """Return `{metric: value}` of the encoder as it is now."""
         ...
 
-    def chance(self) -> Metrics:
+    def chance(self) -> SetMetrics:
         """Return the same metrics of a random ranking."""
         ...
 
@@ -85,7 +85,7 @@ def refuse_unknown_sets(specs: Sequence[str]) -> None:
     """
     for text in specs:
         plain = text.removeprefix("probe:")
-        spec = Spec.parse(plain, () if plain == text else tuple(OPTIONS))
+        spec = EvaluationSpec.parse(plain, () if plain == text else tuple(OPTIONS))
         _refuse_unknown(spec)
         if spec.kind in WITHOUT_PATH or spec.kind == "tfds" or storage.is_remote(spec.path):
             continue
@@ -98,7 +98,7 @@ def refuse_unknown_sets(specs: Sequence[str]) -> None:
             raise FileNotFoundError(f"config.evaluate.sets: {text}: there is no {spec.path}")
 
 
-def _refuse_unknown(spec: Spec) -> None:
+def _refuse_unknown(spec: EvaluationSpec) -> None:
     """Refuse a kind that does not exist, or that needs a path and has none (ValueError)."""
     paths = [kind for kind in (*benchmarks.BENCHMARKS, "webdataset") if kind not in WITHOUT_PATH]
     known = spec.kind in paths or sources.is_known(spec.kind)
@@ -113,7 +113,7 @@ def _refuse_unknown(spec: Spec) -> None:
 
 def open_one(text: str, image_size: int) -> benchmarks.ZeroShotSet | PairSet:
     """Return labelled images or pairs; arguments and errors as in `open_sets`."""
-    spec = Spec.parse(text)
+    spec = EvaluationSpec.parse(text)
     _refuse_unknown(spec)
     has_classes = "classes" in spec.options
     if spec.kind == "csv" and not has_classes and own.holds_captions(spec):
@@ -129,7 +129,7 @@ def open_one(text: str, image_size: int) -> benchmarks.ZeroShotSet | PairSet:
     return own.from_pairs(text, source, classes) if classes else pairs_of_source(text, source)
 
 
-def _open_pairs(spec: Spec) -> Source:
+def _open_pairs(spec: EvaluationSpec) -> Source:
     """Open pairs, those of clip-benchmark's shards with a caption a line."""
     source = open_source(spec.source, split="heldout")
     if spec.kind != "webdataset" or spec.options:
@@ -140,7 +140,7 @@ def _open_pairs(spec: Spec) -> Source:
     return open_source(f"{spec.source}?captions=lines")
 
 
-def _is_captioned(spec: Spec) -> bool:
+def _is_captioned(spec: EvaluationSpec) -> bool:
     """Return whether the captions of a folder lie beside its images."""
     said = spec.options.get("captions")
     return said == "files" if said else folders.has_captions(Path(spec.path))

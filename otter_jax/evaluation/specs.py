@@ -7,11 +7,11 @@ from otter_jax.data.sources import OPTIONS
 from otter_jax.evaluation.class_lists import ClassList, read_class_list
 
 
-class Spec(specs.Spec):
+class EvaluationSpec(specs.Spec):
     """One entry of config.evaluate.sets; its name is what results call the set."""
 
     @classmethod
-    def parse(cls, text: str, known: tuple[str, ...] = ()) -> "Spec":
+    def parse(cls, text: str, known: tuple[str, ...] = ()) -> "EvaluationSpec":
         """Take an entry apart.
 
         Args:

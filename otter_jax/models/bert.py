@@ -179,7 +179,7 @@ class AlbertConfig(BertConfig):
     shared_layer: bool = True
 
 
-class LayerFactory(transformer.LayerFactory):
+class BertLayerFactory(transformer.LayerFactory):
     """Makes the layers of one BERT, which share their initialiser too."""
 
     def projection(self, inputs: int, outputs: int) -> Linear:
@@ -200,7 +200,7 @@ class LayerFactory(transformer.LayerFactory):
 class TransformerLayer(nnx.Module):
     """Attention and a two-layer perceptron, each with a residual sum and layer norm after it."""
 
-    def __init__(self, config: BertConfig, make: LayerFactory, attention: nnx.Module) -> None:
+    def __init__(self, config: BertConfig, make: BertLayerFactory, attention: nnx.Module) -> None:
         """Build the layer around its attention."""
         self.attention = attention
         self.attention_norm = make.norm()
@@ -227,7 +227,7 @@ class MaskedLanguageHead(nnx.Module):
     The decoder is the table of word embeddings with a bias, or a linear map of its own.
     """
 
-    def __init__(self, config: BertConfig, make: LayerFactory) -> None:
+    def __init__(self, config: BertConfig, make: BertLayerFactory) -> None:
         """Build the head."""
         tied = config.tie_word_embeddings
         self.dense = make.projection(config.hidden_size, config.hidden_size)
@@ -289,7 +289,7 @@ class Bert(nnx.Module):
             dtype: type of the computation; parameters stay float32, and so does the softmax.
         """
         self.config = config = config or self.config_class()
-        make = LayerFactory(config, dtype, rngs)
+        make = BertLayerFactory(config, dtype, rngs)
         self.word_embeddings = make.embedding(config.vocab_size)
         self.position_embeddings = make.embedding(config.max_position_embeddings)
         types, buckets = config.type_vocab_size, config.relative_attention_num_buckets
@@ -336,7 +336,7 @@ class Bert(nnx.Module):
         states = self.encode_tokens(tokens, token_mask, train=train, dropout_key=dropout_key)
         return TowerOutput(pool_tokens(states, token_mask, self.config.pooling), states)
 
-    def make_attention(self, make: LayerFactory) -> nnx.Module:
+    def make_attention(self, make: BertLayerFactory) -> nnx.Module:
         """Return the attention of one layer, whose `bias` is what `attention_bias` returns."""
         deviation = self.config.initializer_range
         return transformer.SelfAttention(make, deviation=deviation, output_deviation=deviation)

@@ -150,7 +150,7 @@ class Block(nnx.Module):
         return x + drop_examples(branch, self.drop_rate, key)
 
 
-class Downsample(nnx.Module):
+class ConvNeXtDownsample(nnx.Module):
     """Layer norm and a convolution of 2x2 pixels with a stride of 2."""
 
     def __init__(
@@ -165,10 +165,10 @@ class Downsample(nnx.Module):
         return self.conv(self.norm(x))
 
 
-class Stage(nnx.Module):
+class ConvNeXtStage(nnx.Module):
     """Blocks of one width, behind a downsampling but in the first stage."""
 
-    def __init__(self, downsample: Downsample | None, blocks: list[Block]) -> None:
+    def __init__(self, downsample: ConvNeXtDownsample | None, blocks: list[Block]) -> None:
         """Take the parts."""
         self.downsample, self.blocks = downsample, nnx.List(blocks)
 
@@ -351,9 +351,9 @@ class ConvNext(nnx.Module):
         )
         stages, width = [], None
         for out, depth in zip(config.widths, config.depths, strict=True):
-            downsample = Downsample(config, width, out, **like) if width else None
+            downsample = ConvNeXtDownsample(config, width, out, **like) if width else None
             blocks = [Block(config, out, next(rates), **like) for _ in range(depth)]
-            stages.append(Stage(downsample, blocks))
+            stages.append(ConvNeXtStage(downsample, blocks))
             width = out
         self.stages = nnx.List(stages)
         norm = LayerNorm(self.width, epsilon=config.last_norm_eps, dtype=dtype)

@@ -166,7 +166,7 @@ def _depthwise_kernel_gradient(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def max_pool(images: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
+def max_pool_on_cpu(images: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
     """Take the maximum over windows of size x size; of equal pixels the first has the gradient."""
     return functools.reduce(jnp.maximum, _windows(images, size, stride, padding))
 
@@ -181,7 +181,7 @@ def _windows(images: jax.Array, size: int, stride: int, padding: int) -> list[ja
 def _max_pool_forward(
     images: jax.Array, size: int, stride: int, padding: int
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    maximum = max_pool(images, size, stride, padding)
+    maximum = max_pool_on_cpu(images, size, stride, padding)
     return maximum, (images, maximum)
 
 
@@ -217,7 +217,7 @@ def _max_pool_backward(
     return (_spread(plane, images.shape, gradient.shape, places.shape, stride, pads),)
 
 
-max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+max_pool_on_cpu.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def as_it_is(arrays: Any) -> Any:

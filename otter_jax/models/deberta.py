@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from otter_jax.models.bert import Bert, BertConfig, LayerFactory
+from otter_jax.models.bert import Bert, BertConfig, BertLayerFactory
 from otter_jax.models.bert_layouts import (
     BERT_KEYS,
     EMBEDDING_NAMES,
@@ -81,7 +81,7 @@ def distance_rows(length: int, config: DebertaConfig) -> np.ndarray:
 class DisentangledAttention(nnx.Module):
     """Multi-head self-attention with scores for distances, its softmax in float32."""
 
-    def __init__(self, config: DebertaConfig, make: LayerFactory) -> None:
+    def __init__(self, config: DebertaConfig, make: BertLayerFactory) -> None:
         """Build the projections."""
         width = config.hidden_size
         self.query, self.key, self.value, self.output = (
@@ -214,14 +214,14 @@ class Deberta(Bert):
     ) -> None:
         """Build the tower with random weights; arguments as in `Bert`."""
         super().__init__(config, rngs=rngs, dtype=dtype)
-        config, make = self.config, LayerFactory(self.config, dtype, rngs)
+        config, make = self.config, BertLayerFactory(self.config, dtype, rngs)
         if not config.position_biased_input:
             self.position_embeddings = None
         relative = config.relative_attention
         self.distances = make.embedding(2 * config.span) if relative else None
         self.distances_norm = make.norm() if config.norm_rel_ebd else None
 
-    def make_attention(self, make: LayerFactory) -> nnx.Module:
+    def make_attention(self, make: BertLayerFactory) -> nnx.Module:
         """Return the attention of one layer."""
         return DisentangledAttention(self.config, make)
 

@@ -21,7 +21,7 @@ from otter_jax.models.vit import ViT
 from otter_jax.models.vit_layouts import OPENAI_NAMES as IMAGE_NAMES
 from otter_jax.models.weights import checkpoint_arrays
 
-Arrays = dict[str, np.ndarray]
+NamedArrays = dict[str, np.ndarray]
 
 # Our settings' values -> open_clip's.
 ACTIVATIONS = {"gelu": {}, "quick_gelu": {}, "gelu_pytorch_tanh": {"approximate": "tanh"}}
@@ -114,7 +114,7 @@ def _text_pool(config: Any) -> dict[str, Any]:
     return {"pool_type": "eos", "eos_id": config.eos_token_id}
 
 
-def _arrays(module: DualEncoder) -> Arrays:
+def _arrays(module: DualEncoder) -> NamedArrays:
     image = _fused(checkpoint_arrays(module.image, IMAGE_NAMES))
     text = _fused(checkpoint_arrays(module.text, TEXT_NAMES))
     return {
@@ -126,7 +126,7 @@ def _arrays(module: DualEncoder) -> Arrays:
     }
 
 
-def _fused(arrays: Arrays) -> Arrays:
+def _fused(arrays: NamedArrays) -> NamedArrays:
     """Put queries, keys and values below each other, as PyTorch has them."""
     fused = {}
     for name, array in arrays.items():

@@ -17,7 +17,7 @@ SIMSIAM_WIDTH, SIMSIAM_BOTTLENECK = 1024, 512
 SIMCLR_HIDDEN, SIMCLR_WIDTH = 4096, 256
 
 
-class Perceptron(nnx.Module):
+class HeadPerceptron(nnx.Module):
     """Linear layers with batch norm and ReLU between them, in float32."""
 
     def __init__(self, widths: Sequence[int], *, norm_output: bool, rngs: nnx.Rngs) -> None:
@@ -50,8 +50,10 @@ class SimSiamHead(nnx.Module):
     def __init__(self, embed_dim: int, *, rngs: nnx.Rngs) -> None:
         """Build both for embeddings of `embed_dim` numbers."""
         width = SIMSIAM_WIDTH
-        self.projector = Perceptron([embed_dim, width, width, width], norm_output=True, rngs=rngs)
-        self.predictor = Perceptron(
+        self.projector = HeadPerceptron(
+            [embed_dim, width, width, width], norm_output=True, rngs=rngs
+        )
+        self.predictor = HeadPerceptron(
             [width, SIMSIAM_BOTTLENECK, width], norm_output=False, rngs=rngs
         )
 
@@ -67,7 +69,7 @@ class SimCLRHead(nnx.Module):
     def __init__(self, width: int, *, rngs: nnx.Rngs) -> None:
         """Build it for features of `width` numbers."""
         widths = [width, SIMCLR_HIDDEN, SIMCLR_HIDDEN, SIMCLR_WIDTH]
-        self.projection = Perceptron(widths, norm_output=False, rngs=rngs)
+        self.projection = HeadPerceptron(widths, norm_output=False, rngs=rngs)
 
     def __call__(self, features: jax.Array, train: bool) -> jax.Array:
         """Map [N, width] to [N, 256]."""

@@ -176,7 +176,7 @@ def _depthwise(stride: int, pads: Pads) -> Callable:
 @functools.cache
 def _max_pool(size: int, stride: int, padding: int) -> Callable:
     return by_platform(
-        lambda images: cpu_forms.max_pool(images, size, stride, padding),
+        lambda images: cpu_forms.max_pool_on_cpu(images, size, stride, padding),
         lambda images: _lax_max_pool(images, size, stride, padding),
     )
 

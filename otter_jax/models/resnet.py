@@ -454,7 +454,7 @@ class ResNet(_Stages):
         return TowerOutput(jnp.mean(x, axis=(1, 2), dtype=jnp.float32), _cells(x))
 
 
-class AttentionPool(nnx.Module):
+class SpatialAttentionPool(nnx.Module):
     """Attention of the mean over the cells to the cells and itself, in place of pooling."""
 
     def __init__(self, config: ClipResNetConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
@@ -533,7 +533,7 @@ class ClipResNet(_Stages):
         self.conv3 = Conv(half, wide, 3, 1, 1, dtype=dtype, rngs=rngs)
         self.bn3 = _batch_norm(config, wide, dtype=dtype)
         self._add_stages(wide, block=Bottleneck, stride_on="pool", dtype=dtype, rngs=rngs)
-        self.attnpool = AttentionPool(config, dtype=dtype, rngs=rngs)
+        self.attnpool = SpatialAttentionPool(config, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, images: jax.Array, *, train: bool = False, dropout_key: jax.Array | None = None

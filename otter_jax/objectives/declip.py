@@ -27,6 +27,7 @@ from otter_jax.objectives.contrastive import (
 )
 from otter_jax.objectives.losses import (
     LogScales,
+    Metrics,
     as_constant,
     check_embeddings,
     check_trust,
@@ -35,8 +36,6 @@ from otter_jax.objectives.losses import (
 )
 from otter_jax.objectives.methods import Method
 from otter_jax.objectives.nearest_neighbor import Queue, enqueue, nearest
-
-Metrics = dict[str, jax.Array]
 
 
 class ViewOutputs(NamedTuple):

@@ -163,7 +163,7 @@ def refuse_other_config(
     """Refuse to touch a workdir that another config wrote (ValueError naming the keys)."""
     path = workdir / "config.json"
     if path.is_file() and (
-        differing := config_lib.differences(config_lib.load(path), config, ignore)
+        differing := config_lib.differences(config_lib.load_config(path), config, ignore)
     ):
         raise ValueError(
             f"--workdir={workdir} was written by another config ({'; '.join(differing)}): "
@@ -192,7 +192,7 @@ def last_saved_step(workdir: Path) -> int:
 def _is_of(config: ConfigDict, source: Source | None, workdir: Path) -> bool:
     """Return whether a workdir, or what there is of it, is of this config and these pairs."""
     path, data = workdir / "config.json", workdir / "data.json"
-    if path.is_file() and config_lib.differences(config_lib.load(path), config):
+    if path.is_file() and config_lib.differences(config_lib.load_config(path), config):
         return False
     if source is None or not data.is_file():
         return True

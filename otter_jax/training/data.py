@@ -177,7 +177,7 @@ def add_trust(parts: Parts, data: TrainingData) -> None:
         with tempfile.TemporaryDirectory(dir=parts.workdir, prefix=PAIR_FEATURES) as folder:
             found, records = estimate_trust(parts, data, Path(folder))
         trust.write(path, key, found, records)
-    say(trust.describe(found))
+    say(trust.describe_trust(found))
     # Of a record that could not be read then, no more is known than of all together.
     values = np.full(len(data.source), 1.0 - found.share_wrong, np.float32)
     values[records] = found.alpha
@@ -215,11 +215,11 @@ def trust_key(parts: Parts, source: Source) -> str:
     config, variables = parts.config, parts.encoder.variables
     towers = [group.get(kind) for group in variables for kind in ("image", "text")]
     transform = [config.data[name] for name in ("image_size", "fit", "max_tokens")]
-    numbers = [trust.FORMAT, *config.trust.values(), config.seed]
+    numbers = [trust.TRUST_FORMAT, *config.trust.values(), config.seed]
     return fingerprint(source.fingerprint, towers, transform, config.model.dtype, numbers)
 
 
-def record_order(config: ConfigDict, source: Source, records: np.ndarray) -> grain.MapDataset:
+def order_of_records(config: ConfigDict, source: Source, records: np.ndarray) -> grain.MapDataset:
     """Return rows of `records` by step, see batches.record_order."""
     lengths = count_by_source(source, records)
     settings = config.data

@@ -17,11 +17,11 @@ from otter_jax.runs.reporting import Reporter
 from otter_jax.runs.workdir import WorkdirLock
 from otter_jax.terminal import working
 from otter_jax.training import costs
-from otter_jax.training.data import TrainingData, record_order, refuse_bad_data, write_data_note
+from otter_jax.training.data import TrainingData, order_of_records, refuse_bad_data, write_data_note
 from otter_jax.training.divergence import DivergedError, DivergenceWatch
 from otter_jax.training.parts import Parts
 from otter_jax.training.state import TrainState
-from otter_jax.training.step import VERDICT, Batch, Metrics, Step
+from otter_jax.training.step import VERDICT, DeviceBatch, Metrics, Step
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -97,7 +97,7 @@ def open_stream(training: Training, start: int) -> Iterator[batches.Batch]:
     )
 
 
-def step_costs(training: Training, state: TrainState, batch: Batch) -> costs.StepCosts:
+def step_costs(training: Training, state: TrainState, batch: DeviceBatch) -> costs.StepCosts:
     """Return what a step takes; it is compiled here, and not again when it is called."""
     config = training.config
     with working("compiling the train step"):
@@ -107,7 +107,7 @@ def step_costs(training: Training, state: TrainState, batch: Batch) -> costs.Ste
 
 
 def take_step(
-    training: Training, number: int, state: TrainState, batch: Batch
+    training: Training, number: int, state: TrainState, batch: DeviceBatch
 ) -> tuple[TrainState, Metrics]:
     """Take one step; what would be copied between host and devices unasked is an error."""
     training.profiler.before(number)
@@ -174,7 +174,7 @@ def evaluate_what_is_missing(parts: Parts, state: TrainState, report: Reporter) 
 def batch_records(training: Training, number: int) -> list[dict[str, Any]]:
     """Return which records the batch at a step is made of: numbers and keys in the collection."""
     config, data = training.config, training.data
-    rows = record_order(config, data.source, data.records)[number - 1]
+    rows = order_of_records(config, data.source, data.records)[number - 1]
     used = ({"index": rows} | data.load(number - 1, rows))["index"].tolist()
     return [{"index": each, "key": data.source[each].key} for each in used]
 

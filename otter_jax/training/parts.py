@@ -77,7 +77,7 @@ def build_parts(config: ConfigDict, workdir: Path, mesh: Mesh, method: objective
     return Parts(config, workdir, mesh, method, model, encoder, store, list(sets))
 
 
-def describe(parts: Parts, source: Source, total_steps: int) -> None:
+def describe_run(parts: Parts, source: Source, total_steps: int) -> None:
     """Say what is trained on what."""
     config, variables = parts.config, parts.encoder.variables
     trained, frozen = dual_encoder.count(variables.params), dual_encoder.count(variables.frozen)

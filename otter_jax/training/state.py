@@ -51,7 +51,7 @@ def state_places(mesh: Mesh, state: TrainState, *, fsdp: bool) -> TrainState:
     The memory is always split by rows. With `fsdp`, so is every large array of parameters, moments
     and teacher, see `sharding.parameter_place`.
     """
-    places = sharding.state_places(mesh, state, fsdp=fsdp)
+    places = sharding.array_places(mesh, state, fsdp=fsdp)
     if state.memory is None:
         return places
     whole = sharding.replicated(mesh)

@@ -23,9 +23,9 @@ from otter_jax.random_keys import named_key
 from otter_jax.training import micro_batches
 from otter_jax.training.state import TrainState
 
-Batch = dict[str, jax.Array]
+DeviceBatch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+Step = Callable[[TrainState, DeviceBatch], tuple[TrainState, Metrics]]
 
 MEAN_LOSS_DECAY = 0.99  # Of the running mean that a loss is compared with.
 # Metrics that only say whether the step was taken, see `guarded`.
@@ -114,7 +114,7 @@ def make_train_step(learner: Learner, places: TrainState) -> Step:
     else:
         propose = distillation_step if method.uses_teacher else contrastive_step
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
         proposal = propose(learner, state, batch)
         after, verdict = guarded(state, proposal, learner.settings.max_loss_ratio)
         facts = {"loss": proposal.loss, "learning_rate": learner.schedule(state.step)}
@@ -125,7 +125,7 @@ def make_train_step(learner: Learner, places: TrainState) -> Step:
     return jax.jit(train_step, donate_argnums=0, out_shardings=(places, whole))
 
 
-def contrastive_step(learner: Learner, state: TrainState, batch: Batch) -> Proposal:
+def contrastive_step(learner: Learner, state: TrainState, batch: DeviceBatch) -> Proposal:
     """Embed images and texts, contrast them, descend: InfoNCE, label smoothing, sigmoid."""
 
     def loss(embeddings: tuple[jax.Array, jax.Array], params: Arrays) -> tuple[jax.Array, Metrics]:
@@ -136,7 +136,7 @@ def contrastive_step(learner: Learner, state: TrainState, batch: Batch) -> Propo
     return descend(learner, state, batch, learner.model.embed, loss)
 
 
-def distillation_step(learner: Learner, state: TrainState, batch: Batch) -> Proposal:
+def distillation_step(learner: Learner, state: TrainState, batch: DeviceBatch) -> Proposal:
     """Move the teacher, let it say what matches what, contrast with that, descend: KD, OTTER."""
     teacher, seen = teach(learner, state, batch)
 
@@ -149,7 +149,7 @@ def distillation_step(learner: Learner, state: TrainState, batch: Batch) -> Prop
     return proposal._replace(state=proposal.state._replace(teacher=teacher))
 
 
-def views_step(learner: Learner, state: TrainState, batch: Batch) -> Proposal:
+def views_step(learner: Learner, state: TrainState, batch: DeviceBatch) -> Proposal:
     """See each pair in several views, compare all of them, descend: DeCLIP, SLIP."""
     method = learner.method
     teacher, seen = teach(learner, state, batch) if method.uses_teacher else (state.teacher, None)
@@ -162,7 +162,7 @@ def views_step(learner: Learner, state: TrainState, batch: Batch) -> Proposal:
         )
         return value, (metrics, memory)
 
-    def embed(variables: Variables, rows: Batch, **how: object) -> tuple[Arrays, Arrays]:
+    def embed(variables: Variables, rows: DeviceBatch, **how: object) -> tuple[Arrays, Arrays]:
         outputs, batch_stats = learner.model.views(variables, rows, **how)
         # A number a token, at once: scores of a whole vocabulary for each token of the batch would
         # be the largest array of the step.
@@ -193,7 +193,7 @@ def scales_of(params: Arrays) -> objectives.LogScales:
 def descend(
     learner: Learner,
     state: TrainState,
-    batch: Batch,
+    batch: DeviceBatch,
     embed: Callable[..., tuple[Arrays, Arrays]],
     loss: micro_batches.LossOfOutputs,
 ) -> Proposal:
@@ -211,7 +211,7 @@ def descend(
     keys = row_keys(named_key(settings.seed, "dropout", state.step), batch)
     rows = batch | {"dropout_keys": keys}
 
-    def forward(params: Arrays, batch_stats: Arrays, rows: Batch) -> tuple[Arrays, Arrays]:
+    def forward(params: Arrays, batch_stats: Arrays, rows: DeviceBatch) -> tuple[Arrays, Arrays]:
         student = variables._replace(params=params, batch_stats=batch_stats)
         keys = rows["dropout_keys"]
         return embed(learner.in_use(student), rows, train=True, dropout_key=keys)
@@ -243,7 +243,7 @@ def descend(
     return Proposal(after, value, metrics, gradients, updates)
 
 
-def row_keys(key: jax.Array, batch: Batch) -> jax.Array:
+def row_keys(key: jax.Array, batch: DeviceBatch) -> jax.Array:
     """Return a key for each row of a batch."""
     return jax.random.split(key, len(next(iter(batch.values()))))
 
@@ -262,7 +262,7 @@ def at_step(opt_state: optax.OptState, step: jax.Array) -> optax.OptState:
 
 
 def teach(
-    learner: Learner, state: TrainState, batch: Batch
+    learner: Learner, state: TrainState, batch: DeviceBatch
 ) -> tuple[Arrays, objectives.Embeddings]:
     """Return the teacher of this step, and the whole batch as it sees it, [N, d] each.
 
@@ -274,7 +274,7 @@ def teach(
     teacher = move_average(state.teacher, state.variables.params, decay)
     variables = state.variables._replace(params=teacher)
 
-    def embed(rows: Batch) -> tuple[jax.Array, jax.Array]:
+    def embed(rows: DeviceBatch) -> tuple[jax.Array, jax.Array]:
         train, keys = settings.teacher_train_mode, rows["dropout_keys"]
         seen, _ = learner.model.embed(
             learner.in_use(variables), rows, train=train, dropout_key=keys
@@ -340,10 +340,10 @@ def is_exploded(loss: jax.Array, mean: jax.Array, max_ratio: float) -> jax.Array
 
 def make_target_step(
     model: FunctionalModel, method: objectives.Method, mesh: Mesh
-) -> Callable[[TrainState, Batch], jax.Array]:
+) -> Callable[[TrainState, DeviceBatch], jax.Array]:
     """Return a jitted function to the soft targets of a batch, images over texts, [N, N]."""
 
-    def targets_of(state: TrainState, batch: Batch) -> jax.Array:
+    def targets_of(state: TrainState, batch: DeviceBatch) -> jax.Array:
         teacher = None
         if method.uses_teacher:
             variables = state.variables._replace(params=state.teacher)

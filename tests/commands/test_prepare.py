@@ -174,7 +174,7 @@ def test_records_that_turn_out_unusable_are_counted(tmp_path: Path, shape_pairs:
     for number in range(10, 20):
         (tmp_path / f"{number}.png").unlink()
     job = prepare.Job(source, tmp_path / "out", "pairs", records_per_shard=10)
-    with prepare.claimed(job.folder):
+    with prepare.claimed_folder(job.folder):
         prepare.begin(job)
         for shard in job.shards:
             prepare.write_shard(job, shard)
@@ -207,7 +207,7 @@ def test_workers_share_one_index_that_cannot_lie_beside_the_shards(
 
 def test_two_at_a_time_are_refused(pairs: str, tmp_path: Path) -> None:
     command = (f"--from={pairs}", f"--to={tmp_path / 'pairs'}")
-    with prepare.claimed(tmp_path / "pairs"):
+    with prepare.claimed_folder(tmp_path / "pairs"):
         said = refusal(*command)
         assert f"{tmp_path / 'pairs'} is in use by process {os.getpid()} of" in said
         assert (tmp_path / "pairs" / prepare.LOCK).is_file()

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from otter_jax.embedding import kept_parts
-from otter_jax.embedding.kept_parts import Arrays, KeptParts, count_rows, join, read_arrays
+from otter_jax.embedding.kept_parts import KeptParts, StoredArrays, count_rows, join, read_arrays
 
 WHOLE = {"features": np.arange(24.0).reshape(12, 2), "names": np.array(list("abcdefghijkl"))}
 
 
-def rest(known: Sequence[Arrays], size: int) -> Iterator[Arrays]:
+def rest(known: Sequence[StoredArrays], size: int) -> Iterator[StoredArrays]:
     """Yield what follows what is known, some rows at a time."""
     start = count_rows(join(known)) // 2
     for first in range(start, 12, size):
@@ -32,14 +32,14 @@ def stop_after(number: int, folder: Path, size: int) -> None:
         raise KeyboardInterrupt
 
 
-def finish(folder: Path, size: int) -> Arrays:
+def finish(folder: Path, size: int) -> StoredArrays:
     with KeptParts(folder) as parts:
         for part in rest(tuple(parts.known), size):
             parts.add(part)
         return parts.whole()
 
 
-def assert_whole(found: Arrays) -> None:
+def assert_whole(found: StoredArrays) -> None:
     assert found.keys() == WHOLE.keys()
     for name, rows in WHOLE.items():
         np.testing.assert_array_equal(found[name], rows)

@@ -197,10 +197,10 @@ def test_one_caption_for_all_tells_nothing_and_breaks_nothing() -> None:
 
 def test_few_pairs_come_with_a_warning(clip_art: Features) -> None:
     few = trust.estimate(clip_art.image[:200], clip_art.text[:200])
-    line = trust.describe(few)
+    line = trust.describe_trust(few)
     assert line.startswith(f"estimated share of wrong pairs: {100 * few.share_wrong:.0f} %")
     assert "only 200 pairs" in line
-    assert "only" not in trust.describe(few._replace(alpha=np.ones(5000, np.float32)))
+    assert "only" not in trust.describe_trust(few._replace(alpha=np.ones(5000, np.float32)))
 
 
 def test_fewer_than_31_pairs_are_refused() -> None:

@@ -59,6 +59,6 @@ def test_a_missing_list_is_named() -> None:
     ],
 )
 def test_specs_are_taken_apart(text: str, kind: str, path: str, options: dict) -> None:
-    found = specs.Spec.parse(text)
+    found = specs.EvaluationSpec.parse(text)
     assert (found.kind, found.path, found.options) == (kind, path, options)
     assert found.source == (f"{kind}:{path}" if path else kind)

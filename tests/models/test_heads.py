@@ -11,7 +11,7 @@ def rows(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def definition(head: heads.Perceptron, x: np.ndarray, norm_output: bool) -> np.ndarray:
+def definition(head: heads.HeadPerceptron, x: np.ndarray, norm_output: bool) -> np.ndarray:
     """Linear, batch norm with the batch's statistics, ReLU; the last layer without ReLU."""
     x = x.astype(np.float64)
     for index, layer in enumerate(head.layers):
@@ -26,7 +26,7 @@ def definition(head: heads.Perceptron, x: np.ndarray, norm_output: bool) -> np.n
 
 def test_perceptron_is_its_definition() -> None:
     for norm_output in (True, False):
-        head = heads.Perceptron([5, 7, 6, 4], norm_output=norm_output, rngs=nnx.Rngs(0))
+        head = heads.HeadPerceptron([5, 7, 6, 4], norm_output=norm_output, rngs=nnx.Rngs(0))
         x = rows(16, 5)
         np.testing.assert_allclose(head(x, True), definition(head, x, norm_output), atol=1e-4)
 

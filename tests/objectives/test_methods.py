@@ -107,5 +107,5 @@ def test_estimated_alpha_can_be_configured_and_read_again(tmp_path: Path) -> Non
     configuration.check(config)
     path = tmp_path / "config.json"
     path.write_text(config.to_json(), encoding="utf-8")
-    again = objectives.make_method(**configuration.load(path).objective)
+    again = objectives.make_method(**configuration.load_config(path).objective)
     assert (again.alpha, again.pair_weight) == ("estimated", "estimated")

@@ -86,4 +86,4 @@ if __name__ == "__main__":
     slow_down(PHASE)
     Interruption.may_end_process = True
     with ending_in_one_line():
-        train.train(config_lib.load(Path(config)), Path(workdir))
+        train.train(config_lib.load_config(Path(config)), Path(workdir))

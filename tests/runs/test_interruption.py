@@ -494,12 +494,12 @@ def kept_features(workdir: Path) -> dict[str, bytes]:
 def test_stopped_in_features_and_in_the_compiler(tiny_config: Callable, tmp_path: Path) -> None:
     """What two batches have given is kept; XLA is not waited for; all is as if never stopped."""
     config, workdir, whole = phases_config(tiny_config, tmp_path), tmp_path / "run", tmp_path / "w"
-    train.train(config_lib.load(config), whole)
+    train.train(config_lib.load_config(config), whole)
     assert interrupt("features", signal.SIGTERM, config, workdir) < 10
     (parts,) = (path for path in (workdir / "features").iterdir() if path.is_dir())
     assert len(list(parts.iterdir())) == 1
     assert interrupt("compile", signal.SIGINT, config, workdir) < 10
-    train.train(config_lib.load(config), workdir)
+    train.train(config_lib.load_config(config), workdir)
     for name in OF_A_RUN:
         assert (workdir / name).read_bytes() == (whole / name).read_bytes(), name
     assert kept_features(workdir) == kept_features(whole)
@@ -509,7 +509,7 @@ def test_stopped_in_features_and_in_the_compiler(tiny_config: Callable, tmp_path
 def test_interrupted_in_every_phase_by_every_signal(tiny_config: Callable, tmp_path: Path) -> None:
     """30 times; `-s` shows the table."""
     config, whole = phases_config(tiny_config, tmp_path), tmp_path / "whole"
-    train.train(config_lib.load(config), whole)
+    train.train(config_lib.load_config(config), whole)
     print("\nphase       signal   status  seconds until it had ended  equal afterwards")
     for phase, number, again in itertools.product(PHASES, STATUS, range(2)):
         workdir = tmp_path / f"{phase}{number}"  # Twice in the same.
@@ -517,7 +517,7 @@ def test_interrupted_in_every_phase_by_every_signal(tiny_config: Callable, tmp_p
         assert seconds < 5
         equal = "-"
         if again:
-            train.train(config_lib.load(config), workdir)
+            train.train(config_lib.load_config(config), workdir)
             equal = all((workdir / n).read_bytes() == (whole / n).read_bytes() for n in OF_A_RUN)
             assert equal and kept_features(workdir) == kept_features(whole)
         print(f"{phase:10}  {number.name:7}  {STATUS[number]:6}  {seconds:26.1f}  {equal}")

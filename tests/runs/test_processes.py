@@ -29,7 +29,7 @@ from otter_jax.runs import interruption, processes
 address, process, config, workdir = sys.argv[1:]
 processes.join(address, 2, int(process))
 try:
-    train.train(config_lib.load(Path(config)), Path(workdir))
+    train.train(config_lib.load_config(Path(config)), Path(workdir))
 except interruption.Interrupted as stopped:
     print(stopped)
     sys.exit(stopped.status)
@@ -51,7 +51,7 @@ from otter_jax import config as config_lib
 from otter_jax.runs import processes
 address, process, config, data = sys.argv[1:]
 processes.join(address, 2, int(process))
-facts = processes.facts(config_lib.load(Path(config)), {"config.data.train": data})
+facts = processes.facts(config_lib.load_config(Path(config)), {"config.data.train": data})
 processes.refuse_differences(facts)
 print("both are the same")
 other = {"numpy": "1.0", "config.seed": "3", "fingerprint of config.data.train": "other"}

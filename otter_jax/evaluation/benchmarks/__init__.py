@@ -8,54 +8,54 @@ from collections.abc import Callable
 from pathlib import Path
 
 from otter_jax.evaluation.benchmarks.labelled import ZeroShotSet
-from otter_jax.evaluation.specs import Spec
+from otter_jax.evaluation.specs import EvaluationSpec
 
 __all__ = ["BENCHMARKS", "ZeroShotSet", "load"]
 
 
-def _openmoji(spec: Spec, image_size: int) -> ZeroShotSet:
+def _openmoji(spec: EvaluationSpec, image_size: int) -> ZeroShotSet:
     from otter_jax.evaluation.benchmarks import openmoji
 
     return openmoji.load(image_size)
 
 
-def _open_images(spec: Spec, image_size: int) -> ZeroShotSet:
+def _open_images(spec: EvaluationSpec, image_size: int) -> ZeroShotSet:
     from otter_jax.evaluation.benchmarks import open_images
 
     return open_images.load(spec.name, Path(spec.path), spec.class_list())
 
 
-def _imagenet10k(spec: Spec, image_size: int) -> ZeroShotSet:
+def _imagenet10k(spec: EvaluationSpec, image_size: int) -> ZeroShotSet:
     from otter_jax.evaluation.benchmarks import imagenet10k
 
     return imagenet10k.load(spec.name, Path(spec.path))
 
 
-def _imagenet(spec: Spec, image_size: int) -> ZeroShotSet:
+def _imagenet(spec: EvaluationSpec, image_size: int) -> ZeroShotSet:
     from otter_jax.evaluation.benchmarks import imagenet
 
     return imagenet.load(spec.name, Path(spec.path), spec.class_list())
 
 
-def _imagenet22k(spec: Spec, image_size: int) -> ZeroShotSet:
+def _imagenet22k(spec: EvaluationSpec, image_size: int) -> ZeroShotSet:
     from otter_jax.evaluation.benchmarks import imagenet
 
     return imagenet.load_22k(spec.name, Path(spec.path))
 
 
-def _folder(spec: Spec, image_size: int) -> ZeroShotSet:
+def _folder(spec: EvaluationSpec, image_size: int) -> ZeroShotSet:
     from otter_jax.evaluation.benchmarks import own
 
     return own.load_folder(spec.name, Path(spec.path), spec.class_list())
 
 
-def _csv(spec: Spec, image_size: int) -> ZeroShotSet:
+def _csv(spec: EvaluationSpec, image_size: int) -> ZeroShotSet:
     from otter_jax.evaluation.benchmarks import own
 
     return own.load_csv(spec.name, Path(spec.path), spec.class_list(), spec.data_options)
 
 
-BENCHMARKS: dict[str, Callable[[Spec, int], ZeroShotSet]] = {
+BENCHMARKS: dict[str, Callable[[EvaluationSpec, int], ZeroShotSet]] = {
     "openmoji": _openmoji,
     "open_images": _open_images,
     "imagenet10k": _imagenet10k,
@@ -67,7 +67,7 @@ BENCHMARKS: dict[str, Callable[[Spec, int], ZeroShotSet]] = {
 }
 
 
-def load(spec: Spec | str, image_size: int) -> ZeroShotSet:
+def load(spec: EvaluationSpec | str, image_size: int) -> ZeroShotSet:
     """Return a labelled set: its images, labels and class names.
 
     Args:
@@ -79,7 +79,7 @@ def load(spec: Spec | str, image_size: int) -> ZeroShotSet:
         FileNotFoundError: for files that are not there, naming them.
         ModuleNotFoundError: if packages are missing; the message has the pip command.
     """
-    spec = Spec.parse(spec) if isinstance(spec, str) else spec
+    spec = EvaluationSpec.parse(spec) if isinstance(spec, str) else spec
     if spec.kind not in BENCHMARKS:
         raise ValueError(f"there is no benchmark {spec.kind!r}; there are: {', '.join(BENCHMARKS)}")
     if not spec.path and spec.kind != "openmoji":

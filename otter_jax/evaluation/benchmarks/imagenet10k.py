@@ -51,7 +51,7 @@ def load(name: str, folder: Path) -> ZeroShotSet:
     files = find_folder(folder, "images")
     left_out: Counter[str] = Counter()
     names, rows = [], []
-    for image, labels in read_labels(path, len(classes)):
+    for image, labels in read_synset_labels(path, len(classes)):
         found = next((p for p in (image, image.split("/")[-1]) if (files / p).is_file()), None)
         if found is None:
             left_out["image missing"] += 1
@@ -93,7 +93,7 @@ def read_dictionary(path: Path) -> tuple[ClassList, np.ndarray]:
     return ClassList(tuple(ids), tuple(names), str(path)), np.array(parents)
 
 
-def read_labels(path: Path, num_classes: int) -> list[tuple[str, list[int]]]:
+def read_synset_labels(path: Path, num_classes: int) -> list[tuple[str, list[int]]]:
     """Return every image's path and the numbers of its classes."""
     images = []
     for number, line in numbered_lines(path):
