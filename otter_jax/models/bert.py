@@ -334,7 +334,7 @@ class Bert(nnx.Module):
         return TowerOutput(pool_tokens(states, token_mask, self.config.pooling), states)
 
     def make_attention(self, make: LayerFactory) -> nnx.Module | None:
-        """Return a layer's attention, which takes what `attention_bias` returns; None: the usual."""
+        """Return the attention of one layer; None for the usual. See also `attention_bias`."""
         return None
 
     def encode_tokens(
