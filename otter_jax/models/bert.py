@@ -200,9 +200,14 @@ class BertLayerFactory(transformer.LayerFactory):
 class TransformerLayer(nnx.Module):
     """Attention and a two-layer perceptron, each with a residual sum and layer norm after it."""
 
-    def __init__(self, config: BertConfig, make: BertLayerFactory, attention: nnx.Module) -> None:
-        """Build the layer around its attention."""
-        self.attention = attention
+    def __init__(
+        self, config: BertConfig, make: BertLayerFactory, attention: nnx.Module | None = None
+    ) -> None:
+        """Build the layer around its attention, the usual one if None."""
+        deviation = config.initializer_range
+        self.attention = attention or transformer.SelfAttention(
+            make, deviation=deviation, output_deviation=deviation
+        )
         self.attention_norm = make.norm()
         self.intermediate = make.projection(config.hidden_size, config.intermediate_size)
         self.output = make.projection(config.intermediate_size, config.hidden_size)
@@ -336,10 +341,9 @@ class Bert(nnx.Module):
         states = self.encode_tokens(tokens, token_mask, train=train, dropout_key=dropout_key)
         return TowerOutput(pool_tokens(states, token_mask, self.config.pooling), states)
 
-    def make_attention(self, make: BertLayerFactory) -> nnx.Module:
-        """Return the attention of one layer, whose `bias` is what `attention_bias` returns."""
-        deviation = self.config.initializer_range
-        return transformer.SelfAttention(make, deviation=deviation, output_deviation=deviation)
+    def make_attention(self, make: BertLayerFactory) -> nnx.Module | None:
+        """Return the attention of one layer; None for the usual. See also `attention_bias`."""
+        return None
 
     def encode_tokens(
         self,
