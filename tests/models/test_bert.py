@@ -29,7 +29,7 @@ from otter_jax.models.bert import (
     Bert,
     BertConfig,
     DistilBert,
-    LayerFactory,
+    BertLayerFactory,
     MPNet,
     Roberta,
     TransformerLayer,
@@ -274,7 +274,7 @@ def test_attention_weights_are_dropped_at_the_rate(rate: float):
     config = BertConfig(
         hidden_size=length, num_attention_heads=1, attention_probs_dropout_prob=rate
     )
-    make = LayerFactory(config, jnp.float32, nnx.Rngs(0))
+    make = BertLayerFactory(config, jnp.float32, nnx.Rngs(0))
     attention = transformer.SelfAttention(make, deviation=0.02, output_deviation=0.02)
     # Equal scores, and values from which the weights can be read off.
     attention.query.kernel[...] = jnp.zeros((length, length))
@@ -290,7 +290,7 @@ def test_attention_weights_are_dropped_at_the_rate(rate: float):
 def test_distilbert_drops_nothing_behind_the_attention(drop_attended: bool):
     fields = {"drop_attended": drop_attended, "attention_probs_dropout_prob": 0.0}
     config = BertConfig(**(SMALL | fields))
-    layer = TransformerLayer(config, LayerFactory(config, jnp.float32, nnx.Rngs(0)))
+    layer = TransformerLayer(config, BertLayerFactory(config, jnp.float32, nnx.Rngs(0)))
     layer.output.kernel[...] = jnp.zeros((24, 16))  # Leaves only the attention to be dropped.
     x, bias = jax.random.normal(jax.random.key(0), (2, 5, 16)), jnp.zeros((2, 1, 1, 5))
     same = np.allclose(layer(x, bias, None), layer(x, bias, quick_key(1)))
