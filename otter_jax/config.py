@@ -8,16 +8,18 @@ Each section is a dataclass below, but for `objective`: its keys are the options
 (objectives/methods.py), unset until somebody sets them, so that a method's defaults stand with it.
 """
 
+import ast
 import contextlib
 import dataclasses
 import difflib
 import importlib.util
 import inspect
 import json
+import math
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from ml_collections.config_dict import FieldReference, placeholder
 from otter_jax.data.augmentations import AUGMENTATIONS
 from otter_jax.data.batches import ORDERS
 from otter_jax.data.templates import read_templates
+from otter_jax.json_files import read_json_object
 from otter_jax.objectives import METHODS, make_method
 from otter_jax.objectives.methods import fields_of
 
@@ -457,14 +460,14 @@ RANGES = (
         ("batch_size", "micro_batch", "log_every_steps", "checkpoint.every_steps",
          "checkpoint.keep", "data.image_size", "data.max_tokens", "data.threads",
          "model.embed_dim", "trust.neighbors", "evaluate.batch_size", "total_steps",
-         "total_epochs"),
-        lambda value: value > 0,
+         "total_epochs", "optimizer.gradient_clip"),
+        lambda value: 0 < value < math.inf,
         "be positive",
     ),
     (
         ("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.warmup_steps",
          "evaluate.every_steps", "checkpoint.every_minutes", "max_nan_steps"),
-        lambda value: value >= 0,
+        lambda value: 0 <= value < math.inf,
         "not be negative",
     ),
     (
@@ -535,6 +538,33 @@ def split_unset(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return rest, keys
 
 
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Return a command line's arguments without fields of the towers' own, and these by key.
+
+    >>> split_overrides(["--config.model.image.overrides.hidden_act=gelu", "--config.seed=1"])
+    (['--config.seed=1'], {'model.image.overrides.hidden_act': 'gelu'})
+    """
+    rest, overrides = [], {}
+    for argument in arguments:
+        key, equals, text = argument.removeprefix("--config.").partition("=")
+        if not equals or not argument.startswith("--config.") or not OVERRIDE.fullmatch(key):
+            rest.append(argument)
+            continue
+        try:
+            overrides[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            overrides[key] = text  # A word, as most are.
+    return rest, overrides
+
+
+def set_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
+    """Set fields of the towers' own configurations, by key; the towers refuse unknown ones."""
+    for key, value in overrides.items():
+        group, _, name = key.rpartition(".")
+        with config.unlocked():
+            _get(config, group)[name] = value
+
+
 def unset(config: ConfigDict, keys: Iterable[str]) -> None:
     """Set keys to None."""
     for key in keys:
@@ -564,7 +594,9 @@ def load_config(path: Path) -> ConfigDict:
         raise FileNotFoundError(f"{path.parent} is not a workdir: it has no {path.name}")
     config = default_config()
     known = flatten(config.to_dict())
-    saved = json.loads(path.read_text(encoding="utf-8"))
+    saved = read_json_object(path)
+    if not isinstance(saved.get("objective", {}), dict):
+        raise ValueError(f"{path} is damaged: its objective should be an object")
     methods_keys = {key for key in known if key.startswith("objective.")} - {"objective.name"}
     own = _own_options(path, saved.get("objective", {}).get("name", config.objective.name))
     for key, value in flatten(saved).items():

@@ -31,6 +31,9 @@ def test_misspelt_key_is_an_error() -> None:
         ("data.augmentation", "cutout", "choose from none"),
         ("optimizer.name", "lamb", "choose from sgd, adamw"),
         ("optimizer.learning_rate", float("nan"), "must not be negative"),
+        ("optimizer.learning_rate", float("inf"), "must not be negative"),
+        ("optimizer.gradient_clip", -1.0, r"gradient_clip=-1\.0: it must be positive"),
+        ("optimizer.gradient_clip", float("nan"), "must be positive"),
         ("teacher.decay", 1.0, r"\[0, 1\)"),
         ("optimizer.momentum", -0.1, r"\[0, 1\)"),
         ("optimizer.warmup_steps", -5, "must not be negative"),
@@ -206,3 +209,21 @@ def test_keys_that_may_be_unset_are_told_from_values() -> None:
     config.total_steps = 5  # Its type is still known.
     with pytest.raises(TypeError):
         config.total_steps = "five"
+
+
+def test_fields_of_towers_are_taken_from_the_command_line() -> None:
+    given = ["--config.model.image.overrides.hidden_act=gelu", "--config.seed=1",
+             "--config.model.text.overrides.mean=(0.5,0.5,0.5)"]  # fmt: skip
+    rest, overrides = config_lib.split_overrides(given)
+    assert rest == ["--config.seed=1"]
+    config = config_lib.default_config()
+    config_lib.set_overrides(config, overrides)
+    assert config.model.image.overrides.hidden_act == "gelu"
+    assert config.model.text.overrides.mean == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "5", '{"objective": 3}', '{"seed": 1'])
+def test_a_damaged_config_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+        config_lib.load_config(tmp_path / "config.json")

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 # What bad input raises, in words for whoever gave it; anything else is a fault of ours.
@@ -30,6 +31,13 @@ def ending_in_one_line() -> Iterator[None]:
         from otter_jax.runs.interruption import leave
 
         leave(stop.status)
+
+
+def path_of(text: str) -> Path:
+    """Return the path that an argument names; an empty one would mean the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return Path(text).expanduser()
 
 
 class Parser(argparse.ArgumentParser):

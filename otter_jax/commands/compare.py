@@ -19,7 +19,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from otter_jax.commands.command_line import Parser
+from otter_jax.commands.command_line import Parser, path_of
 from otter_jax.evaluation import comparison, comparison_tables, finished_runs
 
 
@@ -40,7 +40,9 @@ def main(arguments: Sequence[str]) -> None:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = Parser(prog="otter-jax compare")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="workdir of a finished run")
+    parser.add_argument(
+        "runs", nargs="+", type=path_of, metavar="RUN", help="workdir of a finished run"
+    )
     parser.add_argument(
         "--baseline",
         help="method that others are compared to, by its name or a part of it; default: the first",
@@ -58,5 +60,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="PATTERN",
         help="only metrics such as 'openmoji  hit@*'; repeatable",
     )
-    parser.add_argument("--output", default=".", help="folder for the tables; default: this one")
+    parser.add_argument(
+        "--output", type=path_of, default=".", help="folder for the tables; default: this one"
+    )
     return parser.parse_args(arguments)

@@ -5,17 +5,16 @@ weights that training began with. A CLIP is read by transformers too (see models
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from otter_jax.commands.command_line import Parser
+from otter_jax.commands.command_line import Parser, path_of
 from otter_jax.embedding.encoder import load
 
 
 def main(arguments: Sequence[str]) -> None:
     """Export what the command line says."""
     parser = Parser(prog="otter-jax export", description=__doc__)
-    parser.add_argument("workdir", type=Path, help="folder of a run, with a finished checkpoint")
-    parser.add_argument("folder", type=Path, help="folder to write; new or empty")
+    parser.add_argument("workdir", type=path_of, help="folder of a run, with a finished checkpoint")
+    parser.add_argument("folder", type=path_of, help="folder to write; new or empty")
     options = parser.parse_args(arguments)
     load(options.workdir).save(options.folder)
     print(f"otter_jax: exported {options.workdir} to {options.folder}")

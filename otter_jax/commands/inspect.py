@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from otter_jax.commands.command_line import Parser
+from otter_jax.commands.command_line import Parser, path_of
 from otter_jax.data import images, statistics
 from otter_jax.data.caption_checks import SHOWN, doubts, sample_captions
 from otter_jax.data.records import read_in_order
@@ -52,8 +52,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="SPEC",
         help="as in config.data.train; may be given several times",
     )
-    parser.add_argument("--out", type=Path, help="folder for inspect.json and pictures")
-    parser.add_argument("--model", type=Path, help="workdir of a run, or an exported model")
+    parser.add_argument("--out", type=path_of, help="folder for inspect.json and pictures")
+    parser.add_argument("--model", type=path_of, help="workdir of a run, or an exported model")
     parser.add_argument(
         "--trust",
         action="store_true",

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from otter_jax.commands.command_line import Parser
+from otter_jax.commands.command_line import Parser, path_of
 from otter_jax.data.builders.recipes import RECIPES, open_pairs
 from otter_jax.data.records import RecordError, Source, in_words, read_in_order
 from otter_jax.data.scan_pool import scan_in_order
@@ -109,7 +109,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="otter-jax prepare")
     parser.add_argument("--from", dest="spec", required=True, metavar="SPEC",
                         help="as in config.data.train, or official:FILE?images=FOLDER")  # fmt: skip
-    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="new, or unfinished")
+    parser.add_argument(
+        "--to", type=path_of, required=True, metavar="DIR", help="new, or unfinished"
+    )
     parser.add_argument("--name", default="pairs", help="what TFDS calls it; default: pairs")
     parser.add_argument("--recipe", default="", metavar="NAME",
                         help=f"how captions are made: {', '.join(RECIPES)}")  # fmt: skip

@@ -18,7 +18,11 @@ from pathlib import Path
 
 from otter_jax.commands import compare
 from otter_jax.commands.command_line import Parser
+from otter_jax.config import describe_unknown_key
+from otter_jax.preset_files import find_preset
 from otter_jax.terminal import say
+
+MOST_SEEDS = 10_000
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -28,9 +32,13 @@ def main(arguments: Sequence[str]) -> None:
         ValueError: for values or seeds that are none, or where a run has failed.
     """
     options, given = parse_sweep(arguments)
+    config, colon, argument = options.config.partition(":")
+    if not Path(config).is_file():
+        options.config = f"{find_preset(config)}{colon}{argument}"
     folder = (
         options.workdir or Path("runs") / f"sweep_{Path(options.config.partition(':')[0]).stem}"
     )
+    refuse_unknown_keys([*(f"--config.{each}" for each in options.set), *given])
     runs = {
         name: [f"--config={options.config}", *given, *changes]
         for name, changes in combinations(options.set, parse_seeds(options.seeds))
@@ -48,6 +56,18 @@ def main(arguments: Sequence[str]) -> None:
         compare.main([*finished, f"--output={folder}"])
     if failed:
         raise ValueError(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
+
+
+def refuse_unknown_keys(flags: Sequence[str]) -> None:
+    """Refuse keys that no config has, or that are given twice, before any run (ValueError)."""
+    keys = [flag.removeprefix("--config.").partition("=")[0] for flag in flags]
+    for key in keys:
+        if wrong := describe_unknown_key(key):
+            raise ValueError(wrong)
+        if keys.count(key) > 1:
+            raise ValueError(f"{key} is given twice")
+    if "seed" in keys:
+        raise ValueError("seed: write --seeds=0..4")
 
 
 def parse_sweep(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -77,7 +97,10 @@ def parse_sweep(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]
 def parse_seeds(text: str) -> list[int]:
     """Return the seeds of `0..4` (both ends) or `0,1,2` (ValueError if they are none)."""
     if found := re.fullmatch(r"(\d+)\.\.(\d+)", text):
-        seeds = list(range(int(found[1]), int(found[2]) + 1))
+        first, last = int(found[1]), int(found[2])
+        if last - first >= MOST_SEEDS:
+            raise ValueError(f"--seeds={text}: at most {MOST_SEEDS} in one sweep")
+        seeds = list(range(first, last + 1))
     elif re.fullmatch(r"\d+(,\d+)*", text):
         seeds = [int(each) for each in text.split(",")]
     else:

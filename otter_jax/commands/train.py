@@ -7,8 +7,9 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -60,26 +61,34 @@ EMBEDDED = (
 
 def main(arguments: Sequence[str]) -> None:
     """Train or evaluate what the command line says."""
-    if any(each in ("-h", "--help", "-help", "--helpfull") for each in arguments):
+    if asks_for_help(arguments):
         print(describe_options())
         return
     from otter_jax import config as config_lib
 
-    arguments, unset = config_lib.split_unset(arguments)  # Which the library cannot read.
+    # Which the library cannot read.
+    arguments, unset = config_lib.split_unset(arguments)
+    arguments, overrides = config_lib.split_overrides(arguments)
     sys.argv[1:] = with_preset_files(arguments)  # Where the library reads the config's keys.
     for argument in sys.argv[1:]:  # As Python does for scripts, so that a config may import others.
         if argument.startswith("--config=") and argument.partition(":")[0].endswith(".py"):
             folder = Path(argument.removeprefix("--config=").partition(":")[0]).parent
             sys.path.insert(0, str(folder.absolute()))
-    app.run(lambda argv: run(argv, unset), argv=sys.argv, flags_parser=parse_flags)
+    app.run(lambda argv: run(argv, unset, overrides), argv=sys.argv, flags_parser=parse_flags)
 
 
-def run(argv: Sequence[str], unset: Sequence[str]) -> None:
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    """Return whether help is asked for instead."""
+    return any(each in ("-h", "--help", "-help", "--helpfull") for each in arguments)
+
+
+def run(argv: Sequence[str], unset: Sequence[str], overrides: Mapping[str, Any]) -> None:
     """Hand over to otter_jax.train or otter_jax.evaluate, with flags that have been parsed.
 
     Args:
         argv: what is left beside the flags, after the program's name.
         unset: the config's keys to be set to None.
+        overrides: fields of the towers' own configurations, by key.
     """
     from otter_jax import config as config_lib
 
@@ -91,7 +100,13 @@ def run(argv: Sequence[str], unset: Sequence[str]) -> None:
         fail("--workdir is empty: name the folder of the run")
     workdir = Path(_WORKDIR.value or Path("runs") / config_name()).expanduser()
     config = _CONFIG.value
+    if not isinstance(config, ConfigDict) or "objective" not in config:
+        fail(
+            f"--config={config_name()}: get_config() should return what default_config() does, "
+            f"changed; found {type(config).__name__}"
+        )
     config_lib.unset(config, unset)
+    config_lib.set_overrides(config, overrides)
     drop_what_another_method_had(config)
     if _MODE.value == "train":
         refuse_missing_pairs(config, workdir)
@@ -187,6 +202,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     configs = [each.removeprefix("--config=") for each in argv if each.startswith("--config=")]
     if not configs:
         fail(f"usage: {USAGE}; presets: {', '.join(preset_names())}; --help lists every key")
+    if len(configs) > 1:
+        fail(f"--config is given {len(configs)} times: {', '.join(configs)}")
     for path in configs:
         if not Path(path.partition(":")[0]).is_file():
             fail(f"--config={path}: there is no such file")
@@ -197,10 +214,14 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         # One of the library's messages ends in all that the config has.
         fail(explain_unknown_key(argv, error) or str(error).partition(" Other fields present")[0])
+    except Exception as error:  # Whatever stands in a config file of one's own.
+        fail(f"--config={configs[0]} cannot be read: {type(error).__name__}: {error}")
 
 
 def describe_wrong_value(message: str) -> str:
     """Return absl's message on a flag of the wrong type, with what would be right if known."""
+    if "Traceback" in message:  # Of a config file that raised: its last line says what.
+        return message.partition(": ")[0] + ": " + message.strip().splitlines()[-1]
     if not (found := re.match(r"flag --(.+?)=(.*?): ", message)):
         return message
     name, value = found.groups()

@@ -246,6 +246,9 @@ class Encoder:
         if isinstance(texts, str):
             raise ValueError(f"texts should be a list of strings, found the string {texts!r}")
         texts = list(texts)
+        for text in texts:
+            if not isinstance(text, str):
+                raise ValueError(f"texts should be strings, found {text!r:.60}")
         return self.project_text(self.text_features(texts))
 
     def classify(

@@ -8,6 +8,7 @@ from typing import Any
 
 from otter_jax import config as config_lib
 from otter_jax.evaluation.tables import OTHERS
+from otter_jax.json_files import read_json_object
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
             raise ValueError(f"{path} is given twice")
         if not (path / "results.json").is_file():
             raise FileNotFoundError(f"{path} is not a finished run: it has no results.json")
-        results = json.loads((path / "results.json").read_text(encoding="utf-8"))
+        results = read_json_object(path / "results.json")
         flat = {
             f"{name}  {metric}": value
             for name, metrics in results.items()

@@ -30,13 +30,21 @@ def test_seeds(text: str, seeds: list[int]) -> None:
     [
         (["--seeds=a"], "--seeds=a: write 0..4, or 0,1,2"),
         (["--seeds=4..2"], "--seeds=4..2: write"),
-        (["--set", "seed"], "--set seed: write KEY=VALUE,VALUE"),
+        (["--set", "batch_size"], "--set batch_size: write KEY=VALUE,VALUE"),
         (["--sets=x"], "unknown argument '--sets=x'"),
+        (["--set", "foo=1,2"], "unknown config key foo"),
+        (["--set", "batch_size=8", "--config.batch_size=9"], "batch_size is given twice"),
+        (["--set", "seed=1,2"], "write --seeds=0..4"),
+        (["--seeds=0..99999999999"], "at most 10000 in one sweep"),
     ],
 )
-def test_what_makes_no_sense_is_refused(arguments: list, message: str) -> None:
+def test_what_makes_no_sense_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=message):
         main.main(["sweep", "--config=quickstart", *arguments])
+    assert not list(tmp_path.iterdir())
 
 
 def test_runs_go_on_share_features_and_are_compared(

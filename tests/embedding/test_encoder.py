@@ -121,6 +121,9 @@ def test_a_string_is_no_list_of_strings(model: encoder.Encoder) -> None:
         model.encode_text("a cat")
     with pytest.raises(ValueError, match="found the string 'cat'"):
         model.classify(photos(1), "cat")
+    for text in (None, 5, b"x", ["a", "b"]):
+        with pytest.raises(ValueError, match="texts should be strings, found"):
+            model.encode_text([text])
 
 
 def test_number_of_images_changes_nothing(model: encoder.Encoder) -> None:

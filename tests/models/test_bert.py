@@ -28,8 +28,8 @@ from otter_jax.models import transformer
 from otter_jax.models.bert import (
     Bert,
     BertConfig,
-    DistilBert,
     BertLayerFactory,
+    DistilBert,
     MPNet,
     Roberta,
     TransformerLayer,
