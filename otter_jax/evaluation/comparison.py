@@ -106,7 +106,7 @@ def compare(
     for run in runs:
         method, place = describe(run, method_keys, "run"), describe(run, setting, ALL)
         methods[method] = None
-        wanted = [m for m in run.results if any(fnmatch(m, pattern) for pattern in metrics)]
+        wanted = [m for m in run.results if any(matches(m, pattern) for pattern in metrics)]
         for metric in wanted:
             rows[place, metric] = None
             cell = cells.setdefault((method, place, metric), Cell(method, place, metric, {}))
@@ -116,9 +116,17 @@ def compare(
                 )
             cell.values[run.seed] = run.results[metric]
     if not rows:
-        raise ValueError(f"--metric={' '.join(metrics)}: there is no such metric")
+        known = "; ".join(dict.fromkeys(" ".join(m.split()) for run in runs for m in run.results))
+        raise ValueError(
+            f"--metric={' '.join(metrics)}: there is no such metric; there are {known}"
+        )
     names = list(methods)
     return Comparison(names, choose_baseline(names, baseline), list(rows), cells)
+
+
+def matches(metric: str, pattern: str) -> bool:
+    """Return whether a metric is meant by a pattern, however many blanks either has."""
+    return fnmatch(" ".join(metric.split()), " ".join(pattern.split()))
 
 
 def differing_keys(runs: Sequence[Run]) -> list[str]:
@@ -141,6 +149,11 @@ def choose_baseline(methods: Sequence[str], wanted: str | None) -> str:
     if wanted is None:
         return methods[0]
     found = [m for m in methods if m == wanted] or [m for m in methods if wanted in m]
+    # Of several, the one that differs from the default in nothing else.
+    plain = [
+        m for m in found if all(wanted in part or part.endswith("=None") for part in m.split(", "))
+    ]
+    found = plain if len(plain) == 1 else found
     if len(found) != 1:
         raise ValueError(
             f"--baseline={wanted} stands for {len(found)} methods; there are: {'; '.join(methods)}"

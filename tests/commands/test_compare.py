@@ -114,3 +114,12 @@ def test_what_cannot_be_compared_is_refused(
     paths = [argument.format(*runs, copy=copy) for argument in arguments]
     with pytest.raises(SystemExit, match=message):
         commands.main(["compare", *paths, f"--output={tmp_path}"])
+
+
+def test_a_baseline_is_the_plain_method_and_blanks_do_not_matter() -> None:
+    methods = ["objective.name=infonce, objective.pair_weight=None",
+               "objective.name=infonce, objective.pair_weight=estimated"]  # fmt: skip
+    assert comparison.choose_baseline(methods, "infonce") == methods[0]
+    assert comparison.choose_baseline(methods, "estimated") == methods[1]
+    assert comparison.matches("openmoji  hit@1", "openmoji hit@*")
+    assert not comparison.matches("openmoji  hit@1", "open hit@*")
