@@ -156,7 +156,11 @@ def _gather_forward(
 def _gather_backward(
     whole: NamedSharding, place: NamedSharding, saved: None, gradient: jax.Array
 ) -> tuple[jax.Array]:
-    del whole, saved
+    del saved
+    # Summed as a whole first: told of the parts alone, compilers gather rows of the batch to make
+    # them (for a table of embeddings), or exchange them in windows that take more memory. A sum
+    # whose parts are taken is one reduce-scatter to compilers for accelerators.
+    gradient = jax.lax.with_sharding_constraint(gradient, whole)
     return (jax.lax.with_sharding_constraint(gradient, place),)
 
 

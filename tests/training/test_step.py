@@ -307,8 +307,8 @@ def exchanged_shapes(program: str) -> list[tuple[int, ...]]:
 
 
 def possible_parts(shape: tuple[int, ...], devices: int) -> list[tuple[int, ...]]:
-    """A shape, and what is left of it where one axis is split over devices."""
-    return [shape] + [
+    """A shape, one of a matrix, and what is left of it where one axis is split over devices."""
+    return [shape, (math.prod(shape[:-1]), *shape[-1:])] + [
         (*shape[:axis], size // devices, *shape[axis + 1 :]) for axis, size in enumerate(shape)
     ]
 
