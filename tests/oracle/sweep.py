@@ -2,7 +2,7 @@
 
     python -m tests.oracle.sweep [LIBRARY[:PATTERN] ...] [--out=FILE.json]
 
-It takes an hour or two with the extra [oracle-sweep]; a sample of the same cases is in test_sample.py. The
+It takes an hour or two (extra [oracle-sweep]); test_sample.py has a sample of the same cases. The
 totals belong into docs/checkpoints.md.
 """
 

@@ -72,7 +72,9 @@ def test_checkpoint_gives_the_originals_numbers_or_is_refused(
     library: str, name: str, outcome: str
 ) -> None:
     pytest.importorskip("torch")
-    pytest.importorskip(MODULES[library], reason=f"{library} is not installed (extra [sweep])")
+    pytest.importorskip(
+        MODULES[library], reason=f"{library} is not installed (extra [oracle-sweep])"
+    )
     comparing = importlib.import_module("tests.oracle.comparing")
     cases = importlib.import_module(f"tests.oracle.{library}_cases").cases()
     case = next(case for case in cases if case.name == name)

@@ -1,6 +1,6 @@
 """Writes small random checkpoints of further families, and what their own libraries compute.
 
-    python tests/golden/towers/make_golden_families.py     (extra [sweep])
+    python tests/golden/towers/make_golden_families.py     (extra [oracle-sweep])
 
 Each becomes a folder in families/, as the library saves it, with outputs.npz beside the weights.
 """
