@@ -1,4 +1,4 @@
-"""The row-stochastic targets; the methods differ in nothing else.
+"""The row-stochastic targets, in which the cross-entropy methods differ.
 
     identity     I                                          InfoNCE
     smoothed     (1 - e) I + e / (N - 1) (1 - I)            label smoothing

@@ -88,7 +88,8 @@ def views_of(config: ConfigDict, method: objectives.Method) -> Views:
     if method.uses_masked_language and config.model.text.frozen:
         raise ValueError(
             "config.model.text.frozen=True: masked language modelling would teach the text tower "
-            "nothing; set config.objective.mlm_weight=0, or train part of it (model.text.trainable)"
+            "nothing; train part of it (model.text.trainable, as --config=declip_quickstart does), "
+            "or set config.objective.mlm_weight=0"
         )
     if method.uses_two_text_views:
         text_augmentations.wordnet()  # Refuses at the start if it is not installed.
