@@ -244,6 +244,14 @@ def _timm_fields(saved: Description, arrays: CheckpointArrays) -> Fields:
         raise ValueError("the checkpoint has a 'dist_token': distilled DeiTs are not supported")
     after_pooling = "fc_norm.weight" in arrays
     shape = _shape_fields(arrays, TIMM_NAMES)
+    # In timm all tokens before the patches have positions, or none has.
+    before = shape["class_token"] + shape["register_tokens"]
+    if shape["prefix_positions"] not in (0, before):
+        found = array_named(arrays, "pos_embed").shape[-2]
+        raise ValueError(
+            f"the checkpoint has {found} position embeddings; this ViT needs one for {before} "
+            "tokens and each patch, or for the patches alone"
+        )
     shape |= {"norm_after_pooling": after_pooling}
     if shape["pre_norm"]:
         shape |= {"layer_norm_eps": 1e-5, **CLIP_STATISTICS}
