@@ -50,10 +50,11 @@ def test_pictures_are_announced_where_there_are_some(
 ) -> None:
     changes = {"objective.name": "infonce", "total_steps": 1, **FROZEN}
     run(tiny_config(**changes, **{"evaluate.sets": ()}), tmp_path / "without")
-    assert "pictures in" not in capsys.readouterr().out
-    assert not (tmp_path / "without" / "figures").exists()
+    assert f"pictures in {tmp_path}/without/figures" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "without" / "figures").iterdir()} == {"loss.png"}
     run(tiny_config(**changes), tmp_path / "with")
     assert f"pictures in {tmp_path}/with/figures" in capsys.readouterr().out
+    assert len(list((tmp_path / "with" / "figures").iterdir())) > 1
 
 
 def test_bad_sets_are_found_before_the_training_data_are_opened(
@@ -252,7 +253,7 @@ def test_a_damaged_last_checkpoint_is_passed_over_by_evaluation_and_export(
     for name in ("image_projection", "text_projection"):
         np.testing.assert_array_equal(exported[name]["kernel"], used[name]["kernel"])
         assert (used[name]["kernel"] != last.params[name]["kernel"]).any()
-    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"3", "6"}
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"3", "6", "frozen"}
 
 
 def test_evaluate_needs_a_run(tiny_config: Callable, tmp_path: Path) -> None:
@@ -506,7 +507,7 @@ def test_minutes_ask_for_a_checkpoint(tiny_config: Callable, tmp_path: Path) -> 
     changes = {"checkpoint.every_steps": 100, "checkpoint.every_minutes": 1e-9}
     run(tiny_config(**FROZEN, **changes, total_steps=3), tmp_path)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert names == ["2", "3"]
+    assert names == ["2", "3", "frozen"]
 
 
 def test_no_device_holds_more_than_its_part_of_the_state(

@@ -108,7 +108,7 @@ def test_a_stopped_conversion_says_one_line_and_goes_on(
     whole: Path, tmp_path: Path, shape_pairs: list, number: signal.Signals
 ) -> None:
     folder = tmp_path / "pairs"
-    pairs = [pair for pair in shape_pairs for _ in range(100)]
+    pairs = [pair for pair in shape_pairs for _ in range(300)]  # Enough to be stopped in.
     write_shard(tmp_path / "0.tar", pairs)
     command = ["-m", "otter_jax.commands.prepare", f"--from=webdataset:{tmp_path / '0.tar'}",
                f"--to={folder}", "--records_per_shard=1200", "--workers=2"]  # fmt: skip
@@ -125,7 +125,7 @@ def test_a_stopped_conversion_says_one_line_and_goes_on(
     assert "Traceback" not in errors
     assert not list(folder.glob(".unfinished/*.partial"))
     prepare.main(command[2:])
-    assert len(open_source(f"tfds:{folder}")) == 4800
+    assert len(open_source(f"tfds:{folder}")) == 14400
 
 
 def test_what_is_damaged_or_gone_is_written_again_and_nothing_else(

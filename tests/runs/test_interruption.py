@@ -348,7 +348,7 @@ def write_config(config: ConfigDict, folder: Path) -> Path:
     values.write_text(json.dumps(config_lib.as_dict(config)))
     path.write_text(
         '"""These values."""\nfrom pathlib import Path\nfrom otter_jax import config\n\n'
-        f"def get_config():\n    return config.load(Path({str(values)!r}))\n"
+        f"def get_config():\n    return config.load_config(Path({str(values)!r}))\n"
     )
     return path
 

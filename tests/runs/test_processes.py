@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import sys
 from pathlib import Path
-from otter_jax import config as config_lib, train
+from otter_jax import config as config_lib, evaluate, train
 from otter_jax.runs import interruption, processes
 address, process, config, workdir = sys.argv[1:]
 processes.join(address, 2, int(process))
@@ -205,7 +205,7 @@ def test_both_refuse_to_evaluate_where_one_is_started_otherwise(
         (tmp_path / str(number)).mkdir()
         other = tiny_config(**changes, **{"evaluate.batch_size": 8 + 8 * number})
         configs.append(write_config(other, tmp_path / str(number)))
-    program = PROGRAM.replace("train.train", "train.evaluate")
+    program = PROGRAM.replace("train.train", "evaluate.evaluate")
     for said in outputs(start_two(configs, tmp_path / "run", program=program), status=1):
         assert "the processes differ in config.evaluate.batch_size (8 on 0; 16 on 1)" in said
 
