@@ -40,7 +40,7 @@ def run_main(*arguments: str) -> subprocess.CompletedProcess:
             ["--config.nonsense=1"],
             "unknown config key nonsense: all keys are listed by otter-jax train --help",
         ),
-        (["--config.model.image.overrides.foo=1"], "unknown config key foo"),
+        (["--config.model.image.overrides.foo=1"], "EfficientNetLite0 has no setting foo; it has"),
         (["--config.batch_size=many"], "--config.batch_size=many: it must be a whole number"),
         (["--config.total_epochs=a:b"], "--config.total_epochs=a:b: it must be a number"),
         (["--config.fsdp=maybe"], "--config.fsdp=maybe: it must be true or false"),
@@ -49,7 +49,7 @@ def run_main(*arguments: str) -> subprocess.CompletedProcess:
         (["surplus"], "unknown argument 'surplus'"),
         (["--mode=fly"], "mode"),
         (["--config.objective.name=clip"], "config.objective.name='clip': choose from infonce"),
-        (["--config=configs/none.py"], "--config=configs/none.py: there is no such file"),
+        (["--config=configs/none.py"], "--config is given 2 times: configs/quickstart.py, configs"),
         (["--config.model.image.pretrained=package:no_such_package"], "pip install no_such"),
     ],
 )
@@ -83,6 +83,11 @@ def test_mistakes_of_a_config_file_end_in_one_short_line(
     result = run_main(f"--config={tmp_path / 'x.py'}", f"--workdir={tmp_path / 'run'}")
     assert result.returncode != 0 and message in result.stderr
     assert len(result.stderr) < 200 and result.stderr.count("\n") == 1
+
+
+def test_a_config_file_that_is_not_there_is_named() -> None:
+    result = run_main("--config=configs/none.py")
+    assert result.stderr == "otter_jax: --config=configs/none.py: there is no such file\n"
 
 
 def test_no_arguments_show_what_is_needed() -> None:
