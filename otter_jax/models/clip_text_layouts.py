@@ -22,6 +22,7 @@ Fields = dict[str, Any]
 
 # In config.json files older than transformers 4.31 the id of the end-of-text token is this wrong
 # one; the highest id was taken for it, as in OpenAI's own code.
+DEFAULT_EOS = 49407  # Of a CLIP whose config.json does not say.
 WRONG_EOS_TOKEN_ID = 2
 # Width -> attention heads, where all published text towers agree: they are 64 wide, but for
 # SigLIP's, which are told by their names.
@@ -55,7 +56,7 @@ CLIP_KEYS = TRANSFORMERS_KEYS.extended(
         "num_attention_heads": 8,
         "hidden_act": "quick_gelu",
         "layer_norm_eps": 1e-5,
-        "eos_token_id": 49407,
+        "eos_token_id": DEFAULT_EOS,
     },
     only={"dropout": (0.0,)},
     harmless=("projection_dim",),
@@ -120,6 +121,13 @@ def _hugging_face_fields(saved: Description, arrays: CheckpointArrays) -> Fields
         return fields | SIGLIP_FORM | {"eos_token_id": None}
     if fields["eos_token_id"] == WRONG_EOS_TOKEN_ID:
         fields["eos_token_id"] = None
+    # A text is told by its end; one that no token can be would make all texts alike.
+    end, size = fields["eos_token_id"], shape["vocab_size"]
+    if end is not None and not 0 <= end < size:
+        raise ValueError(
+            f"config.json says eos_token_id={end} (unless it says so, {DEFAULT_EOS}), which a "
+            f"vocabulary of {size} does not have"
+        )
     return fields
 
 

@@ -1,5 +1,7 @@
 """Tests of files with two towers: every family's names, from arrays that are known."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -292,3 +294,17 @@ SHAPE = {
     "num_attention_heads": 1,
     "intermediate_size": 4 * WIDTH,
 }
+
+
+@pytest.mark.parametrize("eos", [None, -1, 97, 49407])
+def test_an_end_of_text_that_no_token_can_be_is_refused(tmp_path: Path, eos: int | None) -> None:
+    """Every text would be pooled at its first token; without a word, CLIP's own is meant."""
+    folder = tmp_path / "clip"
+    shutil.copytree(Path(__file__).parents[1] / "golden" / "towers" / "small_clip", folder)
+    saved = json.loads((folder / "config.json").read_text())
+    saved["text_config"].pop("eos_token_id", None)
+    if eos is not None:
+        saved["text_config"]["eos_token_id"] = eos
+    (folder / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match="which a vocabulary of 97 does not have"):
+        from_pretrained(folder)
