@@ -168,16 +168,17 @@ def train_claimed(
         )
         while True:  # Once, but that a rollback goes on as a resumed run does.
             try:
-                return train_from_checkpoint(training, make_fresh_state(parts, optimizer))
+                return train_from_checkpoint(training, make_fresh_state(parts, optimizer, places))
             except DivergedError as error:
                 if not error.rolls_back:
                     raise
                 say(str(error))
 
 
-def make_fresh_state(parts: Parts, optimizer: optax.GradientTransformation) -> TrainState:
+def make_fresh_state(
+    parts: Parts, optimizer: optax.GradientTransformation, places: TrainState
+) -> TrainState:
     """Return the state before the first step, made in its places: no device has more of it."""
-    places = places_of_state(parts, optimizer)
     make = jax.jit(state_maker(parts, optimizer), out_shardings=places, donate_argnums=0)
     return make(parts.place_encoder().variables)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import write_shard
 from ml_collections import ConfigDict
-from test_checkpoints import damage
+from runs.test_checkpoints import damage
 
 from otter_jax import evaluate, objectives, sharding, train
 from otter_jax.commands import export
@@ -520,7 +520,7 @@ def test_no_device_holds_more_than_its_part_of_the_state(
     parts = build_parts(config, tmp_path, mesh, options)
     assert live_bytes() == before  # What only restarts need is not on any device.
     optimizer = make_optimizer(config, make_schedule(config, 6))
-    state = train.make_fresh_state(parts, optimizer)
+    state = train.make_fresh_state(parts, optimizer, train.places_of_state(parts, optimizer))
     gc.collect()
     held = [after - earlier for after, earlier in zip(live_bytes(), before, strict=True)]
     assert max(held) <= 1.01 * sharding.bytes_on_a_device(state)

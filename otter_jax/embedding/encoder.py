@@ -446,7 +446,9 @@ def load(path: str | Path) -> Encoder:
         module = build_module(settings)
     model, template = dual_encoder.split(module)
     with checkpoints.Checkpoints(folder / "checkpoints") as saved:
-        _, variables = saved.restore_variables(_placed(template, mesh, fsdp=settings.fsdp))
+        _, variables = saved.restore_variables(
+            sharding.describe_state(mesh, template, fsdp=settings.fsdp)
+        )
     tokenizer_folder = folder / TOKENIZER_FOLDER if described else None
     return make_encoder(settings, model, variables, mesh, tokenizer_folder)
 
@@ -486,14 +488,6 @@ def _load_two_towers(path: str | Path) -> Encoder:
         mesh=mesh,
         image_size=getattr(module.image.config, "image_size", 224),
         scale_bounds=(None, None),  # The scale is taken as it is.
-    )
-
-
-def _placed(template: Variables, mesh: Mesh, *, fsdp: bool) -> Variables:
-    """Return shapes, types and places of a model's arrays."""
-    places = sharding.array_places(mesh, template, fsdp=fsdp)
-    return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), template, places
     )
 
 

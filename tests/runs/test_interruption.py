@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
-from test_processes import free_port
+from runs.test_processes import free_port
 
 from otter_jax import config as config_lib
 from otter_jax import train

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_interruption import tell
+from runs.test_interruption import tell
 from test_step import batch_of, build, mesh_of
 
 from otter_jax import sharding, train
