@@ -462,13 +462,13 @@ RANGES = (
          "model.embed_dim", "trust.neighbors", "evaluate.batch_size", "total_steps",
          "total_epochs", "optimizer.gradient_clip"),
         lambda value: 0 < value < math.inf,
-        "be positive",
+        "be positive and finite",
     ),
     (
         ("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.warmup_steps",
          "evaluate.every_steps", "checkpoint.every_minutes", "max_nan_steps"),
         lambda value: 0 <= value < math.inf,
-        "not be negative",
+        "not be negative or infinite",
     ),
     (
         ("teacher.decay", "optimizer.momentum", "optimizer.b2"),
