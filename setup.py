@@ -105,7 +105,8 @@ EXTRAS = {
     "gpu": ["jax[cuda12]>=0.10.2,<0.11"],
     "wandb": ["wandb>=0.31"],
     "tpu": ["jax[tpu]>=0.10.2,<0.11"],
-    "plan": ["libtpu==0.0.42.*"],  # XLA's compiler for TPUs, of jax 0.10.2.
+    "plan": ["libtpu==0.0.42.*"],  # XLA's compiler for TPUs, of jax 0.10.2,
+    "plan-gpu": ["jax-cuda12-plugin==0.10.2"],  # and the one for NVIDIA's GPUs.
 }
 
 setup(
