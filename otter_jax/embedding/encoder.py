@@ -209,10 +209,10 @@ class Encoder:
             "max_tokens": self.tokenizer.max_tokens,
             "scale_bounds": self.scale_bounds,
         }
-        export.export_dual_encoder(self.model.bind(self.variables), folder, data, self._sizes())
+        export.export_dual_encoder(self.model.bind(self.variables), folder, data, self.sizes())
         self.tokenizer.save(folder)
 
-    def _sizes(self) -> export.Sizes | None:
+    def sizes(self) -> export.Sizes | None:
         """Return how `transform` resizes; None for padding, which no other library does."""
         if self.fit != "crop":
             return None
