@@ -21,6 +21,7 @@ from otter_jax.models.layers import (
     Preset,
     TowerOutput,
     add_parameter,
+    compiling_eager_calls,
     dropout,
     split_key,
 )
@@ -127,6 +128,7 @@ class ClipText(nnx.Module):
         self.blocks = make_blocks(config, make)
         self.final_norm = make.norm()
 
+    @compiling_eager_calls
     def __call__(
         self,
         tokens: jax.Array,

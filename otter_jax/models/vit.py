@@ -21,7 +21,14 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from otter_jax.models import vit_layouts
-from otter_jax.models.layers import Preset, TowerOutput, add_parameter, dropout, split_key
+from otter_jax.models.layers import (
+    Preset,
+    TowerOutput,
+    add_parameter,
+    compiling_eager_calls,
+    dropout,
+    split_key,
+)
 from otter_jax.models.transformer import (
     ACTIVATIONS,
     HEAD_WIDTH,
@@ -164,6 +171,7 @@ class ViT(nnx.Module):
         self.final_norm, self.pooled_norm = (None, make.norm()) if late else (make.norm(), None)
         self.attention_pool = AttentionPool(make) if config.pooling == "map" else None
 
+    @compiling_eager_calls
     def __call__(
         self, images: jax.Array, *, train: bool = False, dropout_key: jax.Array | None = None
     ) -> TowerOutput:
