@@ -240,6 +240,45 @@ class TrustSection:
 
 
 @dataclasses.dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that learn in another way than the rest: one of `optimizer.groups`.
+
+    Attributes:
+        pattern: regular expression, searched in names such as "text.layers.3.query.kernel",
+            "image_projection.kernel" and "log_scale".
+        learning_rate: the highest. Unset, here and below: as `optimizer` says.
+        weight_decay: of all in the group but biases, norms and scales.
+        layer_decay: each layer of a tower learns by this factor more slowly than the one above it,
+            the group's highest at the full rate. Unset: all alike.
+        warmup_steps: in which the learning rate rises linearly.
+        schedule: after it, cosine (falls to 0 by half a cosine) | constant.
+    """
+
+    pattern: str
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    layer_decay: float | None = None
+    warmup_steps: int | None = None
+    schedule: str = "cosine"
+
+    def __post_init__(self) -> None:
+        """Refuse what is no such group (ValueError)."""
+        try:
+            re.compile(self.pattern)
+        except (re.error, TypeError) as error:
+            raise ValueError(
+                f"pattern={self.pattern!r} is no regular expression: {error}"
+            ) from None
+        for name in ("learning_rate", "weight_decay", "warmup_steps"):
+            if (value := getattr(self, name)) is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value}: it must not be negative or infinite")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay={self.layer_decay}: it must lie in (0, 1]")
+        if self.schedule not in ("cosine", "constant"):
+            raise ValueError(f"schedule={self.schedule!r}: choose from cosine, constant")
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimizerSection:
     """The section `optimizer`.
 
@@ -251,6 +290,9 @@ class OptimizerSection:
         weight_decay: of all but biases, norms and scales.
         warmup_steps: in which the learning rate rises linearly.
         gradient_clip: most that the gradients' global norm may be. Unset: anything.
+        groups: parameters with rates of their own, ({"pattern": "^image", "learning_rate": 1e-5},),
+            each with a pattern and any of learning_rate, weight_decay, layer_decay, warmup_steps,
+            schedule (docs/finetuning.md). What no pattern matches learns as said above.
     """
 
     name: str = "sgd"
@@ -260,6 +302,7 @@ class OptimizerSection:
     weight_decay: float = 0.0
     warmup_steps: int = 0
     gradient_clip: float | None = None
+    groups: tuple = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -438,7 +481,7 @@ def problems_of(config: ConfigDict) -> Problems:
     for refuse in (
         *(_check_seed, _check_choices, _check_profile, _check_wandb, _check_sources),
         *(_check_captions, _check_batch, _check_loss_ratio, _check_mesh, _check_trust),
-        _check_template,
+        *(_check_template, groups_of),
     ):
         with problems.noting():
             refuse(config)
@@ -726,6 +769,29 @@ def _check_template(config: ConfigDict) -> None:
         read_templates(config.evaluate.template)
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"config.evaluate.template: {error}") from None
+
+
+def groups_of(config: ConfigDict) -> tuple[ParameterGroup, ...]:
+    """Return `optimizer.groups`.
+
+    Raises:
+        ValueError: one is no group, or there is something wrong with it.
+    """
+    groups = []
+    for number, fields in enumerate(config.optimizer.groups):
+        try:
+            groups.append(ParameterGroup(**fields))
+        except (TypeError, ValueError) as error:
+            known = ", ".join(field.name for field in dataclasses.fields(ParameterGroup))
+            raise ValueError(
+                f"config.optimizer.groups[{number}]={fields!r}: {_plain(error)}; a group has a "
+                f"pattern, and may have others of: {known}"
+            ) from None
+    return tuple(groups)
+
+
+def _plain(error: Exception) -> str:
+    return str(error).replace("ParameterGroup.__init__() ", "")
 
 
 def _check_sources(config: ConfigDict) -> None:

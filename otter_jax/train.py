@@ -147,7 +147,7 @@ def train_claimed(
     check_data(parts, data)
     if parts.method.uses_trust:
         add_trust(parts, data)
-    optimizer = make_optimizer(config, schedule)
+    optimizer = make_optimizer(config, schedule, total_steps)
     learner = Learner(
         parts.model, parts.method, optimizer, schedule, StepSettings.of(config), parts.mesh
     )

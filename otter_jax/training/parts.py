@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from otter_jax import config as config_lib
 from otter_jax import objectives, sharding
 from otter_jax.data.sources import Source
 from otter_jax.embedding.encoder import Encoder, build_module, make_encoder
@@ -19,6 +20,7 @@ from otter_jax.models.dual_encoder import FunctionalModel
 from otter_jax.runs import processes
 from otter_jax.runs.interruption import Interruption
 from otter_jax.terminal import say
+from otter_jax.training.optimizers import describe_groups, labels_of
 
 Results = dict[str, Any]
 
@@ -65,6 +67,7 @@ def build_parts(config: ConfigDict, workdir: Path, mesh: Mesh, method: objective
     """Build the model and opens the evaluation sets."""
     with sharding.on_host():
         model, variables = dual_encoder.split(build_module(config))
+    labels_of(config_lib.groups_of(config), variables.params)  # Refuses idle and overlapping ones.
     variables = jax.tree.map(np.array, variables)  # Copies: no device holds what restarts need.
     encoder = make_encoder(config, model, variables, mesh)
     store = FeatureStore.of(workdir, encoder, config)
@@ -89,6 +92,8 @@ def describe_run(parts: Parts, source: Source, total_steps: int) -> None:
     say(f"objective {config.objective.name} on {len(source):,} pairs of {source.name}")
     say(", ".join(towers))
     say(f"{trained:,} trained parameters, {frozen:,} frozen")
+    if config.optimizer.groups:
+        say("\n".join(describe_groups(config, variables.params)))
     for each in parts.sets:
         say(f"to be evaluated on {each.name}: {counts_of(each)}")
     if seen := sets_trained_on(parts, source):
