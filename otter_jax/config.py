@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import FieldReference, placeholder
+from ml_collections.config_dict import FieldReference
 
 from otter_jax.data.augmentations import AUGMENTATIONS
 from otter_jax.data.batches import ORDERS
@@ -127,14 +127,17 @@ class DataSection:
             the time (data/batches.py).
         captions: one | all: of several captions of an image one is drawn at every step, or each is
             a pair of its own, so that an epoch has all of them.
+        held_out: share of the pairs that is not trained on but evaluated, as the set `held_out`;
+            drawn by the seed, equal images and captions staying together. 0: none.
         max_bad_share: where more of the records cannot be used, the run stops.
-        image_size: pixels a side.
+        image_size: pixels a side. Unset: those of `model.pretrained`.
         fit: crop | pad (pads to a square on white; suits drawings).
         augmentation: none | resize_random_crop | random_resized_crop | light | moco, see
             data/augmentations.py.
         view_augmentation: the same, of further views, where the objective asks for them.
         flip: mirror images at random.
-        max_tokens: of a caption; the rest is cut off.
+        max_tokens: of a caption; the rest is cut off. Unset: as many as `model.pretrained` takes,
+            128 at most.
         threads: that read and decode ahead of the step.
         cache_features: where a tower is frozen and nothing is augmented, compute its features once.
     """
@@ -143,13 +146,14 @@ class DataSection:
     weights: tuple = ()
     order: int = 1
     captions: str = "one"
+    held_out: float = 0.0
     max_bad_share: float = 0.05
-    image_size: int = 224
+    image_size: int | None = 224
     fit: str = "crop"
     augmentation: str = "resize_random_crop"
     view_augmentation: str = "moco"
     flip: bool = False
-    max_tokens: int = 60
+    max_tokens: int | None = 60
     threads: int = 2
     cache_features: bool = True
 
@@ -159,11 +163,15 @@ class ModelSection:
     """The section `model`, which holds those of the towers, `image` and `text`.
 
     Attributes:
-        embed_dim: numbers in an embedding.
+        pretrained: a checkpoint of two towers, a folder, a file or a Hugging Face name, for each
+            tower that has no `pretrained` of its own. Where the similarities' scale is unset
+            (objective.initial_scale), it is the checkpoint's.
+        embed_dim: numbers in an embedding. Unset: those of `pretrained`.
         dtype: float32 | bfloat16, the towers' compute type; losses stay in float32.
     """
 
-    embed_dim: int = 768
+    pretrained: str | None = None
+    embed_dim: int | None = 768
     dtype: str = "float32"
 
 
@@ -172,7 +180,7 @@ class TowerSection:
     """The sections `model.image` and `model.text`.
 
     Attributes:
-        name: which network, see docs/towers.md.
+        name: which network, see docs/towers.md; "auto" for that of `pretrained`.
         pretrained: its weights: a folder, a file, a Hugging Face name or package:NAME. Unset:
             random.
         allow_missing: what of this tower's names the file may lack, with * and ?.
@@ -385,7 +393,8 @@ def _reference(kind: Any, value: Any) -> Any:
     kinds = [each for each in typing.get_args(kind) or (kind,) if each is not types.NoneType]
     if len(kinds) > 1:  # Several types: a plain value of any.
         return FieldReference(value, field_type=object)
-    return placeholder(kinds[0]) if value is None else value
+    optional = types.NoneType in typing.get_args(kind)
+    return FieldReference(value, field_type=kinds[0]) if optional or value is None else value
 
 
 def describe_keys() -> Iterator[tuple[str, str, str]]:
@@ -809,6 +818,8 @@ def _check_sources(config: ConfigDict) -> None:
         raise ValueError(
             f"config.data.max_bad_share={config.data.max_bad_share}: it must lie in [0, 1]"
         )
+    if not 0 <= config.data.held_out < 1:
+        raise ValueError(f"config.data.held_out={config.data.held_out}: it must lie in [0, 1)")
 
 
 def _check_captions(config: ConfigDict) -> None:
@@ -837,7 +848,8 @@ def _refuse_contradictions(config: ConfigDict, tower: str) -> None:
     key, settings = f"model.{tower}", config.model[tower]
     kinds = ("linear", "linear_no_bias", "mlp", "none", "auto", "pretrained")
     _choice(config, f"{key}.projection", kinds)
-    if settings.projection == "pretrained" and settings.pretrained is None:
+    start = settings.pretrained or config.model.pretrained
+    if settings.projection == "pretrained" and start is None:
         raise ValueError(f"config.{key}.projection='pretrained': set config.{key}.pretrained too")
     if settings.frozen and settings.trainable is not None:
         raise ValueError(
