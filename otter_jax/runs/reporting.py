@@ -9,7 +9,7 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from otter_jax.json_files import JsonLines, complete_lines, read_json
-from otter_jax.terminal import duration, say
+from otter_jax.terminal import aligned, duration, say
 
 MOST_SHOWN = 6  # Metrics of a set in a line.
 
@@ -228,15 +228,3 @@ def results_table(results: Mapping[str, Any]) -> str:
 def percent(value: float | None) -> str:
     """Return a share as 12.3 %; a dash where it is not known."""
     return "-" if value is None else f"{100 * value:.1f} %"
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return a line for each row of cells: the first column to the left, others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
