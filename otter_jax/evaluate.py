@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from otter_jax import config as config_lib
 from otter_jax import objectives, sharding
+from otter_jax.embedding.starting_point import complete
 from otter_jax.evaluation import tables
 from otter_jax.json_files import write_json
 from otter_jax.models.dual_encoder import Variables
@@ -33,6 +34,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> Results:
     """
     workdir = Path(workdir)
     with processes.refusing_together():
+        config = complete(config)
         config_lib.check(config)
         if not (workdir / "config.json").is_file():
             raise FileNotFoundError(

@@ -4,7 +4,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import jax
@@ -35,20 +35,31 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
-def progress(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
+def progress(
+    items: Iterable[Item],
+    total: int,
+    label: str,
+    count: Callable[[Item], int] = lambda item: 1,
+) -> Iterator[Item]:
     """Pass items on and show how many are done, how fast, and the time left.
 
     On a terminal one line is rewritten; elsewhere a line appears about every ten seconds. Rates
-    leave out what was spent on compiling meanwhile.
+    leave out what was spent on compiling meanwhile. Where items are gathered into batches, it is
+    the batches' results that are to be passed on: an item that is handed over is not yet done.
+
+    Args:
+        items: what is passed on.
+        total: how many there are, as `count` counts them.
+        label: what they are called.
+        count: says for how many an item stands.
     """
     shown = time.perf_counter()
     live = _is_live()
     done = 0
     with Stopwatch() as clock:
-        for done, item in enumerate(items, start=1):
+        for item in heard(items):
+            done += count(item)
             yield item
-            for call in _callbacks:
-                call()
             now = time.perf_counter()
             if now - shown > (0.2 if live else 10.0) and done < total:
                 shown, rate = now, done / max(clock.seconds, 1e-9)
@@ -61,9 +72,17 @@ def progress(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
     say(f"{label}: {done} in {duration(clock.seconds)}{rate}{clock.note}")
 
 
+def heard(items: Iterable[Item]) -> Iterator[Item]:
+    """Pass items on, and call between them what is to be called, see `between_items`."""
+    for item in items:
+        yield item
+        for call in _callbacks:
+            call()
+
+
 @contextlib.contextmanager
 def between_items(call: Callable[[], None]) -> Iterator[None]:
-    """Have something called between the items of every long loop: of each `progress`."""
+    """Have something called between the items of every long loop: of `progress`, `heard`."""
     _callbacks.append(call)
     try:
         yield
@@ -146,3 +165,15 @@ def _per_second(rate: float) -> str:
 
 def _is_live() -> bool:
     return sys.stdout.isatty() and jax.process_index() == 0
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table, its first column flush left and the others right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]

@@ -206,7 +206,7 @@ class DualEncoder(nnx.Module):
         return {"image": image, "text": text}
 
 
-def _path_in_tower(path: tuple) -> tuple[str, str] | None:
+def path_in_tower(path: tuple) -> tuple[str, str] | None:
     """Return whose a parameter is, and its path there, such as ("image", "projection.kernel")."""
     kind, _, part = str(path[0]).partition("_")
     if kind not in ("image", "text"):
@@ -215,7 +215,7 @@ def _path_in_tower(path: tuple) -> tuple[str, str] | None:
 
 
 def _is_trained(module: DualEncoder, path: tuple) -> bool:
-    owned = _path_in_tower(path)
+    owned = path_in_tower(path)
     return owned is None or getattr(module, f"{owned[0]}_trainable").trains(owned[1])
 
 
@@ -223,7 +223,7 @@ def _refuse_idle_pattern(module: DualEncoder, kind: str, parts: TrainableParts) 
     if parts.trainable is None:
         return
     paths = nnx.to_flat_state(nnx.state(module, nnx.Param)).paths
-    names = [owned[1] for path in paths if (owned := _path_in_tower(path)) and owned[0] == kind]
+    names = [owned[1] for path in paths if (owned := path_in_tower(path)) and owned[0] == kind]
     if not any(map(parts.trains, names)):
         some = ", ".join(names[:: max(1, len(names) // 6)])
         raise ValueError(
