@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> None:
         print(f"{__doc__}\nKeys and flags are those of train:\n\n{train.describe_options()}")
         return
     if any(re.match("--model($|=)", each) for each in arguments):
-        evaluate_models(parse(arguments))
+        measure_models(parse(arguments))
         return
     given = dict(each.removeprefix("--").partition("=")[::2] for each in arguments)
     if "config" not in given:
@@ -68,7 +68,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def evaluate_models(options: argparse.Namespace) -> None:
+def measure_models(options: argparse.Namespace) -> None:
     """Measure models, show the table, and write it down after each of them.
 
     Raises:
