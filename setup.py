@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 # code within months, so it also has an upper bound at the next untested minor version.
 REQUIRES = [
     "absl-py>=2.5",
+    "filelock>=4.3",  # JAX asks for it to bound the folder of compiled programs.
     "flax>=0.12.8,<0.13",
     "ftfy>=6.3",
     "grain>=0.2.18,<0.3",

@@ -36,6 +36,7 @@ from otter_jax.objectives.methods import fields_of
 # Keys that say how a run is kept, not what it computes; they may change between two starts.
 BOOKKEEPING_KEYS = (
     "checkpoint.",
+    "compiled_programs",
     "data.max_bad_share",
     "data.threads",
     "fsdp",
@@ -78,6 +79,8 @@ class Experiment:
         deterministic: on GPUs, only kernels that give the same bits every time; slower, and without
             need elsewhere.
         profile: (first, last) keeps a trace of these steps in WORKDIR/profile.
+        compiled_programs: a folder in which compiled programs are kept, so that a run that resumes
+            need not compile again; auto: in the user's cache, at most 4 GiB | none.
         wandb_project: where set, metrics go to Weights & Biases as well.
         on_nan: what follows a loss or update that is not finite, or a loss that has exploded, none
             of which enters the parameters: stop | skip (go on with the next batch) | rollback (to
@@ -96,6 +99,7 @@ class Experiment:
     fsdp: bool = False
     deterministic: bool = False
     profile: tuple = ()
+    compiled_programs: str = "auto"
     wandb_project: str | None = None
     on_nan: str = "stop"
     max_nan_steps: int = 10

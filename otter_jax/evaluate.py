@@ -13,6 +13,7 @@ from otter_jax.models.dual_encoder import Variables
 from otter_jax.pictures import gallery
 from otter_jax.runs import processes, reporting
 from otter_jax.runs.checkpoints import Checkpoints
+from otter_jax.runs.compiled_programs import keep_compiled_programs
 from otter_jax.runs.interruption import Interruption
 from otter_jax.runs.workdir import refuse_other_config
 from otter_jax.terminal import say
@@ -33,6 +34,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> Results:
         Interrupted: on SIGTERM or SIGINT; features that were computed are kept.
     """
     workdir = Path(workdir)
+    keep_compiled_programs(config.compiled_programs)
     with processes.refusing_together():
         config = complete(config)
         config_lib.check(config)

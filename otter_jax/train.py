@@ -22,6 +22,7 @@ from otter_jax.models import dual_encoder
 from otter_jax.pictures import gallery
 from otter_jax.runs import processes, reporting
 from otter_jax.runs.checkpoints import Checkpoints
+from otter_jax.runs.compiled_programs import keep_compiled_programs
 from otter_jax.runs.interruption import Interruption
 from otter_jax.runs.reporting import Reporter
 from otter_jax.runs.workdir import (
@@ -74,6 +75,7 @@ def train(config: ConfigDict, workdir: Path) -> Results:
         Interrupted: on SIGTERM or SIGINT, when all finished steps have been saved.
     """
     workdir = Path(workdir)
+    keep_compiled_programs(config.compiled_programs)
     with Interruption() as interruption:
         with processes.refusing_together():
             config = complete(config)
