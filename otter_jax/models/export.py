@@ -132,7 +132,8 @@ def export_dual_encoder(
     write_preprocessing(module.image, folder, sizes)
     # open_clip has no margin around the crop; a folder that it reads would give other numbers.
     if sizes is not None and sizes.resized_side == sizes.image_size:
-        preprocess = {"resize_mode": sizes.mode, "interpolation": sizes.interpolation}
+        mode = sizes.mode.removesuffix("_floor")
+        preprocess = {"resize_mode": mode, "interpolation": sizes.interpolation}
         export_open_clip(module, folder, preprocess)
 
 
