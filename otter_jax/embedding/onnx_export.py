@@ -25,7 +25,7 @@ from otter_jax.models import blueprint, export
 from otter_jax.models.dual_encoder import DualEncoder
 from otter_jax.models.layers import portable_operations
 
-OPSET = 18  # Of December 2022: what runtimes of the last years know.
+OPSET = 21  # Of April 2024. What jax2onnx writes needs more than 19, whatever is asked for.
 BATCH = "batch"
 LARGEST_FILE = 2**31 - 2**20  # Bytes; protobuf, in which ONNX is written, ends at 2 GiB.
 TOLERANCE = 1e-4  # Of unit embeddings, between onnxruntime and JAX.
@@ -144,12 +144,16 @@ def _convert(jax2onnx: ModuleType, program: Program) -> Any:
                 model_name=f"otter_jax {program.name}",
             )
     except Exception as error:  # Of the many kinds that an operation unknown to it causes.
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(
-            f"the {program.name} tower, {program.tower}, cannot be written as ONNX ({reason})"
-        ) from error
+        raise _refusal(program, error) from error
     _accept_int64(proto.graph, program.inputs)
     return proto
+
+
+def _refusal(program: Program, error: Exception) -> ValueError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return ValueError(
+        f"the {program.name} tower, {program.tower}, cannot be written as ONNX ({reason})"
+    )
 
 
 def _accept_int64(graph: Any, inputs: Sequence[Input]) -> None:
@@ -178,7 +182,10 @@ def _check(path: Path, program: Program, vocabulary: int) -> None:
     """Refuse a file that gives other numbers than JAX, on batches of two sizes."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as error:  # Classes of its own, below nothing in common.
+        raise _refusal(program, error) from error
     draw = np.random.default_rng(0)
     arrays = {each.name: _example(each, vocabulary, draw) for each in program.inputs}
     converted = [arrays[each.name].astype(each.converted) for each in program.inputs]

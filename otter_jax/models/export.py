@@ -321,6 +321,7 @@ def _clip_text(config: clip_text.ClipTextConfig) -> HuggingFaceForm | None:
     fields |= {
         "model_type": "clip_text_model",
         "attention_dropout": config.attention_probs_dropout_prob,
+        "bos_token_id": None,  # Else CLIP's, at which transformers warns in a small vocabulary.
         # transformers takes this id for "the highest id of each text".
         "eos_token_id": clip_text_layouts.WRONG_EOS_TOKEN_ID if eos is None else eos,
     }
