@@ -68,7 +68,7 @@ class Experiment:
         seed: of everything that is random in the run.
         batch_size: pairs in a batch, over all devices.
         total_epochs: length of the run; an epoch is as many pairs as there are.
-        total_steps: where set, it wins over total_epochs.
+        total_steps: where set, it wins over total_epochs; 0 measures the model as it is, untrained.
         log_every_steps: how often the loss is shown and written down.
         micro_batch: rows that go through the towers at a time; the loss is still that of the whole
             batch. Unset: all. Batch norm then has the statistics of these rows, or none with
@@ -532,15 +532,15 @@ RANGES = (
     (
         ("batch_size", "micro_batch", "log_every_steps", "checkpoint.every_steps",
          "checkpoint.keep", "data.image_size", "data.max_tokens", "data.threads",
-         "model.embed_dim", "trust.neighbors", "evaluate.batch_size", "total_steps",
-         "total_epochs", "optimizer.gradient_clip", "model.image.lora.rank",
-         "model.text.lora.rank", "model.image.lora.alpha", "model.text.lora.alpha"),
+         "model.embed_dim", "trust.neighbors", "evaluate.batch_size", "total_epochs",
+         "optimizer.gradient_clip", "model.image.lora.rank", "model.text.lora.rank",
+         "model.image.lora.alpha", "model.text.lora.alpha"),
         lambda value: 0 < value < math.inf,
         "be positive and finite",
     ),
     (
         ("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.warmup_steps",
-         "evaluate.every_steps", "checkpoint.every_minutes", "max_nan_steps"),
+         "total_steps", "evaluate.every_steps", "checkpoint.every_minutes", "max_nan_steps"),
         lambda value: 0 <= value < math.inf,
         "not be negative or infinite",
     ),

@@ -35,20 +35,31 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
-def progress(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
+def progress(
+    items: Iterable[Item],
+    total: int,
+    label: str,
+    count: Callable[[Item], int] = lambda item: 1,
+) -> Iterator[Item]:
     """Pass items on and show how many are done, how fast, and the time left.
 
     On a terminal one line is rewritten; elsewhere a line appears about every ten seconds. Rates
-    leave out what was spent on compiling meanwhile.
+    leave out what was spent on compiling meanwhile. Where items are gathered into batches, it is
+    the batches' results that are to be passed on: an item that is handed over is not yet done.
+
+    Args:
+        items: what is passed on.
+        total: how many there are, as `count` counts them.
+        label: what they are called.
+        count: says for how many an item stands.
     """
     shown = time.perf_counter()
     live = _is_live()
     done = 0
     with Stopwatch() as clock:
-        for done, item in enumerate(items, start=1):
+        for item in heard(items):
+            done += count(item)
             yield item
-            for call in _callbacks:
-                call()
             now = time.perf_counter()
             if now - shown > (0.2 if live else 10.0) and done < total:
                 shown, rate = now, done / max(clock.seconds, 1e-9)
@@ -61,9 +72,17 @@ def progress(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
     say(f"{label}: {done} in {duration(clock.seconds)}{rate}{clock.note}")
 
 
+def heard(items: Iterable[Item]) -> Iterator[Item]:
+    """Pass items on, and call between them what is to be called, see `between_items`."""
+    for item in items:
+        yield item
+        for call in _callbacks:
+            call()
+
+
 @contextlib.contextmanager
 def between_items(call: Callable[[], None]) -> Iterator[None]:
-    """Have something called between the items of every long loop: of each `progress`."""
+    """Have something called between the items of every long loop: of `progress`, `heard`."""
     _callbacks.append(call)
     try:
         yield

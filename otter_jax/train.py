@@ -214,8 +214,8 @@ def train_from_checkpoint(training: Training, state: TrainState) -> Results:
     if saved.latest_step is not None:
         state = saved.restore(state)
         say(f"resuming after step {int(state.step)}")
-    elif config.on_nan == "rollback":
-        saved.save(state)  # A state to go back to, from the first step on.
+    elif config.on_nan == "rollback" or not training.total_steps:
+        saved.save(state)  # A state to go back to from the first step on, or all there will be.
     checkpoint = int(state.step)
     training.interruption.step, training.interruption.unsaved = checkpoint, False
     watch = DivergenceWatch(

@@ -80,7 +80,7 @@ def export_tower(tower: nnx.Module, folder: str | Path) -> None:
     Raises:
         ValueError: there is something in the folder.
     """
-    folder = _make_folder(folder)
+    folder = make_folder(folder)
     form = hugging_face_form(tower)
     if form is None:
         fields = {"model_type": MODEL_TYPE, OWN_KEY: describe_tower(tower)}
@@ -90,7 +90,7 @@ def export_tower(tower: nnx.Module, folder: str | Path) -> None:
         arrays = form.prefixed_arrays(tower)
     _write(folder, fields, arrays)
     if hasattr(tower, "mean"):
-        _write_json(folder / "preprocessor_config.json", _pixels(tower, None))
+        write_preprocessing(tower, folder, None)
     if isinstance(tower, bert.Bert):
         _write_pooling(folder, tower)
 
@@ -125,12 +125,12 @@ def export_dual_encoder(
     Raises:
         ValueError: there is something in the folder.
     """
-    folder, module = _make_folder(folder), lora.merge(module)
+    folder, module = make_folder(folder), lora.merge(module)
     fields, arrays = _clip(module) or _own(module)
     own = describe(module) | {DATA_KEY: dict(data or {})}
     own["distillation_log_scale"] = float(module.distillation_log_scale[...])
     _write(folder, fields | {OWN_KEY: own}, arrays)
-    _write_json(folder / "preprocessor_config.json", _pixels(module.image, sizes))
+    write_preprocessing(module.image, folder, sizes)
     # open_clip has no margin around the crop; a folder that it reads would give other numbers.
     if sizes is not None and sizes.resized_side == sizes.image_size:
         preprocess = {"resize_mode": sizes.mode, "interpolation": sizes.interpolation}
@@ -354,7 +354,8 @@ _FORMS: Mapping[type[nnx.Module], Callable[[Any], HuggingFaceForm | None]] = {
 }
 
 
-def _make_folder(folder: str | Path) -> Path:
+def make_folder(folder: str | Path) -> Path:
+    """Return a folder to write into; ValueError if there is something in it."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} should be a new or an empty folder")
@@ -372,6 +373,11 @@ def _write(folder: Path, fields: Mapping[str, Any], arrays: Arrays) -> None:
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def write_preprocessing(tower: nnx.Module, folder: Path, sizes: Sizes | None) -> None:
+    """Write preprocessor_config.json: what is done to images, mean and deviation if nothing."""
+    _write_json(folder / "preprocessor_config.json", _pixels(tower, sizes))
 
 
 def _pixels(tower: nnx.Module, sizes: Sizes | None) -> Fields:

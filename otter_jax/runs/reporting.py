@@ -146,7 +146,7 @@ class Reporter(AbstractContextManager):
         if step < self._total_steps:
             for name, metrics in results.items():
                 first = list(metrics.items())[:MOST_SHOWN]
-                found = "  ".join(f"{metric} {_percent(value)}" for metric, value in first)
+                found = "  ".join(f"{metric} {percent(value)}" for metric, value in first)
                 say(f"step {step:>6} of {self._total_steps}  evaluated on {name}  {found}")
         flat = {
             f"eval/{name}/{metric}": value
@@ -221,9 +221,10 @@ def results_table(results: Mapping[str, Any]) -> str:
             others = (
                 results.get(key, {}).get(name, {}).get(metric) for key in ("before", "chance")
             )
-            rows.append((f"{name}  {metric}", *(_percent(number) for number in (value, *others))))
+            rows.append((f"{name}  {metric}", *(percent(number) for number in (value, *others))))
     return "\n".join(aligned(rows))
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """Return a share as 12.3 %; a dash where it is not known."""
     return "-" if value is None else f"{100 * value:.1f} %"

@@ -30,6 +30,8 @@ def make_schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
 
     A warm-up that is no shorter than the run, as in a short trial, is cut to a tenth of it.
     """
+    if total_steps == 0:
+        return optax.constant_schedule(0.0)
     optimizer = config.optimizer
     warmup_steps = optimizer.warmup_steps
     if warmup_steps >= total_steps:
