@@ -228,6 +228,25 @@ class TextTowerSection(TowerSection):
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraSection:
+    """The sections `model.image.lora` and `model.text.lora`: see models/lora.py.
+
+    Attributes:
+        rank: of low-rank updates of the tower's linear layers, which are trained instead of it; the
+            projection is trained as well, or what `trainable` says. Unset: none.
+        alpha: the updates are scaled by alpha / rank.
+        dropout: of the updates' inputs, in [0, 1).
+        layers: a regular expression, searched in the layers' paths ("query|value").
+            Unset: every linear layer.
+    """
+
+    rank: int | None = None
+    alpha: float = 16.0
+    dropout: float = 0.0
+    layers: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class TeacherSection:
     """The section `teacher`: the moving average of the student, where the objective has one.
 
@@ -363,6 +382,8 @@ SECTIONS = {
     "model": ModelSection(),
     "model.image": IMAGE_TOWER,
     "model.text": TEXT_TOWER,
+    "model.image.lora": LoraSection(),
+    "model.text.lora": LoraSection(),
     "teacher": TeacherSection(),
     "trust": TrustSection(),
     "optimizer": OptimizerSection(),
@@ -380,7 +401,7 @@ def default_config() -> ConfigDict:
         for field in dataclasses.fields(section):
             group[field.name] = _reference(_type_of(section, field), getattr(section, field.name))
         if path:
-            (config[parent] if parent else config)[name] = group
+            (_get(config, parent) if parent else config)[name] = group
     for tower in ("image", "text"):
         config.model[tower].overrides = ConfigDict()  # Fields of the tower's own configuration.
     config.objective = ConfigDict({"name": "otter"})
@@ -519,8 +540,9 @@ RANGES = (
     (
         ("batch_size", "micro_batch", "log_every_steps", "checkpoint.every_steps",
          "checkpoint.keep", "data.image_size", "data.max_tokens", "data.threads",
-         "model.embed_dim", "trust.neighbors", "evaluate.batch_size",
-         "total_epochs", "optimizer.gradient_clip"),
+         "model.embed_dim", "trust.neighbors", "evaluate.batch_size", "total_epochs",
+         "optimizer.gradient_clip", "model.image.lora.rank", "model.text.lora.rank",
+         "model.image.lora.alpha", "model.text.lora.alpha"),
         lambda value: 0 < value < math.inf,
         "be positive and finite",
     ),
@@ -531,7 +553,8 @@ RANGES = (
         "not be negative or infinite",
     ),
     (
-        ("teacher.decay", "optimizer.momentum", "optimizer.b2"),
+        ("teacher.decay", "optimizer.momentum", "optimizer.b2", "model.image.lora.dropout",
+         "model.text.lora.dropout"),
         lambda value: 0 <= value < 1,
         "lie in [0, 1)",
     ),
@@ -864,13 +887,18 @@ def _refuse_contradictions(config: ConfigDict, tower: str) -> None:
         raise ValueError(
             f"config.{key}.frozen=True with trainable={settings.trainable!r}: choose one of them"
         )
-    try:
-        re.compile(settings.trainable or "")
-    except re.error as error:
+    if settings.frozen and settings.lora.rank:
         raise ValueError(
-            f"config.{key}.trainable={settings.trainable!r}: it must be a regular expression "
-            f"({error})"
-        ) from None
+            f"config.{key}.frozen=True with lora.rank={settings.lora.rank}: choose one of them; "
+            "what has low-rank updates is frozen but for these"
+        )
+    for name, pattern in (("trainable", settings.trainable), ("lora.layers", settings.lora.layers)):
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(
+                f"config.{key}.{name}={pattern!r}: it must be a regular expression ({error})"
+            ) from None
 
 
 def _choice(config: ConfigDict, key: str, choices: Iterable[str | int]) -> None:

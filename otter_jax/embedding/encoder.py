@@ -29,6 +29,7 @@ from otter_jax.json_files import read_json, write_json
 from otter_jax.models import blueprint, dual_encoder, export, pretrained
 from otter_jax.models.dual_encoder import FunctionalModel, Variables
 from otter_jax.models.hub import TOKENIZER_FILES, find_pretrained
+from otter_jax.models.lora import Lora
 from otter_jax.models.projections import make_projection, output_width
 from otter_jax.models.two_towers import KINDS, Kind
 from otter_jax.random_keys import named_key
@@ -71,6 +72,7 @@ def _trainable_parts(config: ConfigDict) -> dict[str, dual_encoder.TrainablePart
             frozen=config.model[kind].frozen,
             trainable=config.model[kind].trainable,
             keep_batch_stats=config.model[kind].keep_batch_stats,
+            lora=Lora(**config.model[kind].lora) if config.model[kind].lora.rank else None,
         )
         for kind in KINDS
     }

@@ -106,7 +106,8 @@ def describe_run(parts: Parts, source: Source, total_steps: int) -> None:
     trained, frozen = dual_encoder.count(variables.params), dual_encoder.count(variables.frozen)
     towers = [
         f"{kind} tower {tower.name} ({tower.pretrained or 'random weights'}"
-        f"{', frozen' if tower.frozen else ''})"
+        f"{', frozen' if tower.frozen else ''}"
+        f"{f', LoRA of rank {tower.lora.rank}' if tower.lora.rank else ''})"
         for kind, tower in (("image", config.model.image), ("text", config.model.text))
     ]
     say(f"objective {config.objective.name} on {len(source):,} pairs of {source.name}")
