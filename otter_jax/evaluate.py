@@ -10,7 +10,7 @@ from otter_jax.embedding.starting_point import complete
 from otter_jax.evaluation import tables
 from otter_jax.json_files import write_json
 from otter_jax.models.dual_encoder import Variables
-from otter_jax.pictures import gallery
+from otter_jax.pictures import gallery, pages
 from otter_jax.runs import processes, reporting
 from otter_jax.runs.checkpoints import Checkpoints
 from otter_jax.runs.compiled_programs import keep_compiled_programs
@@ -108,4 +108,6 @@ def write_results(parts: Parts, before: Scores, after: Scores, name: str, **fact
         say("")
         say(reporting.results_table(results))
     say(f"\nwritten to {parts.workdir / name}, and as a table beside it")
+    pages.write_report(parts.workdir)
+    say(f"curves, pictures and results as a page: {parts.workdir / pages.FILE}")
     return results | facts

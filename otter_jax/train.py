@@ -267,7 +267,7 @@ def what_to_do_next(workdir: Path) -> str:
 def draw(parts: Parts, data: TrainingData, state: TrainState) -> None:
     """Draw the pictures of the run into figures/; soft targets where there is a teacher."""
     folder = parts.workdir / "figures"
-    gallery.draw_losses(folder, parts.workdir / "metrics.jsonl")
+    gallery.draw_curves(folder, parts.workdir / "metrics.jsonl")
     encoder = parts.encoder.replace(state.variables)
     if parts.method.uses_teacher:
         order = order_of_records(parts.config, data.source, data.records)
