@@ -550,9 +550,7 @@ def test_untrained_variables_outlast_the_training(
 
 
 def test_diverged_loss_stops_the_run(tiny_config: Callable, tmp_path: Path) -> None:
-    config = tiny_config(
-        **FROZEN, **{"optimizer.learning_rate": 1e38, "log_every_steps": 1}
-    )
+    config = tiny_config(**FROZEN, **{"optimizer.learning_rate": 1e38, "log_every_steps": 1})
     with pytest.raises(FloatingPointError, match="has diverged at step"):
         run(config, tmp_path)
 

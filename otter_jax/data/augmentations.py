@@ -42,7 +42,7 @@ def augment(
         kind: "moco" and "light" are described above, the others in `images.training_transform`.
         fit: "crop" takes from the image, "pad" from the whole image centred on a white square.
         flip: Whether to mirror every second image. "moco" does so in any case.
-        is_cut: Whether the image is already what `draw_box` has drawn of it by the same `rng`.
+        is_cut: Whether the image is already what `draw_view` has drawn of it by the same `rng`.
 
     Returns:
         uint8 [size, size, 3].
@@ -58,7 +58,9 @@ def augment(
     return _moco_colours(image, rng) if kind == "moco" else image
 
 
-def draw_box(height: int, width: int, size: int, rng: np.random.Generator, kind: str) -> images.Box:
+def draw_view(
+    height: int, width: int, size: int, rng: np.random.Generator, kind: str
+) -> images.Box:
     """Draw which part of an image a view shows, as `augment` with fit "crop" begins.
 
     Args:

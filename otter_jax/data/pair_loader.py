@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from otter_jax.data import images, partial_decoding
-from otter_jax.data.augmentations import augment, check_augmentation, draw_box
+from otter_jax.data.augmentations import augment, check_augmentation, draw_view
 from otter_jax.data.batches import Batch
 from otter_jax.data.masking import mask_tokens
 from otter_jax.data.records import Record, RecordError, Source, name_record, read_records
@@ -187,7 +187,7 @@ class PairLoader:
         ):
             return None
         boxes = [
-            draw_box(*size, self.image_size, rng, kind)
+            draw_view(*size, self.image_size, rng, kind)
             for rng, kind in zip(generators, self.augmentations, strict=True)
         ]
         return partial_decoding.decode_boxes(data, size, boxes, self.image_size)

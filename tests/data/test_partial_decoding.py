@@ -16,7 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from otter_jax.data import images, partial_decoding
-from otter_jax.data.augmentations import draw_box
+from otter_jax.data.augmentations import draw_view
 from otter_jax.data.images import Box
 from otter_jax.data.pair_loader import PairLoader, Views
 from otter_jax.data.records import Record
@@ -196,7 +196,7 @@ def test_views_of_larger_crops_are_scaled_parts() -> None:
     whole = images.decode(data)
     for step, view in enumerate(load_views(data, 12, image_size=150, decoding=2)):
         rng = np.random.default_rng((0, step, 0))
-        box = draw_box(427, 640, 150, rng, "random_resized_crop")
+        box = draw_view(427, 640, 150, rng, "random_resized_crop")
         divisor = 2 if min(box[2:]) >= 2 * 150 else 1
         moved = Box(*(length // divisor * divisor for length in box))
         expected = images._resize_opencv(moved.cut(whole), 150, 150)
