@@ -1,13 +1,18 @@
 """Results as a CSV: a line for every metric of every set."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
 OTHERS = ("before", "chance")  # Keys of results.json that are no sets.
+
+
+def sets_of(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, float]]]:
+    """Yield the sets of results.json and their metrics, without what stands beside them."""
+    return ((k, each) for k, each in results.items() if k not in OTHERS and isinstance(each, dict))
 
 
 def write_csv(path: Path, results: Mapping[str, Any]) -> None:
@@ -23,9 +28,7 @@ def write_csv(path: Path, results: Mapping[str, Any]) -> None:
     with partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["set", "metric", "value", *OTHERS])
-        for name, metrics in results.items():
-            if name in OTHERS:
-                continue
+        for name, metrics in sets_of(results):
             for metric, value in metrics.items():
                 beside = [results.get(o, {}).get(name, {}).get(metric, "") for o in OTHERS]
                 writer.writerow([name, metric, value, *beside])
