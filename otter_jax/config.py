@@ -366,6 +366,8 @@ class EvaluateSection:
         batch_size: images and texts that go through the towers at a time.
         template: the prompt around a class name, a text file of one a line, or clip80.
         names: joined | averaged: a class's names in one prompt (as released), or one each.
+        interpolate: (0, 0.25, 0.5, 0.75, 1) has `otter-jax evaluate` measure the models at these
+            shares of the way from the start of the run to its end.
     """
 
     sets: tuple = ("open_clipart",)
@@ -373,6 +375,7 @@ class EvaluateSection:
     batch_size: int = 64
     template: str = "a photo of {}."
     names: str = "joined"
+    interpolate: tuple = ()
 
 
 IMAGE_TOWER, TEXT_TOWER = TowerSection("efficientnet_lite0"), TextTowerSection("bert")
@@ -520,7 +523,7 @@ def problems_of(config: ConfigDict) -> Problems:
     for refuse in (
         *(_check_seed, _check_choices, _check_profile, _check_wandb, _check_sources),
         *(_check_captions, _check_batch, _check_loss_ratio, _check_mesh, _check_trust),
-        *(_check_template, _check_best, groups_of),
+        *(_check_template, _check_best, _check_interpolate, groups_of),
     ):
         with problems.noting():
             refuse(config)
@@ -790,6 +793,14 @@ def _check_loss_ratio(config: ConfigDict) -> None:
     if config.max_loss_ratio != 0 and not config.max_loss_ratio > 1:
         raise ValueError(
             f"config.max_loss_ratio={config.max_loss_ratio}: it must be above 1, or 0 for never"
+        )
+
+
+def _check_interpolate(config: ConfigDict) -> None:
+    shares = config.evaluate.interpolate
+    if not all(isinstance(share, int | float) and 0 <= share <= 1 for share in shares):
+        raise ValueError(
+            f"config.evaluate.interpolate={shares}: it must be shares in [0, 1], (0, 0.5, 1)"
         )
 
 

@@ -17,6 +17,7 @@ from otter_jax.runs.checkpoints import Checkpoints
 from otter_jax.runs.interruption import Interruption
 from otter_jax.runs.workdir import refuse_other_config
 from otter_jax.terminal import say
+from otter_jax.training.interpolations import measure_interpolations
 from otter_jax.training.parts import Parts, Results, build_parts_together
 
 Scores = dict[str, dict[str, float]]  # {set: {metric: value}}
@@ -58,6 +59,8 @@ def evaluate_workdir(
     parts.store.keep_trained = True  # The model is finished: its features are worth a file.
     step, variables, is_latest = restore_variables(parts)
     say(f"{workdir} after step {step}")
+    if config.evaluate.interpolate:
+        return measure_interpolations(parts, variables, step)
     after = parts.evaluate(variables)
     draw_sets(parts, variables)
     # Only a run that has finished, and was asked for the same evaluation, has its results renewed.

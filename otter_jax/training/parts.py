@@ -48,7 +48,11 @@ class Parts:
 
     def evaluate(self, variables: dual_encoder.Variables) -> dict[str, dict[str, float]]:
         """Return `{set: {metric: value}}` of these variables; may raise Interrupted."""
-        encoder, results = self.encoder.replace(variables), {}
+        return self.measure(self.encoder.replace(variables))
+
+    def measure(self, encoder: Encoder) -> dict[str, dict[str, float]]:
+        """Return `{set: {metric: value}}` of a model; may raise Interrupted."""
+        results = {}
         for each in self.sets:
             self.interruption.look()
             results[each.name] = each.evaluate(encoder, self.store)
