@@ -28,6 +28,7 @@ from ml_collections.config_dict import FieldReference
 
 from otter_jax.data.augmentations import AUGMENTATIONS
 from otter_jax.data.batches import ORDERS
+from otter_jax.data.partial_decoding import DECODINGS
 from otter_jax.data.templates import read_templates
 from otter_jax.json_files import read_json_object
 from otter_jax.objectives import METHODS, make_method
@@ -37,6 +38,7 @@ from otter_jax.objectives.methods import fields_of
 BOOKKEEPING_KEYS = (
     "checkpoint.every_",
     "checkpoint.keep",
+    "compiled_programs",
     "data.max_bad_share",
     "data.threads",
     "fsdp",
@@ -79,6 +81,8 @@ class Experiment:
         deterministic: on GPUs, only kernels that give the same bits every time; slower, and without
             need elsewhere.
         profile: (first, last) keeps a trace of these steps in WORKDIR/profile.
+        compiled_programs: a folder in which compiled programs are kept, so that a run that resumes
+            need not compile again; auto: in the user's cache, at most 4 GiB | none.
         wandb_project: where set, metrics go to Weights & Biases as well.
         on_nan: what follows a loss or update that is not finite, or a loss that has exploded, none
             of which enters the parameters: stop | skip (go on with the next batch) | rollback (to
@@ -97,6 +101,7 @@ class Experiment:
     fsdp: bool = False
     deterministic: bool = False
     profile: tuple = ()
+    compiled_programs: str = "auto"
     wandb_project: str | None = None
     on_nan: str = "stop"
     max_nan_steps: int = 10
@@ -126,6 +131,8 @@ class DataSection:
             own. An epoch of the run is always as many pairs as there are in all sources together.
         order: which permutations pairs go through: 1 | 2, which below 65,536 pairs takes a tenth of
             the time (data/batches.py).
+        decoding: how JPEGs are decoded for random crops: 1 whole, 2 no further than the crop needs,
+            with simplejpeg (data/partial_decoding.py).
         captions: one | all: of several captions of an image one is drawn at every step, or each is
             a pair of its own, so that an epoch has all of them.
         held_out: share of the pairs that is not trained on but evaluated, as the set `held_out`;
@@ -146,6 +153,7 @@ class DataSection:
     train: str | tuple = "open_clipart"
     weights: tuple = ()
     order: int = 1
+    decoding: int = 1
     captions: str = "one"
     held_out: float = 0.0
     max_bad_share: float = 0.05
@@ -748,6 +756,7 @@ def _check_choices(config: ConfigDict) -> None:
     for key, choices in (
         ("on_nan", ("stop", "skip", "rollback")),
         ("data.order", ORDERS),
+        ("data.decoding", DECODINGS),
         ("data.fit", ("crop", "pad")),
         ("data.augmentation", AUGMENTATIONS),
         ("data.view_augmentation", AUGMENTATIONS),

@@ -10,10 +10,11 @@ from otter_jax.embedding.starting_point import complete
 from otter_jax.evaluation import tables
 from otter_jax.json_files import read_json, write_json
 from otter_jax.models.dual_encoder import Variables
-from otter_jax.pictures import gallery
+from otter_jax.pictures import gallery, pages
 from otter_jax.runs import processes, reporting
 from otter_jax.runs.best_step import best_step
 from otter_jax.runs.checkpoints import Checkpoints
+from otter_jax.runs.compiled_programs import keep_compiled_programs
 from otter_jax.runs.interruption import Interruption
 from otter_jax.runs.workdir import refuse_other_config
 from otter_jax.terminal import say
@@ -35,6 +36,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> Results:
         Interrupted: on SIGTERM or SIGINT; features that were computed are kept.
     """
     workdir = Path(workdir)
+    keep_compiled_programs(config.compiled_programs)
     with processes.refusing_together():
         config = complete(config)
         config_lib.check(config)
@@ -112,4 +114,6 @@ def write_results(parts: Parts, before: Scores, after: Scores, name: str, **fact
         say("")
         say(reporting.results_table(results))
     say(f"\nwritten to {parts.workdir / name}, and as a table beside it")
+    pages.write_report(parts.workdir)
+    say(f"curves, pictures and results as a page: {parts.workdir / pages.FILE}")
     return results | facts

@@ -24,6 +24,7 @@ from otter_jax.pictures import gallery
 from otter_jax.runs import processes, reporting
 from otter_jax.runs.best_step import best_step
 from otter_jax.runs.checkpoints import Checkpoints
+from otter_jax.runs.compiled_programs import keep_compiled_programs
 from otter_jax.runs.interruption import Interruption
 from otter_jax.runs.reporting import Reporter
 from otter_jax.runs.workdir import (
@@ -77,6 +78,7 @@ def train(config: ConfigDict, workdir: Path) -> Results:
         Interrupted: on SIGTERM or SIGINT, when all finished steps have been saved.
     """
     workdir = Path(workdir)
+    keep_compiled_programs(config.compiled_programs)
     with Interruption() as interruption:
         with processes.refusing_together():
             config = complete(config)
@@ -278,7 +280,7 @@ def what_to_do_next(workdir: Path) -> str:
 def draw(parts: Parts, data: TrainingData, state: TrainState) -> None:
     """Draw the pictures of the run into figures/; soft targets where there is a teacher."""
     folder = parts.workdir / "figures"
-    gallery.draw_losses(folder, parts.workdir / "metrics.jsonl")
+    gallery.draw_curves(folder, parts.workdir / "metrics.jsonl")
     encoder = parts.encoder.replace(state.variables)
     if parts.method.uses_teacher:
         order = order_of_records(parts.config, data.source, data.records)

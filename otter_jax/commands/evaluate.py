@@ -23,8 +23,6 @@ from pathlib import Path
 from otter_jax.commands import train
 from otter_jax.commands.command_line import Parser, path_of
 
-RUNS_OWN = Path(__file__).with_name("config_of_run.py")
-
 
 def main(arguments: Sequence[str]) -> None:
     """Evaluate what the command line says."""
@@ -37,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
     given = dict(each.removeprefix("--").partition("=")[::2] for each in arguments)
     if "config" not in given:
         own = path_of_run(given.get("workdir", "")) / "config.json"
-        arguments = [f"--config={RUNS_OWN}:{own}", *arguments]
+        arguments = [f"--config={own}", *arguments]
     train.main([*arguments, "--mode=evaluate"])
 
 

@@ -133,7 +133,8 @@ def export_dual_encoder(
     write_preprocessing(module.image, folder, sizes)
     # open_clip has no margin around the crop; a folder that it reads would give other numbers.
     if sizes is not None and sizes.resized_side == sizes.image_size:
-        preprocess = {"resize_mode": sizes.mode, "interpolation": sizes.interpolation}
+        mode = sizes.mode.removesuffix("_floor")
+        preprocess = {"resize_mode": mode, "interpolation": sizes.interpolation}
         export_open_clip(module, folder, preprocess)
 
 
@@ -321,6 +322,7 @@ def _clip_text(config: clip_text.ClipTextConfig) -> HuggingFaceForm | None:
     fields |= {
         "model_type": "clip_text_model",
         "attention_dropout": config.attention_probs_dropout_prob,
+        "bos_token_id": None,  # Else CLIP's, at which transformers warns in a small vocabulary.
         # transformers takes this id for "the highest id of each text".
         "eos_token_id": clip_text_layouts.WRONG_EOS_TOKEN_ID if eos is None else eos,
     }

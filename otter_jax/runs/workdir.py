@@ -24,7 +24,7 @@ from otter_jax.terminal import say
 
 # What a run writes before its first step that hangs on its config or data; features/ has names of
 # its own for both.
-OF_NO_USE_TO_ANOTHER = ("metrics.jsonl", "timings.jsonl", "data.json", "trust.npz",
+OF_NO_USE_TO_ANOTHER = ("metrics.jsonl", "timings.jsonl", "machine.jsonl", "data.json", "trust.npz",
                         "divergence.json", "checkpoints", "tensorboard", "tokenizer")  # fmt: skip
 
 

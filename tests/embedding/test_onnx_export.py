@@ -44,7 +44,6 @@ def write_model(folder: Path, tokenizer_folder: Path, image: str, text: str) -> 
         ("clip vit", "clip text"),
         ("efficientnet", "distilbert"),
         ("convnext", "mpnet"),
-        ("clip resnet", "roberta"),
     ],
 )
 def test_onnxruntime_gives_the_same_embeddings(
