@@ -528,6 +528,10 @@ def problems_of(config: ConfigDict) -> Problems:
         _refuse_unknown_keys(config)
     if problems:
         return problems  # The others ask for keys.
+    with problems.noting():
+        _check_finite(config)
+    if problems:
+        return problems  # Others would say it again, in other words.
     for refuse in (
         *(_check_seed, _check_choices, _check_profile, _check_wandb, _check_sources),
         *(_check_captions, _check_batch, _check_loss_ratio, _check_mesh, _check_trust),
@@ -547,6 +551,7 @@ def problems_of(config: ConfigDict) -> Problems:
     return problems
 
 
+LARGEST = 2**14  # Pixels a side, tokens and the like: more is a slip, and no memory would do.
 # Keys of numbers, and what they may be.
 RANGES = (
     (
@@ -563,6 +568,11 @@ RANGES = (
          "total_steps", "evaluate.every_steps", "checkpoint.every_minutes", "max_nan_steps"),
         lambda value: 0 <= value < math.inf,
         "not be negative or infinite",
+    ),
+    (
+        ("data.image_size", "data.max_tokens", "model.embed_dim", "data.threads"),
+        lambda value: value <= LARGEST,
+        f"be at most {LARGEST}",
     ),
     (
         ("teacher.decay", "optimizer.momentum", "optimizer.b2", "model.image.lora.dropout",
@@ -743,6 +753,17 @@ def differences(
         for key in keys
         if old.get(key) != new.get(key)
     ]
+
+
+def _check_finite(config: ConfigDict) -> None:
+    """Refuse infinities and what is no number, wherever they stand."""
+    problems = Problems()
+    for key, value in flatten(config.to_dict()).items():
+        for each in value if isinstance(value, list) else [value]:
+            with problems.noting():
+                if isinstance(each, float) and not math.isfinite(each):
+                    raise ValueError(f"config.{key}={each}: it must be finite")
+    problems.refuse()
 
 
 def _check_seed(config: ConfigDict) -> None:

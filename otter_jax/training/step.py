@@ -135,7 +135,7 @@ def contrastive_step(learner: Learner, state: TrainState, batch: DeviceBatch) ->
     def loss(embeddings: tuple[jax.Array, jax.Array], params: Arrays) -> tuple[jax.Array, Metrics]:
         student, scales = objectives.Embeddings(*embeddings), scales_of(params)
         trust = batch.get("trust")
-        return objectives.contrast(learner.method, student, None, scales, learner.mesh, trust)
+        return objectives.total_loss(learner.method, student, None, scales, learner.mesh, trust)
 
     return descend(learner, state, batch, learner.model.embed, loss)
 
@@ -147,7 +147,7 @@ def distillation_step(learner: Learner, state: TrainState, batch: DeviceBatch) -
     def loss(embeddings: tuple[jax.Array, jax.Array], params: Arrays) -> tuple[jax.Array, Metrics]:
         student, scales = objectives.Embeddings(*embeddings), scales_of(params)
         trust = batch.get("trust")
-        return objectives.contrast(learner.method, student, seen, scales, learner.mesh, trust)
+        return objectives.total_loss(learner.method, student, seen, scales, learner.mesh, trust)
 
     proposal = descend(learner, state, batch, learner.model.embed, loss)
     return proposal._replace(state=proposal.state._replace(teacher=teacher))
