@@ -5,7 +5,8 @@
 # Expected:  a cross-entropy with soft targets skips what has no mass: 0 log 0 is 0.
 # Happens:   a logit of -inf with target 0 gives 0 * -inf, NaN. The gradient, softmax minus target,
 #            is right and finite, so training goes on well while its curve is NaN; guards that stop
-#            on a loss that is not finite stop a healthy run. With integer labels the loss is finite.
+#            on a loss that is not finite stop a healthy run. With integer labels the loss is
+#            finite.
 # Matters:   contrastive targets that take the given pair, duplicates or padding out of a batch by
 #            -inf, as OTTER's and most masked losses do.
 # Seen on 2026-11-28:
