@@ -6,12 +6,14 @@ from ml_collections import ConfigDict
 
 from otter_jax import config as config_lib
 from otter_jax import objectives, sharding
+from otter_jax.embedding.starting_point import complete
 from otter_jax.evaluation import tables
 from otter_jax.json_files import write_json
 from otter_jax.models.dual_encoder import Variables
 from otter_jax.pictures import gallery, pages
 from otter_jax.runs import processes, reporting
 from otter_jax.runs.checkpoints import Checkpoints
+from otter_jax.runs.compiled_programs import keep_compiled_programs
 from otter_jax.runs.interruption import Interruption
 from otter_jax.runs.workdir import refuse_other_config
 from otter_jax.terminal import say
@@ -32,7 +34,9 @@ def evaluate(config: ConfigDict, workdir: Path) -> Results:
         Interrupted: on SIGTERM or SIGINT; features that were computed are kept.
     """
     workdir = Path(workdir)
+    keep_compiled_programs(config.compiled_programs)
     with processes.refusing_together():
+        config = complete(config)
         config_lib.check(config)
         if not (workdir / "config.json").is_file():
             raise FileNotFoundError(

@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import jax
@@ -96,19 +96,30 @@ class Task(contextlib.AbstractContextManager):
             Task._display = None
 
 
-def progress(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
+def progress(
+    items: Iterable[Item],
+    total: int,
+    label: str,
+    count: Callable[[Item], int] = lambda item: 1,
+) -> Iterator[Item]:
     """Pass items on and show how many are done, how fast, and the time left.
 
-    On a terminal there is a bar; elsewhere a line appears about every ten seconds. Rates leave out
-    what was spent on compiling meanwhile.
+    On a terminal there is a bar; elsewhere a line appears about every ten seconds. Rates
+    leave out what was spent on compiling meanwhile. Where items are gathered into batches, it is
+    the batches' results that are to be passed on: an item that is handed over is not yet done.
+
+    Args:
+        items: what is passed on.
+        total: how many there are, as `count` counts them.
+        label: what they are called.
+        count: says for how many an item stands.
     """
     shown = time.perf_counter()
     done = 0
     with Stopwatch() as clock, Task(label, total) as task:
-        for done, item in enumerate(items, start=1):
+        for item in heard(items):
+            done += count(item)
             yield item
-            for call in _callbacks:
-                call()
             now = time.perf_counter()
             if now - shown > (0.2 if task.is_shown else 10.0) and done < total:
                 shown, rate = now, done / max(clock.seconds, 1e-9)
@@ -121,9 +132,17 @@ def progress(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
     say(f"{label}: {done} in {duration(clock.seconds)}{rate}{clock.note}")
 
 
+def heard(items: Iterable[Item]) -> Iterator[Item]:
+    """Pass items on, and call between them what is to be called, see `between_items`."""
+    for item in items:
+        yield item
+        for call in _callbacks:
+            call()
+
+
 @contextlib.contextmanager
 def between_items(call: Callable[[], None]) -> Iterator[None]:
-    """Have something called between the items of every long loop: of each `progress`."""
+    """Have something called between the items of every long loop: of `progress`, `heard`."""
     _callbacks.append(call)
     try:
         yield
@@ -204,6 +223,18 @@ class Stopwatch(contextlib.AbstractContextManager):
 
 def _per_second(rate: float) -> str:
     return f"{rate:,.0f} a second" if rate >= 10 else f"{rate:.1f} a second"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table, its first column flush left and the others right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
 
 
 def _can_draw() -> bool:

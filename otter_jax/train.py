@@ -11,15 +11,18 @@ from ml_collections import ConfigDict
 
 from otter_jax import config as config_lib
 from otter_jax import objectives, sharding
-from otter_jax.data.sources import Source, open_source, remarks
+from otter_jax.data.held_out import hold_out
+from otter_jax.data.sources import Source, remarks
 from otter_jax.embedding import trust
 from otter_jax.embedding.encoder import keep_description
+from otter_jax.embedding.starting_point import complete
 from otter_jax.evaluate import before_training, draw_sets, write_results
 from otter_jax.evaluation.sets import refuse_unknown_sets
 from otter_jax.models import dual_encoder
 from otter_jax.pictures import gallery
 from otter_jax.runs import processes, reporting
 from otter_jax.runs.checkpoints import Checkpoints
+from otter_jax.runs.compiled_programs import keep_compiled_programs
 from otter_jax.runs.interruption import Interruption
 from otter_jax.runs.reporting import Reporter
 from otter_jax.runs.workdir import (
@@ -47,7 +50,13 @@ from otter_jax.training.data import (
 from otter_jax.training.divergence import DivergedError, DivergenceWatch
 from otter_jax.training.loop import Training, batch_records, run_steps
 from otter_jax.training.optimizers import make_optimizer, make_schedule
-from otter_jax.training.parts import Parts, Results, build_parts_together, describe_run
+from otter_jax.training.parts import (
+    Parts,
+    Results,
+    build_parts_together,
+    describe_run,
+    open_whole,
+)
 from otter_jax.training.state import TrainState, initial_state, make_memory, state_places
 from otter_jax.training.step import Learner, StepSettings, make_target_step, make_train_step
 
@@ -66,8 +75,10 @@ def train(config: ConfigDict, workdir: Path) -> Results:
         Interrupted: on SIGTERM or SIGINT, when all finished steps have been saved.
     """
     workdir = Path(workdir)
+    keep_compiled_programs(config.compiled_programs)
     with Interruption() as interruption:
         with processes.refusing_together():
+            config = complete(config)
             method = refuse_bad_start(config, workdir)
             source = open_pairs(config, workdir, method)
             total_steps = config_lib.total_steps(config, len(source))
@@ -114,12 +125,7 @@ def refuse_bad_start(config: ConfigDict, workdir: Path) -> objectives.Method:
 def open_pairs(config: ConfigDict, workdir: Path, method: objectives.Method) -> Source:
     """Open the pairs to train on; refuse them if they are too few, too bad, or have changed."""
     try:
-        source = open_source(
-            config.data.train,
-            cache_dir=workdir,
-            every_caption=config.data.captions == "all",
-            progress=progress,
-        )
+        source = open_whole(config, workdir)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"config.data.train: {error}; without data of your own, try "
@@ -128,6 +134,8 @@ def open_pairs(config: ConfigDict, workdir: Path, method: objectives.Method) -> 
     for remark in remarks(source):
         say(remark)
     refuse_bad_data(config, source, {})
+    if config.data.held_out:
+        source = hold_out(source, config.data.held_out, config.seed, progress).train
     refuse_other_data(source, workdir)
     order_of_records(config, source, np.arange(len(source)))  # Refuses too few pairs.
     if method.uses_trust:
@@ -147,7 +155,7 @@ def train_claimed(
     check_data(parts, data)
     if parts.method.uses_trust:
         add_trust(parts, data)
-    optimizer = make_optimizer(config, schedule)
+    optimizer = make_optimizer(config, schedule, total_steps)
     learner = Learner(
         parts.model, parts.method, optimizer, schedule, StepSettings.of(config), parts.mesh
     )
@@ -208,8 +216,8 @@ def train_from_checkpoint(training: Training, state: TrainState) -> Results:
     if saved.latest_step is not None:
         state = saved.restore(state)
         say(f"resuming after step {int(state.step)}")
-    elif config.on_nan == "rollback":
-        saved.save(state)  # A state to go back to, from the first step on.
+    elif config.on_nan == "rollback" or not training.total_steps:
+        saved.save(state)  # A state to go back to from the first step on, or all there will be.
     checkpoint = int(state.step)
     training.interruption.step, training.interruption.unsaved = checkpoint, False
     watch = DivergenceWatch(

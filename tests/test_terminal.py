@@ -10,7 +10,16 @@ import jax
 import pytest
 
 from otter_jax import terminal
-from otter_jax.terminal import Stopwatch, Task, between_items, duration, progress, say, working
+from otter_jax.terminal import (
+    Stopwatch,
+    Task,
+    between_items,
+    duration,
+    heard,
+    progress,
+    say,
+    working,
+)
 
 
 @pytest.mark.parametrize(
@@ -26,12 +35,20 @@ def test_progress_passes_items_on(capsys: pytest.CaptureFixture) -> None:
     assert capsys.readouterr().out == "letters: 3 in 0 s\n"  # Too short for a rate.
 
 
+def test_progress_counts_what_an_item_stands_for(capsys: pytest.CaptureFixture) -> None:
+    assert list(progress(["abc", "", "de"], 5, "letters", count=len)) == ["abc", "", "de"]
+    assert capsys.readouterr().out == "letters: 5 in 0 s\n"
+
+
 def test_what_is_asked_for_is_called_between_items() -> None:
     called = []
     with between_items(lambda: called.append(len(called))):
         assert list(progress("ab", 2, "letters")) == ["a", "b"]
     assert list(progress("ab", 2, "letters")) == ["a", "b"]
     assert called == [0, 1]
+    with between_items(lambda: called.append("heard")):
+        assert list(heard("ab")) == ["a", "b"]
+    assert called == [0, 1, "heard", "heard"]
 
 
 def compile_for(seconds: float) -> None:

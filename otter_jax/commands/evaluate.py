@@ -3,18 +3,34 @@
 The config is the run's own, unless --config names another, which must agree with it in all but
 `evaluate.*`. What was asked for in training goes to results.json, anything else to evaluation.json,
 with the model's step.
+
+Or several models, trained here or not, on the same sets into one table:
+
+    otter-jax evaluate --model=runs/quickstart --model=openai/clip-vit-base-patch32 --sets=openmoji
+
+--model is whatever `otter_jax.load` takes: a workdir, an exported folder, a checkpoint with two
+towers by its path or its name in the Hugging Face Hub. --sets are those of config.evaluate.sets,
+--template and --names as config.evaluate has them. The table also goes to --output (default:
+evaluation.json), which is replaced.
 """
 
-from collections.abc import Sequence
+import argparse
+import ast
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from otter_jax.commands import train
+from otter_jax.commands.command_line import Parser, path_of
 
 
 def main(arguments: Sequence[str]) -> None:
     """Evaluate what the command line says."""
     if train.asks_for_help(arguments):
         print(f"{__doc__}\nKeys and flags are those of train:\n\n{train.describe_options()}")
+        return
+    if any(re.match("--model($|=)", each) for each in arguments):
+        measure_models(parse(arguments))
         return
     given = dict(each.removeprefix("--").partition("=")[::2] for each in arguments)
     if "config" not in given:
@@ -37,3 +53,51 @@ def path_of_run(workdir: str) -> Path:
             f"--workdir={workdir}: there is no run to evaluate (no config.json)"
         )
     return folder
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options of a command line with models."""
+    parser = Parser(prog="otter-jax evaluate")
+    for option in ("--model", "--sets"):
+        parser.add_argument(option, action="append", required=True)
+    parser.add_argument("--template", default="a photo of {}.")
+    parser.add_argument("--names", default="joined", choices=("joined", "averaged"))
+    parser.add_argument("--output", type=path_of, default=Path("evaluation.json"))
+    return parser.parse_args(arguments)
+
+
+def measure_models(options: argparse.Namespace) -> None:
+    """Measure models, show the table, and write it down after each of them.
+
+    Raises:
+        ValueError, FileNotFoundError: for a model or a set that is none.
+    """
+    from otter_jax.evaluation import several_models
+    from otter_jax.json_files import write_json
+
+    def keep(found: Mapping[str, several_models.Scores]) -> None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(options.output, found)
+
+    specs = [spec for text in options.sets for spec in split_specs(text)]
+    try:
+        found = several_models.evaluate_models(
+            options.model, specs, template=options.template, names=options.names, keep=keep
+        )
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(str(error).replace("config.evaluate.sets", "--sets")) from error
+    print(f"\n{several_models.table(found)}\n\nwritten to {options.output}")
+
+
+def split_specs(text: str) -> list[str]:
+    """Return the SPECs of `a,b`, or of a tuple as --config.evaluate.sets takes it.
+
+    >>> split_specs("openmoji,webdataset:{0,1}.tar"), split_specs('("openmoji",)')
+    (['openmoji', 'webdataset:{0,1}.tar'], ['openmoji'])
+    """
+    if text.startswith("("):
+        try:
+            return list(ast.literal_eval(text))
+        except (ValueError, SyntaxError):
+            raise ValueError(f"--sets={text}: write --sets=SPEC,SPEC") from None
+    return re.split(r",(?![^{]*})", text)

@@ -5,17 +5,18 @@ reason; prints ten captions as they are trained on, and says what makes them loo
 --out it writes inspect.json, histograms.png and samples.png. With --model it also says how surely
 that model finds each image's caption among those of a batch, which is OTTER's measure of how noisy
 a data set is. With --trust it estimates how many captions are wrong, and with --out which ones:
-trust.parquet, trust.png, and the pairs that are trusted least and most.
+trust.parquet (trust.csv without pyarrow), trust.png, and the pairs that are trusted least and most.
 """
 
 import argparse
 import ast
+import csv
 import importlib.util
 import sys
 import tempfile
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ from otter_jax.data.records import read_in_order
 from otter_jax.data.sources import Source, open_source, remarks, skipped_files
 
 SAMPLES, COLUMNS, THUMBNAIL = 24, 6, 160
-TRUST_FILES = ("trust.parquet", "trust.png", "least_trusted.png", "most_trusted.png")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -108,7 +108,7 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
     say(report(found))
     if options.out is not None and towers is not None:
         write_trust(options.out, source, pairs, estimate)
-        say(f"written to {options.out}: {', '.join(TRUST_FILES)}")
+        say(f"written to {options.out}: {', '.join(trust_files())}")
     if options.out is not None:
         write_json(options.out / "inspect.json", found)
         draw_histograms(options.out / "histograms.png", tally)
@@ -124,10 +124,6 @@ def _refuse_bad_options(options: argparse.Namespace) -> None:
         raise ValueError(f"--batch_size={options.batch_size}; it must be at least 2")
     if options.seed < 0:
         raise ValueError(f"--seed={options.seed}; it must not be negative")
-    if options.trust and options.out is not None and importlib.util.find_spec("pyarrow") is None:
-        raise ModuleNotFoundError(
-            "--trust --out writes Parquet, which needs pyarrow: pip install 'otter_jax[parquet]'"
-        )
 
 
 def _look_at(source: Source, inspected: int, tally: statistics.Tally) -> dict[str, Any]:
@@ -227,6 +223,26 @@ def draw_samples(
         figure.savefig(path, dpi=110)
 
 
+def trust_files() -> tuple[str, ...]:
+    """Return the names of what `write_trust` writes: a CSV where pyarrow is not installed."""
+    suffix = "parquet" if importlib.util.find_spec("pyarrow") else "csv"
+    return f"trust.{suffix}", "trust.png", "least_trusted.png", "most_trusted.png"
+
+
+def write_table(path: Path, columns: Mapping[str, Any]) -> None:
+    """Write columns of one length as Parquet or CSV, whichever the path ends in."""
+    if path.suffix == ".csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
+        return
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table(columns), path)
+
+
 def write_trust(folder: Path, source: Source, pairs: dict[str, Any], found: Any) -> None:
     """Write what was estimated of some pairs: table, histogram, and the pairs at both ends.
 
@@ -236,14 +252,10 @@ def write_trust(folder: Path, source: Source, pairs: dict[str, Any], found: Any)
         pairs: `record` [n], numbers of some of them, and `key`, what they are called.
         found: `trust.Trust` of these.
     """
-    import pyarrow
-    from pyarrow import parquet
-
     from otter_jax.pictures.curves import draw_trust
 
-    table, histogram, least, most = (folder / name for name in TRUST_FILES)
-    columns = {**pairs, "trust": found.alpha, "statistic": found.statistic}
-    parquet.write_table(pyarrow.table(columns), table)
+    table, histogram, least, most = (folder / name for name in trust_files())
+    write_table(table, {**pairs, "trust": found.alpha, "statistic": found.statistic})
     draw_trust(histogram, found)
     order = np.lexsort((found.statistic, found.alpha))
     for path, chosen in ((least, order[:SAMPLES]), (most, order[::-1][:SAMPLES])):

@@ -7,9 +7,8 @@ features of frozen towers once.
 import contextlib
 import dataclasses
 import functools
-import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,6 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from PIL import Image
 
 from otter_jax import objectives, sharding
 from otter_jax.data import images as image_functions
@@ -26,16 +24,18 @@ from otter_jax.data.resizing import resize_as, resized_side
 from otter_jax.data.templates import DEFAULT_TEMPLATE, read_templates
 from otter_jax.data.texts import Tokenizer
 from otter_jax.embedding.class_bank import class_bank
+from otter_jax.embedding.given_images import AnyImage, as_rgb, one_by_one
 from otter_jax.json_files import read_json, write_json
 from otter_jax.models import blueprint, dual_encoder, export, pretrained
 from otter_jax.models.dual_encoder import FunctionalModel, Variables
 from otter_jax.models.hub import TOKENIZER_FILES, find_pretrained
+from otter_jax.models.lora import Lora
 from otter_jax.models.projections import make_projection, output_width
 from otter_jax.models.two_towers import KINDS, Kind
 from otter_jax.random_keys import named_key
+from otter_jax.terminal import progress
 
-AnyImage = Image.Image | np.ndarray | bytes | str | os.PathLike
-
+WORTH_PROGRESS = 1000  # Images: of fewer it is not said how far they are.
 MOST_TOKENS = 128  # Of a checkpoint's text tower that could take more.
 MODEL_FILE = "model.json"
 TOKENIZER_FOLDER = "tokenizer"
@@ -72,6 +72,7 @@ def _trainable_parts(config: ConfigDict) -> dict[str, dual_encoder.TrainablePart
             frozen=config.model[kind].frozen,
             trainable=config.model[kind].trainable,
             keep_batch_stats=config.model[kind].keep_batch_stats,
+            lora=Lora(**config.model[kind].lora) if config.model[kind].lora.rank else None,
         )
         for kind in KINDS
     }
@@ -175,6 +176,17 @@ class Encoder:
         towers = f"{type(module.image).__name__}, {type(module.text).__name__}"
         return f"Encoder({towers}, embed_dim={module.embed_dim}, image_size={self.image_size})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickle keeps: the arrays as NumPy's, and no devices."""
+        kept = {name: value for name, value in vars(self).items() if name != "mesh"}
+        return kept | {"variables": jax.tree.map(np.asarray, self.variables)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Place the model on all devices that there are where it is unpickled."""
+        mesh = sharding.make_mesh()
+        variables = sharding.put_state(mesh, state["variables"])
+        vars(self).update(state, mesh=mesh, variables=variables)
+
     @property
     def _compiled(self) -> Compiled:
         return compiled(self.model, self.mesh)
@@ -209,10 +221,10 @@ class Encoder:
             "max_tokens": self.tokenizer.max_tokens,
             "scale_bounds": self.scale_bounds,
         }
-        export.export_dual_encoder(self.model.bind(self.variables), folder, data, self._sizes())
+        export.export_dual_encoder(self.model.bind(self.variables), folder, data, self.sizes())
         self.tokenizer.save(folder)
 
-    def _sizes(self) -> export.Sizes | None:
+    def sizes(self) -> export.Sizes | None:
         """Return how `transform` resizes; None for padding, which no other library does."""
         if self.fit != "crop":
             return None
@@ -226,19 +238,25 @@ class Encoder:
         """Return the same network with other arrays; nothing is compiled again."""
         return dataclasses.replace(self, variables=variables)
 
-    def encode_image(self, images: Sequence[AnyImage] | np.ndarray) -> np.ndarray:
-        """Return unit image embeddings.
+    def encode_image(self, images: AnyImage | Iterable[AnyImage]) -> np.ndarray:
+        """Return unit image embeddings; of thousands it is shown how far they are.
 
         Args:
-            images: one or several, also as they come from a generator: PIL images, paths of files,
-                or uint8 [H, W, 3] arrays, of any size, or one
-                uint8 [N, H, W, 3]. Images and files are seen as training sees them: upright, and
-                with transparency laid on white.
+            images: one or several, also as they come from a generator: PIL images, paths or
+                contents of files, or arrays [H, W, 3], [H, W] or [H, W, 4] of any size, uint8 or
+                floats in [0, 1]; or one array [N, H, W, 3]. All are seen as training sees them:
+                upright, and with transparency laid on white.
 
         Returns:
             float32 [N, embed_dim].
+
+        Raises:
+            ValueError: for what is no image, see `given_images.as_rgb`.
         """
-        transformed = (self.transform(image) for image in one_by_one(images))
+        images = one_by_one(images)
+        if isinstance(images, Sized) and len(images) >= WORTH_PROGRESS:
+            images = progress(images, len(images), "images")
+        transformed = (self.transform(image) for image in images)
         return self.project_image(self.image_features(transformed))
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
@@ -253,8 +271,8 @@ class Encoder:
 
     def classify(
         self,
-        images: Sequence[AnyImage] | np.ndarray,
-        labels: Sequence[str],
+        images: AnyImage | Iterable[AnyImage],
+        labels: Iterable[str],
         template: str | Sequence[str] = DEFAULT_TEMPLATE,
     ) -> np.ndarray:
         """Return every label's probability for every image, float32 [N, len(labels)].
@@ -277,13 +295,41 @@ class Encoder:
         logits = np.asarray(scale) * self.encode_image(images) @ bank.T
         return np.asarray(jax.nn.softmax(logits, axis=1))
 
+    def top_k(
+        self,
+        images: AnyImage | Iterable[AnyImage],
+        labels: Iterable[str],
+        k: int = 5,
+        template: str | Sequence[str] = DEFAULT_TEMPLATE,
+    ) -> list[list[tuple[str, float]]]:
+        """Return every image's likeliest labels with their probabilities, likeliest first.
+
+        Args:
+            images: as in `encode_image`.
+            labels: as in `classify`, and the probabilities are those.
+            k: how many of them; all where there are fewer.
+            template: as in `classify`.
+
+        Raises:
+            ValueError: for k below 1, and as `classify`.
+        """
+        if k < 1:
+            raise ValueError(f"k={k}: it must be at least 1")
+        labels = labels if isinstance(labels, str) else list(labels)  # Which `classify` refuses.
+        rows = self.classify(images, labels, template)
+        best = np.argsort(-rows, axis=1, kind="stable")[:, :k]
+        return [
+            [(labels[number], float(row[number])) for number in numbers]
+            for row, numbers in zip(rows, best, strict=True)
+        ]
+
     def transform(self, image: AnyImage) -> np.ndarray:
         """Return an image as the model sees it, uint8 [image_size, image_size, 3].
 
         Raises:
-            ValueError: for what is no image, see `images.as_array`.
+            ValueError: for what is no image, see `given_images.as_rgb`.
         """
-        array = image_functions.as_array(image)
+        array = as_rgb(image)
         if self.fit == "crop" and self.resize is not None:
             return resize_as(array, self.image_size, *self.resize)
         return image_functions.evaluation_transform(array, self.image_size, fit=self.fit)
@@ -328,23 +374,6 @@ class Encoder:
             placed = [sharding.put_rows(self.mesh, column) for column in padded]
             results.append(np.asarray(run(self.variables, *placed))[: len(batch)])
         return np.concatenate(results)
-
-
-def one_by_one(images: AnyImage | Iterable[AnyImage]) -> Iterable[AnyImage]:
-    """Return the images that were given: one, several, or an array of them, JAX's too.
-
-    Raises:
-        ValueError: for what can be neither.
-    """
-    if isinstance(images, jax.Array):
-        images = np.asarray(images)
-    if isinstance(images, Image.Image | bytes | str | os.PathLike):
-        return [images]
-    if isinstance(images, np.ndarray) and images.ndim == 3:
-        return [images]
-    if not isinstance(images, Iterable):
-        raise ValueError(f"images should be an image or several, found {type(images).__name__}")
-    return images
 
 
 def make_encoder(
@@ -413,7 +442,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             shutil.copyfile(file, target / file.name)
 
 
-def load(path: str | Path) -> Encoder:
+def load(path: str | Path, *, step: int | None = None) -> Encoder:
     """Return a trained model, from a workdir's latest checkpoint or a folder of `Encoder.save`.
 
     Neither needs the pretrained weights that training began with. Where the latest checkpoint is
@@ -421,11 +450,17 @@ def load(path: str | Path) -> Encoder:
     tokenizer beside it, by its path or its name in the Hugging Face Hub, is a model too: CLIP,
     SigLIP and whatever else `otter_jax.models.from_pretrained` reads.
 
+    Args:
+        path: of the workdir, folder or checkpoint; or a name in the Hub.
+        step: of a workdir, the checkpoint to take; config.checkpoint.keep says how many there are.
+
     Raises:
-        FileNotFoundError: if it is neither, or has no finished checkpoint.
-        ValueError: if the folder, or every checkpoint, is damaged.
+        FileNotFoundError: if it is neither, or has no finished checkpoint, or none of this step.
+        ValueError: if the folder, or every checkpoint that is asked for, is damaged.
     """
-    folder = Path(path)
+    folder = Path(path).expanduser()
+    if step is not None and not _is_workdir(folder):
+        raise ValueError(f"{path} is no workdir: it has no checkpoint of step {step}")
     if export.is_exported(folder):
         return _load_exported(folder)
     if not _is_workdir(folder):
@@ -447,10 +482,21 @@ def load(path: str | Path) -> Encoder:
     model, template = dual_encoder.split(module)
     with checkpoints.Checkpoints(folder / "checkpoints") as saved:
         _, variables = saved.restore_variables(
-            sharding.describe_state(mesh, template, fsdp=settings.fsdp)
+            sharding.describe_state(mesh, template, fsdp=settings.fsdp), step
         )
     tokenizer_folder = folder / TOKENIZER_FOLDER if described else None
     return make_encoder(settings, model, variables, mesh, tokenizer_folder)
+
+
+def refuse_no_model(path: str | Path) -> None:
+    """Refuse a path or name at which there is nothing to `load`, without loading anything.
+
+    Raises:
+        FileNotFoundError, ModuleNotFoundError: as `load`.
+    """
+    folder = Path(path).expanduser()
+    if not export.is_exported(folder) and not _is_workdir(folder):
+        find_pretrained(path)
 
 
 def _is_workdir(folder: Path) -> bool:

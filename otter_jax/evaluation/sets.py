@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from otter_jax.data import folders, sources, storage
 from otter_jax.data.caption_checks import are_lists_of_lines, sample_records
+from otter_jax.data.held_out import Split
 from otter_jax.data.sources import Source, open_source
 from otter_jax.data.tables import open_tables
 from otter_jax.data.templates import DEFAULT_TEMPLATE, read_templates
@@ -21,6 +22,7 @@ from otter_jax.evaluation.specs import EvaluationSpec
 from otter_jax.terminal import say
 
 SetMetrics = dict[str, float]
+HELD_OUT = "held_out"  # What results call the pairs of data.held_out.
 WITHOUT_PATH = ("open_clipart", "openmoji")  # They come with packages.
 
 
@@ -75,6 +77,20 @@ def open_sets(
             yield LabelledSet(opened, templates, names)
         else:
             yield opened
+
+
+def held_out_set(split: Split, template: str = DEFAULT_TEMPLATE) -> EvaluationSet:
+    """Return pairs that were held out of training as a set, `held_out`.
+
+    Where captions are class names, images are classified among these; else images and captions are
+    retrieved. `template` is as in `open_sets`.
+    """
+    if not split.class_names:
+        return pairs_of_source(HELD_OUT, split.held_out)
+    labels = [own.split_labels(name) for name in split.class_names]
+    classes = own.listed_classes(labels, split.held_out.name)
+    labelled = own.from_pairs(HELD_OUT, split.held_out, classes)
+    return LabelledSet(labelled, read_templates(template))
 
 
 def refuse_unknown_sets(specs: Sequence[str]) -> None:

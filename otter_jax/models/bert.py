@@ -31,6 +31,7 @@ from otter_jax.models.layers import (
     Preset,
     TowerOutput,
     add_parameter,
+    compiling_eager_calls,
     dropout,
     split_key,
 )
@@ -315,6 +316,7 @@ class Bert(nnx.Module):
         self.mlm_head = MaskedLanguageHead(config, make) if config.mlm_head else None
         self.width = config.hidden_size
 
+    @compiling_eager_calls
     def __call__(
         self,
         tokens: jax.Array,

@@ -25,6 +25,7 @@ from otter_jax.models.layers import (
     Linear,
     Preset,
     TowerOutput,
+    compiling_eager_calls,
     drop_examples,
     split_key,
 )
@@ -360,6 +361,7 @@ class ConvNext(nnx.Module):
         late = config.norm_after_pooling
         self.final_norm, self.pooled_norm = (None, norm) if late else (norm, None)
 
+    @compiling_eager_calls
     def __call__(
         self, images: jax.Array, *, train: bool = False, dropout_key: jax.Array | None = None
     ) -> TowerOutput:

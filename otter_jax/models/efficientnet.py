@@ -20,6 +20,7 @@ from otter_jax.models.layers import (
     Conv,
     Preset,
     TowerOutput,
+    compiling_eager_calls,
     drop_examples,
     split_key,
 )
@@ -262,6 +263,7 @@ class EfficientNetLite0(nnx.Module):
         last_channels = scaled_stages(config)[-1].channels
         self.head = ConvNorm(config, last_channels, config.width, dtype=dtype, rngs=rngs)
 
+    @compiling_eager_calls
     def __call__(
         self, images: jax.Array, *, train: bool = False, dropout_key: jax.Array | None = None
     ) -> TowerOutput:

@@ -24,6 +24,7 @@ from otter_jax.models.layers import (
     Linear,
     Preset,
     TowerOutput,
+    compiling_eager_calls,
     dropout,
     split_key,
 )
@@ -301,6 +302,7 @@ class ModernBert(nnx.Module):
         )
         self.final_norm = LayerNorm(self.width, **norm)
 
+    @compiling_eager_calls
     def __call__(
         self,
         tokens: jax.Array,

@@ -26,6 +26,7 @@ from otter_jax.models.layers import (
     TowerOutput,
     add_parameter,
     average_pool,
+    compiling_eager_calls,
     max_pool,
 )
 
@@ -435,6 +436,7 @@ class ResNet(_Stages):
         first_stride = 2 if config.downsample_in_first_stage else 1
         self._add_stages(config.stem_width, first_stride=first_stride, **arguments)
 
+    @compiling_eager_calls
     def __call__(
         self, images: jax.Array, *, train: bool = False, dropout_key: jax.Array | None = None
     ) -> TowerOutput:
@@ -480,7 +482,7 @@ class SpatialAttentionPool(nnx.Module):
         attended = jax.nn.dot_product_attention(
             query, self._split(self.k_proj(cells)), self._split(self.v_proj(cells))
         )
-        return self.c_proj(attended.reshape(len(x), -1))
+        return self.c_proj(attended.reshape(x.shape[0], -1))
 
     def _split(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:2], self.num_heads, -1)
@@ -535,6 +537,7 @@ class ClipResNet(_Stages):
         self._add_stages(wide, block=Bottleneck, stride_on="pool", dtype=dtype, rngs=rngs)
         self.attnpool = SpatialAttentionPool(config, dtype=dtype, rngs=rngs)
 
+    @compiling_eager_calls
     def __call__(
         self, images: jax.Array, *, train: bool = False, dropout_key: jax.Array | None = None
     ) -> TowerOutput:

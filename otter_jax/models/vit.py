@@ -21,7 +21,14 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from otter_jax.models import vit_layouts
-from otter_jax.models.layers import Preset, TowerOutput, add_parameter, dropout, split_key
+from otter_jax.models.layers import (
+    Preset,
+    TowerOutput,
+    add_parameter,
+    compiling_eager_calls,
+    dropout,
+    split_key,
+)
 from otter_jax.models.transformer import (
     ACTIVATIONS,
     HEAD_WIDTH,
@@ -164,6 +171,7 @@ class ViT(nnx.Module):
         self.final_norm, self.pooled_norm = (None, make.norm()) if late else (make.norm(), None)
         self.attention_pool = AttentionPool(make) if config.pooling == "map" else None
 
+    @compiling_eager_calls
     def __call__(
         self, images: jax.Array, *, train: bool = False, dropout_key: jax.Array | None = None
     ) -> TowerOutput:
@@ -203,7 +211,7 @@ class ViT(nnx.Module):
             for table in (self.class_token, self.register_tokens)
             if table is not None
         ]
-        batch = jnp.zeros((len(patches), 1, self.width), patches.dtype)
+        batch = jnp.zeros((patches.shape[0], 1, self.width), patches.dtype)
         tokens = [add_parameter(batch.repeat(len(rows), axis=1), rows) for rows in tables]
         if without := self.config.prefix_tokens - self.config.prefix_positions:
             # The positions of those that have one, none for the rest, and of the patches.
@@ -256,7 +264,7 @@ class AttentionPool(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map patches [B, L, width] to [B, width]."""
         probe = self.probe[...].astype(x.dtype)
-        query = jnp.broadcast_to(self.query(probe), (len(x), 1, x.shape[-1]))
+        query = jnp.broadcast_to(self.query(probe), (x.shape[0], 1, x.shape[-1]))
         pooled = self.output(attend(query, self.key(x), self.value(x), self.heads))[:, 0]
         return pooled + self.fc2(ACTIVATIONS[self.activation](self.fc1(self.norm(pooled))))
 

@@ -144,25 +144,39 @@ class Checkpoints(AbstractContextManager):
         self._set_aside(damaged)
         return template._replace(**restored["training"], variables=restored["variables"])
 
-    def restore_variables(self, template: Variables) -> tuple[int, Variables]:
-        """Return the latest whole variables, placed like `template`, and their step.
+    def restore_variables(
+        self, template: Variables, step: int | None = None
+    ) -> tuple[int, Variables]:
+        """Return variables, placed like `template`, and their step.
 
-        Later checkpoints that are damaged are named; nothing is changed.
+        Args:
+            template: arrays of the same shapes, or what describes them.
+            step: which checkpoint's; the latest that is whole where none is named. Later ones that
+                are damaged are named then; nothing is changed.
 
         Raises:
-            FileNotFoundError: if there is no finished checkpoint.
+            FileNotFoundError: if there is no finished checkpoint, or none of this step.
             ValueError: if it has other arrays than the template, or none is whole.
         """
-        step, damaged = self._find_whole("variables")
+        step, damaged = self._find_whole("variables", only=step)
         for reason in damaged.values():
             say(f"{reason}: that of step {step} is used")
         return step, self._restore(step, variables=template)["variables"]
 
-    def _find_whole(self, *items: str) -> tuple[int, dict[int, str]]:
-        """Return the latest step whose items are whole, and what is wrong with later ones."""
+    def _find_whole(self, *items: str, only: int | None = None) -> tuple[int, dict[int, str]]:
+        """Return the latest step whose items are whole, and what is wrong with later ones.
+
+        Where `only` one step is looked at, no other is returned.
+        """
         damaged: dict[int, str] = {}
         self.finished_step()
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        if only is not None and only not in steps:
+            known = ", ".join(map(str, reversed(steps))) or "none"
+            raise FileNotFoundError(
+                f"there is no checkpoint of step {only} in {self.folder}; steps: {known}"
+            )
+        for step in steps if only is None else [only]:
             folder = self.folder / str(step)
             damage = find_damage(folder, items)
             if damage is None:

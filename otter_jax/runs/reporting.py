@@ -9,7 +9,7 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ import numpy as np
 from otter_jax.json_files import JsonLines, complete_lines, read_json
 from otter_jax.runs.machine import FILE as MACHINE_FILE
 from otter_jax.runs.machine import describe_machine
-from otter_jax.terminal import Task, duration, say
+from otter_jax.terminal import Task, aligned, duration, say
 
 MOST_SHOWN = 6  # Metrics of a set in a line.
 
@@ -159,7 +159,7 @@ class Reporter(AbstractContextManager):
         if step < self._total_steps:
             for name, metrics in results.items():
                 first = list(metrics.items())[:MOST_SHOWN]
-                found = "  ".join(f"{metric} {_percent(value)}" for metric, value in first)
+                found = "  ".join(f"{metric} {percent(value)}" for metric, value in first)
                 say(f"step {step:>6} of {self._total_steps}  evaluated on {name}  {found}")
         flat = {
             f"eval/{name}/{metric}": value
@@ -236,21 +236,11 @@ def results_table(results: Mapping[str, Any]) -> str:
                 results.get(key, {}).get(name, {}).get(metric) for key in ("before", "chance")
             )
             change = "-" if before is None else f"{100 * (value - before):+.1f}"
-            shares = map(_percent, (value, before, chance))
+            shares = map(percent, (value, before, chance))
             rows.append((f"{name}  {metric}", *shares, change))
-    return "\n".join(_aligned(rows))
+    return "\n".join(aligned(rows))
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """Return a share as 12.3 %; a dash where it is not known."""
     return "-" if value is None else f"{100 * value:.1f} %"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]

@@ -58,7 +58,8 @@ def open_training_data(parts: Parts, source: Source) -> TrainingData:
     config = parts.config
     views = views_of(config, parts.method)
     fixed = config.data.augmentation == "none" and not config.data.flip and views == Views()
-    if config.data.cache_features and config.model.image.frozen and fixed:
+    trains = config.total_steps != 0  # Else hardly a pair is looked at.
+    if trains and config.data.cache_features and config.model.image.frozen and fixed:
         return open_cached_data(parts, source)
     loader = PairLoader(
         source,
@@ -69,6 +70,7 @@ def open_training_data(parts: Parts, source: Source) -> TrainingData:
         flip=config.data.flip,
         seed=config.seed,
         views=views,
+        decoding=config.data.decoding,
     )
     return TrainingData(source, loader, np.arange(len(source)), loader.unreadable)
 
