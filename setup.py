@@ -111,6 +111,8 @@ EXTRAS = {
         "torch==2.14.1",
         "torchvision==0.29.1",
     ],
+    "notebooks": ["ipykernel>=7.0", "ipywidgets>=8.1", "jupytext>=1.19", "nbclient>=0.10"],
+    "docs": ["mkdocs>=1.6", "mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"],
     "gpu": ["jax[cuda12]>=0.10.2,<0.11"],
     "wandb": ["wandb>=0.31"],
     "tpu": ["jax[tpu]>=0.10.2,<0.11"],
