@@ -560,14 +560,14 @@ RANGES = (
          "data.threads", "model.embed_dim", "trust.neighbors", "evaluate.batch_size",
          "total_epochs", "optimizer.gradient_clip", "model.image.lora.rank", "model.text.lora.rank",
          "model.image.lora.alpha", "model.text.lora.alpha"),
-        lambda value: 0 < value < math.inf,
-        "be positive and finite",
+        lambda value: value > 0,
+        "be positive",
     ),
     (
         ("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.warmup_steps",
          "total_steps", "evaluate.every_steps", "checkpoint.every_minutes", "max_nan_steps"),
-        lambda value: 0 <= value < math.inf,
-        "not be negative or infinite",
+        lambda value: value >= 0,
+        "not be negative",
     ),
     (
         ("data.image_size", "data.max_tokens", "model.embed_dim", "data.threads"),
