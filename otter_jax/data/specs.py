@@ -27,10 +27,19 @@ class Spec:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Take a SPEC apart. Paths may hold question marks, as globs do, but no `?name=value`."""
+        """Take a SPEC apart. Paths may hold question marks, as globs do, but no `?name=value`.
+
+        Raises:
+            ValueError: If an option is given twice, or if the text holds what no path can.
+        """
+        if "\0" in text:
+            raise ValueError(f"{text!r} holds a NUL, which no path does")
         found = _OPTIONS.search(text)
         plain = text[: found.start()] if found else text
-        options = dict(part.split("=", 1) for part in found[1].split("&")) if found else {}
+        parts = [part.split("=", 1) for part in found[1].split("&")] if found else []
+        options = dict(parts)
+        if len(options) < len(parts):
+            raise ValueError(f"{text}: an option is given twice")
         kind, _, path = plain.partition(":")
         return cls(text, kind, os.path.expanduser(path), options)
 

@@ -20,3 +20,16 @@ from otter_jax.data.specs import Spec
 )  # fmt: skip
 def test_specs_are_taken_apart(text: str, kind: str, path: str, options: dict) -> None:
     assert Spec.parse(text) == Spec(text, kind, path, options)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("csv:a.csv?image=x&image=y", "an option is given twice"),
+        ("csv:a.csv?image=x&image=x", "an option is given twice"),
+        ("folder:/a\0b", "holds a NUL"),
+    ],
+)
+def test_what_means_nothing_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Spec.parse(text)
