@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import FieldReference, placeholder
+from ml_collections.config_dict import FieldReference
 
 from otter_jax.data.augmentations import AUGMENTATIONS
 from otter_jax.data.batches import ORDERS
+from otter_jax.data.partial_decoding import DECODINGS
 from otter_jax.data.templates import read_templates
 from otter_jax.json_files import read_json_object
 from otter_jax.objectives import METHODS, make_method
@@ -35,7 +36,9 @@ from otter_jax.objectives.methods import fields_of
 
 # Keys that say how a run is kept, not what it computes; they may change between two starts.
 BOOKKEEPING_KEYS = (
-    "checkpoint.",
+    "checkpoint.every_",
+    "checkpoint.keep",
+    "compiled_programs",
     "data.max_bad_share",
     "data.threads",
     "fsdp",
@@ -78,6 +81,8 @@ class Experiment:
         deterministic: on GPUs, only kernels that give the same bits every time; slower, and without
             need elsewhere.
         profile: (first, last) keeps a trace of these steps in WORKDIR/profile.
+        compiled_programs: a folder in which compiled programs are kept, so that a run that resumes
+            need not compile again; auto: in the user's cache, at most 4 GiB | none.
         wandb_project: where set, metrics go to Weights & Biases as well.
         on_nan: what follows a loss or update that is not finite, or a loss that has exploded, none
             of which enters the parameters: stop | skip (go on with the next batch) | rollback (to
@@ -96,6 +101,7 @@ class Experiment:
     fsdp: bool = False
     deterministic: bool = False
     profile: tuple = ()
+    compiled_programs: str = "auto"
     wandb_project: str | None = None
     on_nan: str = "stop"
     max_nan_steps: int = 10
@@ -125,16 +131,21 @@ class DataSection:
             own. An epoch of the run is always as many pairs as there are in all sources together.
         order: which permutations pairs go through: 1 | 2, which below 65,536 pairs takes a tenth of
             the time (data/batches.py).
+        decoding: how JPEGs are decoded for random crops: 1 whole, 2 no further than the crop needs,
+            with simplejpeg (data/partial_decoding.py).
         captions: one | all: of several captions of an image one is drawn at every step, or each is
             a pair of its own, so that an epoch has all of them.
+        held_out: share of the pairs that is not trained on but evaluated, as the set `held_out`;
+            drawn by the seed, equal images and captions staying together. 0: none.
         max_bad_share: where more of the records cannot be used, the run stops.
-        image_size: pixels a side.
+        image_size: pixels a side. Unset: those of `model.pretrained`.
         fit: crop | pad (pads to a square on white; suits drawings).
         augmentation: none | resize_random_crop | random_resized_crop | light | moco, see
             data/augmentations.py.
         view_augmentation: the same, of further views, where the objective asks for them.
         flip: mirror images at random.
-        max_tokens: of a caption; the rest is cut off.
+        max_tokens: of a caption; the rest is cut off. Unset: as many as `model.pretrained` takes,
+            128 at most.
         threads: that read and decode ahead of the step.
         cache_features: where a tower is frozen and nothing is augmented, compute its features once.
     """
@@ -142,14 +153,16 @@ class DataSection:
     train: str | tuple = "open_clipart"
     weights: tuple = ()
     order: int = 1
+    decoding: int = 1
     captions: str = "one"
+    held_out: float = 0.0
     max_bad_share: float = 0.05
-    image_size: int = 224
+    image_size: int | None = 224
     fit: str = "crop"
     augmentation: str = "resize_random_crop"
     view_augmentation: str = "moco"
     flip: bool = False
-    max_tokens: int = 60
+    max_tokens: int | None = 60
     threads: int = 2
     cache_features: bool = True
 
@@ -159,11 +172,15 @@ class ModelSection:
     """The section `model`, which holds those of the towers, `image` and `text`.
 
     Attributes:
-        embed_dim: numbers in an embedding.
+        pretrained: a checkpoint of two towers, a folder, a file or a Hugging Face name, for each
+            tower that has no `pretrained` of its own. Where the similarities' scale is unset
+            (objective.initial_scale), it is the checkpoint's.
+        embed_dim: numbers in an embedding. Unset: those of `pretrained`.
         dtype: float32 | bfloat16, the towers' compute type; losses stay in float32.
     """
 
-    embed_dim: int = 768
+    pretrained: str | None = None
+    embed_dim: int | None = 768
     dtype: str = "float32"
 
 
@@ -172,7 +189,7 @@ class TowerSection:
     """The sections `model.image` and `model.text`.
 
     Attributes:
-        name: which network, see docs/towers.md.
+        name: which network, see docs/towers.md; "auto" for that of `pretrained`.
         pretrained: its weights: a folder, a file, a Hugging Face name or package:NAME. Unset:
             random.
         allow_missing: what of this tower's names the file may lack, with * and ?.
@@ -212,15 +229,37 @@ class TextTowerSection(TowerSection):
 
 
 @dataclasses.dataclass(frozen=True)
-class TeacherSection:
-    """The section `teacher`: the moving average of the student, where the objective has one.
+class LoraSection:
+    """The sections `model.image.lora` and `model.text.lora`: see models/lora.py.
 
     Attributes:
+        rank: of low-rank updates of the tower's linear layers, which are trained instead of it; the
+            projection is trained as well, or what `trainable` says. Unset: none.
+        alpha: the updates are scaled by alpha / rank.
+        dropout: of the updates' inputs, in [0, 1).
+        layers: a regular expression, searched in the layers' paths ("query|value").
+            Unset: every linear layer.
+    """
+
+    rank: int | None = None
+    alpha: float = 16.0
+    dropout: float = 0.0
+    layers: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherSection:
+    """The section `teacher`, where the objective has one.
+
+    Attributes:
+        kind: average (the moving average of the student) | pretrained (the student as it was before
+            training, which keeps a fine-tuned model near it).
         decay: of the moving average, in [0, 1).
         warmup: decay_t = min(decay, (1 + t) / (10 + t)).
         train_mode: dropout and batch statistics in the teacher, as released.
     """
 
+    kind: str = "average"
     decay: float = 0.999
     warmup: bool = True
     train_mode: bool = False
@@ -240,6 +279,45 @@ class TrustSection:
 
 
 @dataclasses.dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that learn in another way than the rest: one of `optimizer.groups`.
+
+    Attributes:
+        pattern: regular expression, searched in names such as "text.layers.3.query.kernel",
+            "image_projection.kernel" and "log_scale".
+        learning_rate: the highest. Unset, here and below: as `optimizer` says.
+        weight_decay: of all in the group but biases, norms and scales.
+        layer_decay: each layer of a tower learns by this factor more slowly than the one above it,
+            the group's highest at the full rate. Unset: all alike.
+        warmup_steps: in which the learning rate rises linearly.
+        schedule: after it, cosine (falls to 0 by half a cosine) | constant.
+    """
+
+    pattern: str
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    layer_decay: float | None = None
+    warmup_steps: int | None = None
+    schedule: str = "cosine"
+
+    def __post_init__(self) -> None:
+        """Refuse what is no such group (ValueError)."""
+        try:
+            re.compile(self.pattern)
+        except (re.error, TypeError) as error:
+            raise ValueError(
+                f"pattern={self.pattern!r} is no regular expression: {error}"
+            ) from None
+        for name in ("learning_rate", "weight_decay", "warmup_steps"):
+            if (value := getattr(self, name)) is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value}: it must not be negative or infinite")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay={self.layer_decay}: it must lie in (0, 1]")
+        if self.schedule not in ("cosine", "constant"):
+            raise ValueError(f"schedule={self.schedule!r}: choose from cosine, constant")
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimizerSection:
     """The section `optimizer`.
 
@@ -251,6 +329,9 @@ class OptimizerSection:
         weight_decay: of all but biases, norms and scales.
         warmup_steps: in which the learning rate rises linearly.
         gradient_clip: most that the gradients' global norm may be. Unset: anything.
+        groups: parameters with rates of their own, ({"pattern": "^image", "learning_rate": 1e-5},),
+            each with a pattern and any of learning_rate, weight_decay, layer_decay, warmup_steps,
+            schedule (docs/finetuning.md). What no pattern matches learns as said above.
     """
 
     name: str = "sgd"
@@ -260,6 +341,7 @@ class OptimizerSection:
     weight_decay: float = 0.0
     warmup_steps: int = 0
     gradient_clip: float | None = None
+    groups: tuple = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,11 +352,16 @@ class CheckpointSection:
         every_steps: how often one is written.
         every_minutes: and when the last is that long ago; 0: never.
         keep: how many of the latest.
+        best: a metric such as "eval/held_out/hit@1": the checkpoint with the highest is kept as
+            well, and is what results.json and `otter_jax.load` speak of.
+        stop_after: the run ends when so many evaluations in a row have brought no better `best`.
     """
 
     every_steps: int = 1000
     every_minutes: float = 30.0
     keep: int = 2
+    best: str | None = None
+    stop_after: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,6 +374,8 @@ class EvaluateSection:
         batch_size: images and texts that go through the towers at a time.
         template: the prompt around a class name, a text file of one a line, or clip80.
         names: joined | averaged: a class's names in one prompt (as released), or one each.
+        interpolate: (0, 0.25, 0.5, 0.75, 1) has `otter-jax evaluate` measure the models at these
+            shares of the way from the start of the run to its end.
     """
 
     sets: tuple = ("open_clipart",)
@@ -294,6 +383,7 @@ class EvaluateSection:
     batch_size: int = 64
     template: str = "a photo of {}."
     names: str = "joined"
+    interpolate: tuple = ()
 
 
 IMAGE_TOWER, TEXT_TOWER = TowerSection("efficientnet_lite0"), TextTowerSection("bert")
@@ -304,6 +394,8 @@ SECTIONS = {
     "model": ModelSection(),
     "model.image": IMAGE_TOWER,
     "model.text": TEXT_TOWER,
+    "model.image.lora": LoraSection(),
+    "model.text.lora": LoraSection(),
     "teacher": TeacherSection(),
     "trust": TrustSection(),
     "optimizer": OptimizerSection(),
@@ -321,7 +413,7 @@ def default_config() -> ConfigDict:
         for field in dataclasses.fields(section):
             group[field.name] = _reference(_type_of(section, field), getattr(section, field.name))
         if path:
-            (config[parent] if parent else config)[name] = group
+            (_get(config, parent) if parent else config)[name] = group
     for tower in ("image", "text"):
         config.model[tower].overrides = ConfigDict()  # Fields of the tower's own configuration.
     config.objective = ConfigDict({"name": "otter"})
@@ -342,7 +434,8 @@ def _reference(kind: Any, value: Any) -> Any:
     kinds = [each for each in typing.get_args(kind) or (kind,) if each is not types.NoneType]
     if len(kinds) > 1:  # Several types: a plain value of any.
         return FieldReference(value, field_type=object)
-    return placeholder(kinds[0]) if value is None else value
+    optional = types.NoneType in typing.get_args(kind)
+    return FieldReference(value, field_type=kinds[0]) if optional or value is None else value
 
 
 def describe_keys() -> Iterator[tuple[str, str, str]]:
@@ -442,7 +535,7 @@ def problems_of(config: ConfigDict) -> Problems:
     for refuse in (
         *(_check_seed, _check_choices, _check_profile, _check_wandb, _check_sources),
         *(_check_captions, _check_batch, _check_loss_ratio, _check_mesh, _check_trust),
-        _check_template,
+        *(_check_template, _check_best, _check_interpolate, groups_of),
     ):
         with problems.noting():
             refuse(config)
@@ -463,17 +556,18 @@ LARGEST = 2**14  # Pixels a side, tokens and the like: more is a slip, and no me
 RANGES = (
     (
         ("batch_size", "micro_batch", "log_every_steps", "checkpoint.every_steps",
-         "checkpoint.keep", "data.image_size", "data.max_tokens", "data.threads",
-         "model.embed_dim", "trust.neighbors", "evaluate.batch_size",
-         "total_epochs", "optimizer.gradient_clip"),
-        lambda value: 0 < value < math.inf,
-        "be positive and finite",
+         "checkpoint.keep", "checkpoint.stop_after", "data.image_size", "data.max_tokens",
+         "data.threads", "model.embed_dim", "trust.neighbors", "evaluate.batch_size",
+         "total_epochs", "optimizer.gradient_clip", "model.image.lora.rank", "model.text.lora.rank",
+         "model.image.lora.alpha", "model.text.lora.alpha"),
+        lambda value: value > 0,
+        "be positive",
     ),
     (
         ("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.warmup_steps",
          "total_steps", "evaluate.every_steps", "checkpoint.every_minutes", "max_nan_steps"),
-        lambda value: 0 <= value < math.inf,
-        "not be negative or infinite",
+        lambda value: value >= 0,
+        "not be negative",
     ),
     (
         ("data.image_size", "data.max_tokens", "model.embed_dim", "data.threads"),
@@ -481,7 +575,8 @@ RANGES = (
         f"be at most {LARGEST}",
     ),
     (
-        ("teacher.decay", "optimizer.momentum", "optimizer.b2"),
+        ("teacher.decay", "optimizer.momentum", "optimizer.b2", "model.image.lora.dropout",
+         "model.text.lora.dropout"),
         lambda value: 0 <= value < 1,
         "lie in [0, 1)",
     ),
@@ -682,12 +777,14 @@ def _check_choices(config: ConfigDict) -> None:
     for key, choices in (
         ("on_nan", ("stop", "skip", "rollback")),
         ("data.order", ORDERS),
+        ("data.decoding", DECODINGS),
         ("data.fit", ("crop", "pad")),
         ("data.augmentation", AUGMENTATIONS),
         ("data.view_augmentation", AUGMENTATIONS),
         ("optimizer.name", ("sgd", "adamw")),
         ("model.dtype", ("float32", "bfloat16")),
         ("evaluate.names", ("joined", "averaged")),
+        ("teacher.kind", ("average", "pretrained")),
     ):
         with problems.noting():
             _choice(config, key, choices)
@@ -729,6 +826,28 @@ def _check_loss_ratio(config: ConfigDict) -> None:
         )
 
 
+def _check_interpolate(config: ConfigDict) -> None:
+    shares = config.evaluate.interpolate
+    if not all(isinstance(share, int | float) and 0 <= share <= 1 for share in shares):
+        raise ValueError(
+            f"config.evaluate.interpolate={shares}: it must be shares in [0, 1], (0, 0.5, 1)"
+        )
+
+
+def _check_best(config: ConfigDict) -> None:
+    """Refuse a search for the best step that never looks, or looks for nothing."""
+    best, stop_after = config.checkpoint.best, config.checkpoint.stop_after
+    if stop_after is not None and best is None:
+        raise ValueError(
+            f"config.checkpoint.stop_after={stop_after}: set config.checkpoint.best to a metric too"
+        )
+    if best is not None and not config.evaluate.every_steps:
+        raise ValueError(
+            f"config.checkpoint.best={best!r}: set config.evaluate.every_steps, or it is measured "
+            "at the end alone"
+        )
+
+
 def _check_mesh(config: ConfigDict) -> None:
     if config.mesh.fsdp is not None and not config.fsdp:
         raise ValueError(f"config.mesh.fsdp={config.mesh.fsdp}: set config.fsdp=True too")
@@ -749,6 +868,29 @@ def _check_template(config: ConfigDict) -> None:
         raise ValueError(f"config.evaluate.template: {error}") from None
 
 
+def groups_of(config: ConfigDict) -> tuple[ParameterGroup, ...]:
+    """Return `optimizer.groups`.
+
+    Raises:
+        ValueError: one is no group, or there is something wrong with it.
+    """
+    groups = []
+    for number, fields in enumerate(config.optimizer.groups):
+        try:
+            groups.append(ParameterGroup(**fields))
+        except (TypeError, ValueError) as error:
+            known = ", ".join(field.name for field in dataclasses.fields(ParameterGroup))
+            raise ValueError(
+                f"config.optimizer.groups[{number}]={fields!r}: {_plain(error)}; a group has a "
+                f"pattern, and may have others of: {known}"
+            ) from None
+    return tuple(groups)
+
+
+def _plain(error: Exception) -> str:
+    return str(error).replace("ParameterGroup.__init__() ", "")
+
+
 def _check_sources(config: ConfigDict) -> None:
     """Refuse what cannot be a list of SPECs or of weights, and a share that is none."""
     train = config.data.train
@@ -764,6 +906,8 @@ def _check_sources(config: ConfigDict) -> None:
         raise ValueError(
             f"config.data.max_bad_share={config.data.max_bad_share}: it must lie in [0, 1]"
         )
+    if not 0 <= config.data.held_out < 1:
+        raise ValueError(f"config.data.held_out={config.data.held_out}: it must lie in [0, 1)")
 
 
 def _check_captions(config: ConfigDict) -> None:
@@ -792,19 +936,25 @@ def _refuse_contradictions(config: ConfigDict, tower: str) -> None:
     key, settings = f"model.{tower}", config.model[tower]
     kinds = ("linear", "linear_no_bias", "mlp", "none", "auto", "pretrained")
     _choice(config, f"{key}.projection", kinds)
-    if settings.projection == "pretrained" and settings.pretrained is None:
+    start = settings.pretrained or config.model.pretrained
+    if settings.projection == "pretrained" and start is None:
         raise ValueError(f"config.{key}.projection='pretrained': set config.{key}.pretrained too")
     if settings.frozen and settings.trainable is not None:
         raise ValueError(
             f"config.{key}.frozen=True with trainable={settings.trainable!r}: choose one of them"
         )
-    try:
-        re.compile(settings.trainable or "")
-    except re.error as error:
+    if settings.frozen and settings.lora.rank:
         raise ValueError(
-            f"config.{key}.trainable={settings.trainable!r}: it must be a regular expression "
-            f"({error})"
-        ) from None
+            f"config.{key}.frozen=True with lora.rank={settings.lora.rank}: choose one of them; "
+            "what has low-rank updates is frozen but for these"
+        )
+    for name, pattern in (("trainable", settings.trainable), ("lora.layers", settings.lora.layers)):
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(
+                f"config.{key}.{name}={pattern!r}: it must be a regular expression ({error})"
+            ) from None
 
 
 def _choice(config: ConfigDict, key: str, choices: Iterable[str | int]) -> None:

@@ -1,5 +1,6 @@
 """train(config, workdir): reads from top to bottom in the order in which a run happens."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,15 +12,19 @@ from ml_collections import ConfigDict
 
 from otter_jax import config as config_lib
 from otter_jax import objectives, sharding
-from otter_jax.data.sources import Source, open_source, remarks
+from otter_jax.data.held_out import hold_out
+from otter_jax.data.sources import Source, remarks
 from otter_jax.embedding import trust
 from otter_jax.embedding.encoder import keep_description
+from otter_jax.embedding.starting_point import complete
 from otter_jax.evaluate import before_training, draw_sets, write_results
 from otter_jax.evaluation.sets import refuse_unknown_sets
 from otter_jax.models import dual_encoder
 from otter_jax.pictures import gallery
 from otter_jax.runs import processes, reporting
+from otter_jax.runs.best_step import best_step
 from otter_jax.runs.checkpoints import Checkpoints
+from otter_jax.runs.compiled_programs import keep_compiled_programs
 from otter_jax.runs.interruption import Interruption
 from otter_jax.runs.reporting import Reporter
 from otter_jax.runs.workdir import (
@@ -45,9 +50,16 @@ from otter_jax.training.data import (
     views_of,
 )
 from otter_jax.training.divergence import DivergedError, DivergenceWatch
-from otter_jax.training.loop import Training, batch_records, run_steps
+from otter_jax.training.loop import Training, batch_records, choose_best, run_steps
 from otter_jax.training.optimizers import make_optimizer, make_schedule
-from otter_jax.training.parts import Parts, Results, build_parts_together, describe_run
+from otter_jax.training.parts import (
+    Parts,
+    Results,
+    build_parts_together,
+    describe_run,
+    open_whole,
+    refuse_unmeasured_best,
+)
 from otter_jax.training.state import TrainState, initial_state, make_memory, state_places
 from otter_jax.training.step import Learner, StepSettings, make_target_step, make_train_step
 
@@ -66,8 +78,10 @@ def train(config: ConfigDict, workdir: Path) -> Results:
         Interrupted: on SIGTERM or SIGINT, when all finished steps have been saved.
     """
     workdir = Path(workdir)
+    keep_compiled_programs(config.compiled_programs)
     with Interruption() as interruption:
         with processes.refusing_together():
+            config = complete(config)
             method = refuse_bad_start(config, workdir)
             source = open_pairs(config, workdir, method)
             total_steps = config_lib.total_steps(config, len(source))
@@ -80,6 +94,7 @@ def train(config: ConfigDict, workdir: Path) -> Results:
                 say(f"its results:\n\n{reporting.results_table(finished)}")
             return finished
         parts = build_parts_together(config, workdir, sharding.make_mesh(config.mesh.fsdp), method)
+        refuse_unmeasured_best(parts)
         parts.interruption = interruption
         with claimed(config, workdir, source) as lock:
             interruption.before_end(lock.release)
@@ -114,12 +129,7 @@ def refuse_bad_start(config: ConfigDict, workdir: Path) -> objectives.Method:
 def open_pairs(config: ConfigDict, workdir: Path, method: objectives.Method) -> Source:
     """Open the pairs to train on; refuse them if they are too few, too bad, or have changed."""
     try:
-        source = open_source(
-            config.data.train,
-            cache_dir=workdir,
-            every_caption=config.data.captions == "all",
-            progress=progress,
-        )
+        source = open_whole(config, workdir)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"config.data.train: {error}; without data of your own, try "
@@ -128,6 +138,8 @@ def open_pairs(config: ConfigDict, workdir: Path, method: objectives.Method) -> 
     for remark in remarks(source):
         say(remark)
     refuse_bad_data(config, source, {})
+    if config.data.held_out:
+        source = hold_out(source, config.data.held_out, config.seed, progress).train
     refuse_other_data(source, workdir)
     order_of_records(config, source, np.arange(len(source)))  # Refuses too few pairs.
     if method.uses_trust:
@@ -147,13 +159,18 @@ def train_claimed(
     check_data(parts, data)
     if parts.method.uses_trust:
         add_trust(parts, data)
-    optimizer = make_optimizer(config, schedule)
+    optimizer = make_optimizer(config, schedule, total_steps)
     learner = Learner(
         parts.model, parts.method, optimizer, schedule, StepSettings.of(config), parts.mesh
     )
     places = places_of_state(parts, optimizer)
     with (
-        Checkpoints(workdir / "checkpoints", config.checkpoint.keep, create=True) as saved,
+        Checkpoints(
+            workdir / "checkpoints",
+            config.checkpoint.keep,
+            create=True,
+            best_step=functools.partial(best_step, config, workdir),
+        ) as saved,
         costs.Profiler(config.profile, workdir / "profile") as profiler,
     ):
         training = Training(
@@ -237,12 +254,16 @@ def finish(training: Training, state: TrainState, report: Reporter) -> Results:
     training.interruption.unsaved = False
     after = training.evaluate(state.variables)
     check_data(training, training.data)  # Again: what was read since may have been unreadable.
-    last, metrics = training.total_steps, training.workdir / "metrics.jsonl"
+    last, metrics = int(state.step), training.workdir / "metrics.jsonl"
     if not reporting.read_evaluation(metrics, last):
         report.evaluation(last, after)  # Else a run that ended right after has said it.
+    facts = {}
+    if training.config.checkpoint.best is not None:
+        state, after, facts = choose_best(training, state, after)
     draw(training, training.data, state)
     training.interruption.look_alone()
-    results = write_results(training, before_training(training.workdir), after, "results.json")
+    before = before_training(training.workdir)
+    results = write_results(training, before, after, "results.json", **facts)
     say(what_to_do_next(training.workdir))
     return results
 
@@ -259,7 +280,7 @@ def what_to_do_next(workdir: Path) -> str:
 def draw(parts: Parts, data: TrainingData, state: TrainState) -> None:
     """Draw the pictures of the run into figures/; soft targets where there is a teacher."""
     folder = parts.workdir / "figures"
-    gallery.draw_losses(folder, parts.workdir / "metrics.jsonl")
+    gallery.draw_curves(folder, parts.workdir / "metrics.jsonl")
     encoder = parts.encoder.replace(state.variables)
     if parts.method.uses_teacher:
         order = order_of_records(parts.config, data.source, data.records)

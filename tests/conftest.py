@@ -191,6 +191,35 @@ def tiny_config(pairs_folder: Path, tokenizer_folder: Path) -> Callable[..., Con
     return make
 
 
+@pytest.fixture(scope="session")
+def two_towers(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
+    """A checkpoint of two small towers, random ones, with its tokenizer; images of 32 pixels."""
+    from flax import nnx
+
+    from otter_jax.models import bert, dual_encoder, export, vit
+    from otter_jax.models.projections import make_projection
+
+    rngs = nnx.Rngs(0)
+    common = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    image = vit.ViT(vit.ViTConfig(image_size=32, patch_size=8, **common), rngs=rngs)
+    text = bert.Bert(
+        bert.BertConfig(vocab_size=32, max_position_embeddings=16, **common), rngs=rngs
+    )
+    projections = [make_projection("linear", 16, 8, rngs=rngs) for _ in range(2)]
+    module = dual_encoder.DualEncoder(image, text, *projections, initial_scale=12.0)
+    folder = tmp_path_factory.mktemp("two_towers") / "model"
+    data = {"image_size": 32, "fit": "crop", "max_tokens": 16}
+    export.export_dual_encoder(module, folder, data)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tokenizer_folder / name, folder / name)
+    return folder
+
+
 @pytest.fixture
 def random_rows() -> Callable[..., np.ndarray]:
     """Makes arrays from a seed of their own."""

@@ -66,7 +66,10 @@ def test_bad_value_is_named(key: str, value: object, message: str) -> None:
         ("batchsize", "unknown config key batchsize: did you mean batch_size? All keys are listed"),
         ("data.trian", "unknown config key data.trian: did you mean data.train?"),
         ("decay", "did you mean teacher.decay?"),
-        ("train.pretrained", "did you mean model.image.pretrained or model.text.pretrained?"),
+        (
+            "train.pretrained",
+            "did you mean model.image.pretrained or model.pretrained or model.text.pretrained?",
+        ),
     ],
 )
 def test_unknown_key_is_explained(key: str, said: str) -> None:

@@ -25,8 +25,6 @@ from absl import flags
 from otter_jax.commands import train
 from otter_jax.commands.command_line import Parser, make_folder, path_of, unknown_flags
 
-RUNS_OWN = Path(__file__).with_name("config_of_run.py")
-
 
 def main(arguments: Sequence[str]) -> None:
     """Evaluate what the command line says."""
@@ -34,14 +32,14 @@ def main(arguments: Sequence[str]) -> None:
         print(f"{__doc__}\nKeys and flags are those of train:\n\n{train.describe_options()}")
         return
     if any(re.match("--model($|=)", each) for each in arguments):
-        evaluate_models(parse(arguments))
+        measure_models(parse(arguments))
         return
     given = dict(each.removeprefix("--").partition("=")[::2] for each in arguments)
     if wrong := unknown_flags(arguments, (*flags.FLAGS, "model", "sets")):
         raise ValueError(wrong)
     if "config" not in given:
         own = path_of_run(given.get("workdir", "")) / "config.json"
-        arguments = [f"--config={RUNS_OWN}:{own}", *arguments]
+        arguments = [f"--config={own}", *arguments]
     train.main([*arguments, "--mode=evaluate"])
 
 
@@ -72,7 +70,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def evaluate_models(options: argparse.Namespace) -> None:
+def measure_models(options: argparse.Namespace) -> None:
     """Measure models, show the table, and write it down after each of them.
 
     Raises:

@@ -18,6 +18,7 @@ COMMANDS = {
     "export": "write the model of a run under Hugging Face's names",
     "sweep": "run one config with several values and seeds, then compare",
     "compare": "set finished runs side by side, with confidence intervals",
+    "report": "write a page on a run, or on several beside each other",
 }
 
 

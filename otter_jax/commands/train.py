@@ -1,6 +1,6 @@
 """Trains, or resumes: otter-jax train --config=CONFIG [--workdir=DIR] [--config.KEY=VALUE].
 
-CONFIG is a preset's name, or a file with `get_config()`.
+CONFIG is a preset's name, a file with `get_config()`, or the config.json of a run.
 """
 
 import os
@@ -28,6 +28,7 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Or JAX_NUM_PROCESS
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Or JAX_PROCESS_ID; counted from 0.")
 OWN_FLAGS = (_CONFIG, _WORKDIR, _MODE, _DISTRIBUTED, _ADDRESS, _NUM_PROCESSES, _PROCESS_ID)
 
+RUNS_OWN = Path(__file__).with_name("config_of_run.py")
 EXPECTED = {
     "int": "a whole number",
     "float": "a number",
@@ -149,6 +150,8 @@ def with_preset_files(arguments: Sequence[str]) -> list[str]:
 
     def replaced(argument: str) -> str:
         name, colon, rest = argument.removeprefix("--config=").partition(":")
+        if argument.startswith("--config=") and name.endswith("config.json"):
+            return f"--config={RUNS_OWN}:{name}"
         if not argument.startswith("--config=") or not re.fullmatch(r"[\w-]+", name):
             return argument
         try:

@@ -1,11 +1,13 @@
 """Brings images to a size as a checkpoint's own library does it in evaluation."""
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
 
+Mode = Literal["shortest", "shortest_floor", "squash"]
+MODES = get_args(Mode)
 RESAMPLINGS = {
     "nearest": Image.Resampling.NEAREST,
     "lanczos": Image.Resampling.LANCZOS,
@@ -24,19 +26,20 @@ def resized_side(size: int, crop_share: float) -> int:
 def resize_as(
     image: np.ndarray,
     size: int,
-    mode: Literal["shortest", "squash"],
+    mode: Mode,
     crop_share: float,
     interpolation: str,
 ) -> np.ndarray:
     """Return an image as a square of the model's size.
 
-    Roundings are those of torchvision and timm.
+    Where half a pixel is left over at the crop, "shortest" rounds to the even number, as
+    torchvision, timm and open_clip do, and "shortest_floor" down, as transformers does.
 
     Args:
         image: uint8 [height, width, 3].
         size: side of the result, in pixels.
-        mode: "shortest" brings the shorter side to `size / crop_share`, "squash" both sides; then
-            the centre is cut out.
+        mode: "shortest" and "shortest_floor" bring the shorter side to `size / crop_share`,
+            "squash" both sides; then the centre is cut out.
         crop_share: above 0, at most 1.
         interpolation: a key of `RESAMPLINGS`, antialiased.
 
@@ -46,10 +49,10 @@ def resize_as(
     Raises:
         ValueError: for another mode or interpolation, or a share that is none.
     """
-    if mode not in ("shortest", "squash") or interpolation not in RESAMPLINGS:
+    if mode not in MODES or interpolation not in RESAMPLINGS:
         raise ValueError(
-            f"an image cannot be resized by {mode!r} and {interpolation!r}; it must be shortest or "
-            f"squash, and one of {', '.join(RESAMPLINGS)}"
+            f"an image cannot be resized by {mode!r} and {interpolation!r}; it must be one of "
+            f"{', '.join(MODES)}, and one of {', '.join(RESAMPLINGS)}"
         )
     if not 0 < crop_share <= 1:
         raise ValueError(f"crop_share is {crop_share}; it must be above 0 and at most 1")
@@ -62,5 +65,6 @@ def resize_as(
     else:
         height, width = int(side * height / width), side
     resized = np.asarray(Image.fromarray(image).resize((width, height), RESAMPLINGS[interpolation]))
-    top, left = (round((length - size) / 2) for length in (height, width))
+    halve = math.floor if mode == "shortest_floor" else round
+    top, left = (halve((length - size) / 2) for length in (height, width))
     return np.ascontiguousarray(resized[top : top + size, left : left + size])

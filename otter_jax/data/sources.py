@@ -292,7 +292,7 @@ def skipped_files(source: Source) -> dict[str, str]:
     """Return the files that cannot be read to their end, and what is known of them, by path."""
     if isinstance(source, CaptionPairs):
         return skipped_files(source.source)
-    return source.skipped_files if isinstance(source, TarShards | Mixture) else {}
+    return getattr(source, "skipped_files", {})
 
 
 def describe_skipped_files(source: Source) -> str:

@@ -30,7 +30,7 @@ from otter_jax.embedding.kept_parts import (
 )
 from otter_jax.models.dual_encoder import Variables
 from otter_jax.models.two_towers import Kind
-from otter_jax.terminal import progress, say, working
+from otter_jax.terminal import heard, progress, say, working
 
 # Gives, of what was computed before, the parts that follow.
 ComputeParts = Callable[[Sequence[StoredArrays]], Iterable[StoredArrays]]
@@ -215,8 +215,10 @@ class FeatureStore:
         def compute(known: Sequence[StoredArrays]) -> Iterator[StoredArrays]:
             done = count_rows(join(known))
             rows = zip(*(each[done:] for each in tokens), strict=True)
-            rows = progress(rows, len(texts) - done, name)
-            return ({"features": part} for part in self.run_tower(encoder, "text", rows))
+            parts = self.run_tower(encoder, "text", rows)
+            return (
+                {"features": part} for part in progress(parts, len(texts) - done, name, count=len)
+            )
 
         if self.freeze_text:
             key = fingerprint("text", self._text_tower, *tokens)
@@ -235,7 +237,7 @@ class FeatureStore:
             rows: transformed images, or pairs of tokens and mask.
         """
         run = {"image": encoder.image_features, "text": encoder.token_features}[kind]
-        size = rows_at_once(encoder)
+        size, rows = rows_at_once(encoder), heard(rows)
         while True:
             batch = list(islice(rows, size))
             with contextlib.ExitStack() as first:

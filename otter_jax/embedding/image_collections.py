@@ -92,7 +92,7 @@ def named_records(source: Source) -> Iterator[tuple[str, Record | None]]:
 
 def from_source(source: Source, keys: Sequence[str]) -> ImageCollection:
     """Collect the images of a source of pairs, by the names of its records."""
-    read = _reading_ahead(source) if hasattr(source, "read_many") else source.__getitem__
+    read = reading_ahead(source, range(len(source)))
 
     def decode(number: int) -> np.ndarray:
         try:
@@ -103,19 +103,26 @@ def from_source(source: Source, keys: Sequence[str]) -> ImageCollection:
     return ImageCollection(keys, decode, source.fingerprint)
 
 
-def _reading_ahead(source: Source) -> Callable[[int], Record]:
-    """Return what reads records of ascending numbers, some of them at a time, by any thread."""
+def reading_ahead(source: Source, numbers: Sequence[int]) -> Callable[[int], Record]:
+    """Return what reads record `numbers[place]` of a source by its place, in any thread.
+
+    Where the source reads many records for little more than the price of one, those of the next
+    places are read with it: places are best asked for in ascending order. RecordError is raised for
+    a record that cannot be used.
+    """
+    if not hasattr(source, "read_many"):
+        return lambda place: source[int(numbers[place])]
     lock = threading.Lock()
 
     @functools.lru_cache(maxsize=2)
     def read_part(part: int) -> list[Record | RecordError]:
         first = part * READ_AT_A_TIME
-        return read_records(source, range(first, min(first + READ_AT_A_TIME, len(source))))
+        return read_records(source, [int(n) for n in numbers[first : first + READ_AT_A_TIME]])
 
-    def read(number: int) -> Record:
-        part, place = divmod(number, READ_AT_A_TIME)
+    def read(place: int) -> Record:
+        part, within = divmod(place, READ_AT_A_TIME)
         with lock:  # Lest all threads read the same part.
-            record = read_part(part)[place]
+            record = read_part(part)[within]
         if isinstance(record, RecordError):
             raise record
         return record
@@ -176,9 +183,11 @@ def compute_features(
         found = sum(len(part["numbers"]) for part in known)
         first = found + sum(len(part["unreadable"]) for part in known)
         unreadable: dict[int, str] = {}
-        rows = read_images(collection, encoder, unreadable, first)
-        rows = progress(rows, len(collection) - first, f"{name} images")
-        for features in store.run_tower(encoder, "image", rows):
+        parts = store.run_tower(
+            encoder, "image", read_images(collection, encoder, unreadable, first)
+        )
+        total = len(collection) - first
+        for features in progress(parts, total, f"{name} images", count=len):
             # Images come in order, so that all up to the last one are known to be readable or not.
             last = first + len(features) + len(unreadable)
             numbers = np.setdiff1d(np.arange(first, last), list(unreadable))

@@ -1,6 +1,6 @@
 """Features of a source's pairs as both towers are now, in files: more than memory would hold."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from otter_jax.data import images
-from otter_jax.data.records import RecordError, Source
+from otter_jax.data.records import Record, RecordError, Source, read_in_order
 from otter_jax.embedding.encoder import Encoder
 from otter_jax.embedding.features import FeatureStore, rows_at_once
-from otter_jax.embedding.image_collections import ImageCollection, read_images
-from otter_jax.terminal import progress, say
+from otter_jax.embedding.image_collections import ImageCollection, read_images, reading_ahead
+from otter_jax.terminal import heard, progress, say
 
 PART = 256  # Pairs at a time.
 
@@ -51,9 +51,15 @@ def embed_pairs(
         say("the features of the images are known")
         kept = np.isin(known["numbers"], wanted)
         readable, rows = known["numbers"][kept], known["features"][kept]
-        noted = {int(n): (source[int(n)].key, source[int(n)].caption) for n in readable}
+        noted = {
+            number: (record.key, record.caption)
+            for number, record in read_in_order(source, readable.tolist())
+            if isinstance(record, Record)
+        }
+        kept = np.isin(readable, list(noted))  # All, unless a file has gone since.
+        readable, rows = readable[kept], rows[kept]
         image = _create(folder / "image.npy", len(readable), encoder.image_width)
-        _fill(image, iter([rows]))
+        _fill(image, [rows])
     else:
         image, readable, noted = _embed_images(source, encoder, folder, wanted)
     if not len(readable):
@@ -61,9 +67,9 @@ def embed_pairs(
     if left_out := len(wanted) - len(readable):
         say(f"{source.name}: {left_out} images cannot be read and are left out")
     keys, captions = zip(*(noted[int(number)] for number in readable), strict=True)
-    said = progress(iter(captions), len(captions), "captions of pairs")
     text = _create(folder / "text.npy", len(readable), encoder.text_width)
-    _fill(text, (encoder.text_features(part) for part in _parts(said, encoder)))
+    parts = (encoder.text_features(part) for part in _parts(captions, encoder))
+    _fill(text, progress(parts, len(captions), "captions of pairs", count=len))
     return PairFeatures(image[: len(readable)], text, readable, keys)
 
 
@@ -72,21 +78,22 @@ def _embed_images(
 ) -> tuple[np.ndarray, np.ndarray, dict[int, tuple[str, str]]]:
     """Return features of the images that can be read, their numbers, and keys and captions."""
     noted: dict[int, tuple[str, str]] = {}
+    read = reading_ahead(source, wanted)
 
     def decode(place: int) -> np.ndarray:
-        number = int(wanted[place])
         try:
-            record = source[number]
+            record = read(place)
         except RecordError as error:
             raise images.ImageError(str(error)) from None
-        noted[number] = record.key, record.caption
+        noted[int(wanted[place])] = record.key, record.caption
         return images.decode(record.image)
 
     unreadable: dict[int, str] = {}
     collection = ImageCollection(wanted, decode, source.fingerprint)
-    rows = progress(read_images(collection, encoder, unreadable), len(wanted), "images of pairs")
+    rows = read_images(collection, encoder, unreadable)
     image = _create(folder / "image.npy", len(wanted), encoder.image_width)
-    _fill(image, (encoder.image_features(part) for part in _parts(rows, encoder)))
+    parts = (encoder.image_features(part) for part in _parts(rows, encoder))
+    _fill(image, progress(parts, len(wanted), "images of pairs", count=len))
     return image, np.delete(wanted, list(unreadable)), noted
 
 
@@ -94,14 +101,14 @@ def _create(path: Path, count: int, width: int) -> np.ndarray:
     return np.lib.format.open_memmap(path, "w+", np.float16, (count, width))
 
 
-def _parts(items: Iterator, encoder: Encoder) -> Iterator[list]:
+def _parts(items: Iterable, encoder: Encoder) -> Iterator[list]:
     """Yield about `PART` items at a time, in whole batches, as a feature store has them."""
-    size = rows_at_once(encoder)
+    size, items = rows_at_once(encoder), heard(items)
     while part := list(islice(items, -(-PART // size) * size)):
         yield part
 
 
-def _fill(rows: np.ndarray, parts: Iterator[np.ndarray]) -> None:
+def _fill(rows: np.ndarray, parts: Iterable[np.ndarray]) -> None:
     """Write parts behind each other, as unit rows: float16 has no room for all lengths."""
     filled = 0
     for part in parts:

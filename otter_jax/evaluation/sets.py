@@ -1,11 +1,13 @@
 """The sets a run is evaluated on: pairs give retrieval, labelled images give zero-shot ranking."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from otter_jax.data import folders, sources, storage
 from otter_jax.data.caption_checks import are_lists_of_lines, sample_records
+from otter_jax.data.held_out import Split
 from otter_jax.data.sources import Source, open_source
 from otter_jax.data.specs import spec_of_path
 from otter_jax.data.tables import open_tables
@@ -22,6 +24,7 @@ from otter_jax.evaluation.specs import EvaluationSpec
 from otter_jax.terminal import say
 
 SetMetrics = dict[str, float]
+HELD_OUT = "held_out"  # What results call the pairs of data.held_out.
 WITHOUT_PATH = ("open_clipart", "openmoji")  # They come with packages.
 
 
@@ -66,8 +69,7 @@ def open_sets(
         ValueError: for a name that means nothing, listing what there is, or is given twice.
         FileNotFoundError: for a path at which there is nothing.
     """
-    if repeated := {spec for spec in specs if specs.count(spec) > 1}:
-        raise ValueError(f"config.evaluate.sets names {repeated.pop()!r} twice")
+    _refuse_repeated(specs)
     templates = read_templates(template)
     for text in specs:
         if text.startswith("probe:"):
@@ -78,13 +80,29 @@ def open_sets(
             yield opened
 
 
+def held_out_set(split: Split, template: str = DEFAULT_TEMPLATE) -> EvaluationSet:
+    """Return pairs that were held out of training as a set, `held_out`.
+
+    Where captions are class names, images are classified among these; else images and captions are
+    retrieved. `template` is as in `open_sets`.
+    """
+    if not split.class_names:
+        return pairs_of_source(HELD_OUT, split.held_out)
+    labels = [own.split_labels(name) for name in split.class_names]
+    classes = own.listed_classes(labels, split.held_out.name)
+    labelled = own.from_pairs(HELD_OUT, split.held_out, classes)
+    return LabelledSet(labelled, read_templates(template))
+
+
 def refuse_unknown_sets(specs: Sequence[str]) -> None:
     """Refuse early, opening nothing: names that mean nothing, local paths with nothing there.
 
     Raises:
         ValueError, FileNotFoundError: as `open_sets`, which looks at the contents as well.
     """
-    for text in filter(lambda each: isinstance(each, str), specs):  # Others are no SPECs at all.
+    texts = [each for each in specs if isinstance(each, str)]  # Others are no SPECs at all.
+    _refuse_repeated(texts)
+    for text in texts:
         plain = text.removeprefix("probe:")
         spec = EvaluationSpec.parse(plain, () if plain == text else tuple(OPTIONS))
         _refuse_unknown(spec)
@@ -97,6 +115,12 @@ def refuse_unknown_sets(specs: Sequence[str]) -> None:
             paths = storage.find_files(spec.path, "")
         if not any(Path(path).exists() for path in paths):
             raise FileNotFoundError(f"config.evaluate.sets: {text}: there is no {spec.path}")
+
+
+def _refuse_repeated(specs: Sequence[str]) -> None:
+    """Refuse a set that is given twice (ValueError): its results would stand under one name."""
+    if repeated := [spec for spec, times in Counter(specs).items() if times > 1]:
+        raise ValueError(f"config.evaluate.sets names {repeated[0]!r} twice")
 
 
 def _refuse_unknown(spec: EvaluationSpec) -> None:

@@ -7,8 +7,8 @@ from otter_jax.data.templates import DEFAULT_TEMPLATE
 from otter_jax.embedding.encoder import load, refuse_no_model
 from otter_jax.embedding.features import FeatureStore
 from otter_jax.evaluation.sets import SetMetrics, open_sets, refuse_unknown_sets
-from otter_jax.runs.reporting import aligned, percent
-from otter_jax.terminal import say
+from otter_jax.runs.reporting import percent
+from otter_jax.terminal import aligned, say
 
 Scores = dict[str, SetMetrics]  # {set: {metric: share}}
 

@@ -75,6 +75,9 @@ def read_checkpoint(location: Path) -> Checkpoint:
         fields, open_clip = None, read_json(described) if described.is_file() else None
     else:
         fields, open_clip = read_json(config), None
+    arrays = strip_prefixes(_read_arrays(weights))
+    if fields and OWN_KEY in fields:  # It says all; what lies beside it is for other programs.
+        return Checkpoint(fields, arrays)
     pixels = folder / "preprocessor_config.json"
     try:
         preprocessing = read_preprocessing(
@@ -83,7 +86,7 @@ def read_checkpoint(location: Path) -> Checkpoint:
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     hints = read_pooling(location) | preprocessing
-    return Checkpoint(fields, strip_prefixes(_read_arrays(weights)), hints, open_clip)
+    return Checkpoint(fields, arrays, hints, open_clip)
 
 
 def find_weights(folder: Path) -> Path | None:

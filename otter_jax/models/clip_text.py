@@ -177,15 +177,15 @@ class ClipText(nnx.Module):
             bias = mask_bias(seen)
         states = run_blocks(self.blocks, x, bias, blocks_key, remat=self.config.remat)
         states = self.final_norm(states)
-        pooled = states[jnp.arange(len(states)), self._pooled_position(tokens)]
-        return TowerOutput(pooled.astype(jnp.float32), states)
+        return TowerOutput(self._pool(states, tokens).astype(jnp.float32), states)
 
-    def _pooled_position(self, tokens: jax.Array) -> jax.Array | int:
-        """Return the position, or one [B] for each text, whose state stands for the text."""
+    def _pool(self, states: jax.Array, tokens: jax.Array) -> jax.Array:
+        """Return the state [B, width] of the position that stands for each text."""
         if self.config.pooling != "eos":
-            return 0 if self.config.pooling == "first" else tokens.shape[1] - 1
+            return states[:, 0 if self.config.pooling == "first" else -1]
         eos_token_id = self.config.eos_token_id
-        return jnp.argmax(tokens if eos_token_id is None else tokens == eos_token_id, axis=1)
+        ends = jnp.argmax(tokens if eos_token_id is None else tokens == eos_token_id, axis=1)
+        return jnp.take_along_axis(states, ends[:, None, None], axis=1)[:, 0]
 
 
 PRESETS = {

@@ -116,7 +116,7 @@ def depthwise(images: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> 
     kernel = kernel.astype(images.dtype)
     padded = _pad(images, pads)
     size = [(padded.shape[axis] - kernel.shape[axis - 1]) // stride + 1 for axis in (1, 2)]
-    shifted = _shifted(padded, kernel.shape, stride, (len(images), *size))
+    shifted = _shifted(padded, kernel.shape, stride, (images.shape[0], *size))
     taps = kernel.reshape(-1, kernel.shape[-1])
     return sum(part * tap for part, tap in zip(shifted, taps, strict=True))
 
@@ -175,7 +175,7 @@ def _windows(images: jax.Array, size: int, stride: int, padding: int) -> list[ja
     """Return, for each place in a window, the pixels at that place in all windows."""
     padded = _pad(images, ((padding, padding),) * 2, -jnp.inf)
     out = [(length - size) // stride + 1 for length in padded.shape[1:3]]
-    return _shifted(padded, (size, size), stride, (len(images), *out))
+    return _shifted(padded, (size, size), stride, (images.shape[0], *out))
 
 
 def _max_pool_forward(
@@ -295,6 +295,6 @@ def _spread(
     rows = [jnp.stack([plane_at(y, x) for x in phases], axis=3) for y in phases]
     planes = jnp.stack(rows, axis=2)  # [B, rows, stride, columns, stride, C]
     height, width = planes.shape[1] * stride, planes.shape[3] * stride
-    positions = planes.reshape(len(planes), height, width, -1)
+    positions = planes.reshape(planes.shape[0], height, width, -1)
     top, left = (before % stride for before, _ in pads)
     return positions[:, top : top + shape[1], left : left + shape[2]]

@@ -22,6 +22,7 @@ from otter_jax.models import (
     bert_layouts,
     clip_text,
     clip_text_layouts,
+    lora,
     resnet,
     resnet_layouts,
     vit,
@@ -79,7 +80,7 @@ def export_tower(tower: nnx.Module, folder: str | Path) -> None:
     Raises:
         ValueError: there is something in the folder.
     """
-    folder = _make_folder(folder)
+    folder = make_folder(folder)
     form = hugging_face_form(tower)
     if form is None:
         fields = {"model_type": MODEL_TYPE, OWN_KEY: describe_tower(tower)}
@@ -89,7 +90,7 @@ def export_tower(tower: nnx.Module, folder: str | Path) -> None:
         arrays = form.prefixed_arrays(tower)
     _write(folder, fields, arrays)
     if hasattr(tower, "mean"):
-        _write_json(folder / "preprocessor_config.json", _pixels(tower, None))
+        write_preprocessing(tower, folder, None)
     if isinstance(tower, bert.Bert):
         _write_pooling(folder, tower)
 
@@ -115,7 +116,7 @@ def export_dual_encoder(
     ones, which open_clip cannot say.
 
     Args:
-        module: the model.
+        module: the model; low-rank updates are merged into its layers.
         folder: empty or new.
         data: what else `load_dual_encoder` should give back, of JSON's types.
         sizes: what is done to images in evaluation; None where no image processor of Hugging Face's
@@ -124,15 +125,16 @@ def export_dual_encoder(
     Raises:
         ValueError: there is something in the folder.
     """
-    folder = _make_folder(folder)
+    folder, module = make_folder(folder), lora.merge(module)
     fields, arrays = _clip(module) or _own(module)
     own = describe(module) | {DATA_KEY: dict(data or {})}
     own["distillation_log_scale"] = float(module.distillation_log_scale[...])
     _write(folder, fields | {OWN_KEY: own}, arrays)
-    _write_json(folder / "preprocessor_config.json", _pixels(module.image, sizes))
+    write_preprocessing(module.image, folder, sizes)
     # open_clip has no margin around the crop; a folder that it reads would give other numbers.
     if sizes is not None and sizes.resized_side == sizes.image_size:
-        preprocess = {"resize_mode": sizes.mode, "interpolation": sizes.interpolation}
+        mode = sizes.mode.removesuffix("_floor")
+        preprocess = {"resize_mode": mode, "interpolation": sizes.interpolation}
         export_open_clip(module, folder, preprocess)
 
 
@@ -320,6 +322,7 @@ def _clip_text(config: clip_text.ClipTextConfig) -> HuggingFaceForm | None:
     fields |= {
         "model_type": "clip_text_model",
         "attention_dropout": config.attention_probs_dropout_prob,
+        "bos_token_id": None,  # Else CLIP's, at which transformers warns in a small vocabulary.
         # transformers takes this id for "the highest id of each text".
         "eos_token_id": clip_text_layouts.WRONG_EOS_TOKEN_ID if eos is None else eos,
     }
@@ -353,7 +356,8 @@ _FORMS: Mapping[type[nnx.Module], Callable[[Any], HuggingFaceForm | None]] = {
 }
 
 
-def _make_folder(folder: str | Path) -> Path:
+def make_folder(folder: str | Path) -> Path:
+    """Return a folder to write into; ValueError if there is something in it."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} should be a new or an empty folder")
@@ -371,6 +375,11 @@ def _write(folder: Path, fields: Mapping[str, Any], arrays: Arrays) -> None:
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def write_preprocessing(tower: nnx.Module, folder: Path, sizes: Sizes | None) -> None:
+    """Write preprocessor_config.json: what is done to images, mean and deviation if nothing."""
+    _write_json(folder / "preprocessor_config.json", _pixels(tower, sizes))
 
 
 def _pixels(tower: nnx.Module, sizes: Sizes | None) -> Fields:

@@ -9,9 +9,11 @@ over the batch all the same, and so over the devices: the operations here take p
 are and cast them inside.
 """
 
+import contextlib
+import contextvars
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -138,16 +140,32 @@ def average_pool(images: jax.Array, size: int, keep_rest: bool = False) -> jax.A
     return jnp.mean(windows, axis=(2, 4))
 
 
-def by_platform(cpu: Callable, other: Callable) -> Callable:
+_portable = contextvars.ContextVar("portable", default=False)
+
+
+@contextlib.contextmanager
+def portable_operations() -> Iterator[None]:
+    """Trace the forms of operations that converters to other formats know, for the time being."""
+    token = _portable.set(True)
+    try:
+        yield
+    finally:
+        _portable.reset(token)
+
+
+def by_platform(cpu: Callable, other: Callable, portable: Callable | None = None) -> Callable:
     """Return an operation that has one form on CPUs and another elsewhere, with the same numbers.
 
     The platform is the one that is compiled for, which need not be the host's. The choice is made
     once more for the gradient, instead of differentiating it, which would keep what either form
-    has to remember.
+    has to remember. Inside of `portable_operations` there is no choice, but one form, `other`
+    unless it is given.
     """
 
     @jax.custom_vjp
     def operation(*arrays: jax.Array) -> jax.Array:
+        if _portable.get():
+            return (portable or other)(*arrays)
         return jax.lax.platform_dependent(*arrays, cpu=cpu, default=other)
 
     def forward(*arrays: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
@@ -192,9 +210,12 @@ def _depthwise(stride: int, pads: Pads) -> Callable:
 
 @functools.cache
 def _max_pool(size: int, stride: int, padding: int) -> Callable:
+    def on_cpu(images: jax.Array) -> jax.Array:
+        return cpu_forms.max_pool_on_cpu(images, size, stride, padding)
+
+    # onnxruntime pools over three axes at most, and a window of XLA's has all four.
     return by_platform(
-        lambda images: cpu_forms.max_pool_on_cpu(images, size, stride, padding),
-        lambda images: _lax_max_pool(images, size, stride, padding),
+        on_cpu, lambda images: _lax_max_pool(images, size, stride, padding), portable=on_cpu
     )
 
 

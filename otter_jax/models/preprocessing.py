@@ -23,13 +23,13 @@ class Resize(NamedTuple):
     """How an image is brought to a square in evaluation.
 
     Attributes:
-        mode: "shortest", the shorter side is brought to a length and the centre cut out; "squash",
-            both sides are.
+        mode: "shortest", the shorter side is brought to a length and the centre cut out;
+            "shortest_floor", the same with transformers' rounding; "squash", both sides are.
         crop_share: what is cut out, as a share of that length.
         interpolation: one of `INTERPOLATIONS`, antialiased.
     """
 
-    mode: Literal["shortest", "squash"]
+    mode: Literal["shortest", "shortest_floor", "squash"]
     crop_share: float
     interpolation: str
 
@@ -122,10 +122,10 @@ def _resize_of_hugging_face(entries: Description, source: str) -> Resize | None:
     if "crop_pct" in entries:  # ConvNeXt's, which leaves nothing out from 384 pixels on.
         if side >= 384:
             return Resize("squash", 1.0, interpolation)
-        return Resize("shortest", entries["crop_pct"], interpolation)
+        return Resize("shortest_floor", entries["crop_pct"], interpolation)
     if crop is None:  # A lone number meant a square before there were names for it.
         return None if isinstance(size, Mapping) else Resize("squash", 1.0, interpolation)
-    return Resize("shortest", crop / side, interpolation)
+    return Resize("shortest_floor", crop / side, interpolation)
 
 
 def _side(size: Any) -> int | None:

@@ -65,6 +65,9 @@ TEXT_TOWERS: dict[str, Preset] = {
 }
 
 
+AUTO = "auto"  # As a tower's name: whichever its pretrained weights are.
+
+
 class ProjectedTower(NamedTuple):
     """A tower, and the projection behind it if its checkpoint has two towers."""
 
@@ -135,8 +138,12 @@ def create_tower(
     `where_known` are overrides for towers whose configuration has them.
     """
     registry = _registry(kind)
+    if name == AUTO and pretrained is not None:
+        location = find_pretrained(pretrained)
+        reader = _Reader(location, read_checkpoint(location), rngs, dtype, allow_missing, overrides)
+        return reader._replace(where_known=where_known or {}).read(kind)
     if name not in registry:
-        known = ", ".join(sorted(registry))
+        known = ", ".join((*sorted(registry), f"{AUTO} (that of the pretrained weights)"))
         raise ValueError(f"there is no {kind} tower {name!r}; there are: {known}")
     wanted = registry[name]
     known = _setting_names(wanted.tower)
@@ -204,6 +211,7 @@ class _Reader(NamedTuple):
     allow_missing: Sequence[str]
     overrides: Mapping[str, Any]
     preferred: type[nnx.Module] | None = None  # Where names alone fit several classes.
+    where_known: Mapping[str, Any] = {}  # Overrides of towers whose configuration has them.
 
     def read(self, kind: Kind | None) -> ProjectedTower:
         """Return the tower of a kind, or the only one there is."""
@@ -330,8 +338,10 @@ class _Reader(NamedTuple):
     def _build(
         self, tower_class: type[nnx.Module], fields: Mapping[str, Any], arrays: CheckpointArrays
     ) -> nnx.Module:
+        known = _setting_names(tower_class)
+        overrides = {k: v for k, v in self.where_known.items() if k in known} | dict(self.overrides)
         fields, guesses = split_guesses(
-            {**fields, **self.checkpoint.hints}, self.overrides, str(self.location)
+            {**fields, **self.checkpoint.hints}, overrides, str(self.location)
         )
         if guesses:
             _log.warning(
@@ -340,7 +350,7 @@ class _Reader(NamedTuple):
                 ", ".join(f"{name}={value!r}" for name, value in guesses.items()),
             )
         try:
-            config = make_config(tower_class, fields, self.overrides)
+            config = make_config(tower_class, fields, overrides)
         except ValueError as error:
             raise ValueError(f"{self.location}: {error}") from None
         if self.allow_missing:

@@ -482,7 +482,7 @@ class SpatialAttentionPool(nnx.Module):
         attended = jax.nn.dot_product_attention(
             query, self._split(self.k_proj(cells)), self._split(self.v_proj(cells))
         )
-        return self.c_proj(attended.reshape(len(x), -1))
+        return self.c_proj(attended.reshape(x.shape[0], -1))
 
     def _split(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:2], self.num_heads, -1)

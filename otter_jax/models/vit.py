@@ -211,7 +211,7 @@ class ViT(nnx.Module):
             for table in (self.class_token, self.register_tokens)
             if table is not None
         ]
-        batch = jnp.zeros((len(patches), 1, self.width), patches.dtype)
+        batch = jnp.zeros((patches.shape[0], 1, self.width), patches.dtype)
         tokens = [add_parameter(batch.repeat(len(rows), axis=1), rows) for rows in tables]
         if without := self.config.prefix_tokens - self.config.prefix_positions:
             # The positions of those that have one, none for the rest, and of the patches.
@@ -264,7 +264,7 @@ class AttentionPool(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map patches [B, L, width] to [B, width]."""
         probe = self.probe[...].astype(x.dtype)
-        query = jnp.broadcast_to(self.query(probe), (len(x), 1, x.shape[-1]))
+        query = jnp.broadcast_to(self.query(probe), (x.shape[0], 1, x.shape[-1]))
         pooled = self.output(attend(query, self.key(x), self.value(x), self.heads))[:, 0]
         return pooled + self.fc2(ACTIVATIONS[self.activation](self.fc1(self.norm(pooled))))
 

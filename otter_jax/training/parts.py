@@ -9,16 +9,20 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from otter_jax import config as config_lib
 from otter_jax import objectives, sharding
-from otter_jax.data.sources import Source
+from otter_jax.data.held_out import hold_out
+from otter_jax.data.sources import Source, open_source
 from otter_jax.embedding.encoder import Encoder, build_module, make_encoder
 from otter_jax.embedding.features import FeatureStore
-from otter_jax.evaluation.sets import EvaluationSet, open_sets
+from otter_jax.evaluation.sets import EvaluationSet, held_out_set, open_sets
 from otter_jax.models import dual_encoder
 from otter_jax.models.dual_encoder import FunctionalModel
 from otter_jax.runs import processes
+from otter_jax.runs.best_step import PREFIX, refuse_unmeasured
 from otter_jax.runs.interruption import Interruption
-from otter_jax.terminal import say
+from otter_jax.terminal import progress, say
+from otter_jax.training.optimizers import describe_groups, labels_of
 
 Results = dict[str, Any]
 
@@ -44,7 +48,11 @@ class Parts:
 
     def evaluate(self, variables: dual_encoder.Variables) -> dict[str, dict[str, float]]:
         """Return `{set: {metric: value}}` of these variables; may raise Interrupted."""
-        encoder, results = self.encoder.replace(variables), {}
+        return self.measure(self.encoder.replace(variables))
+
+    def measure(self, encoder: Encoder) -> dict[str, dict[str, float]]:
+        """Return `{set: {metric: value}}` of a model; may raise Interrupted."""
+        results = {}
         for each in self.sets:
             self.interruption.look()
             results[each.name] = each.evaluate(encoder, self.store)
@@ -65,6 +73,7 @@ def build_parts(config: ConfigDict, workdir: Path, mesh: Mesh, method: objective
     """Build the model and opens the evaluation sets."""
     with sharding.on_host():
         model, variables = dual_encoder.split(build_module(config))
+    labels_of(config_lib.groups_of(config), variables.params)  # Refuses idle and overlapping ones.
     variables = jax.tree.map(np.array, variables)  # Copies: no device holds what restarts need.
     encoder = make_encoder(config, model, variables, mesh)
     store = FeatureStore.of(workdir, encoder, config)
@@ -74,7 +83,33 @@ def build_parts(config: ConfigDict, workdir: Path, mesh: Mesh, method: objective
         template=config.evaluate.template,
         names=config.evaluate.names,
     )
-    return Parts(config, workdir, mesh, method, model, encoder, store, list(sets))
+    sets = [*open_held_out(config, workdir), *sets]
+    return Parts(config, workdir, mesh, method, model, encoder, store, sets)
+
+
+def refuse_unmeasured_best(parts: Parts) -> None:
+    """Refuse a `checkpoint.best` that no evaluation of the run gives (ValueError)."""
+    sets = parts.sets
+    measured = [f"{PREFIX}{each.name}/{metric}" for each in sets for metric in each.chance()]
+    refuse_unmeasured(parts.config.checkpoint.best, measured)
+
+
+def open_held_out(config: ConfigDict, workdir: Path) -> list[EvaluationSet]:
+    """Return the pairs that `data.held_out` keeps from training as a set, if there are any."""
+    if not config.data.held_out:
+        return []
+    split = hold_out(open_whole(config, workdir), config.data.held_out, config.seed, progress)
+    return [held_out_set(split, config.evaluate.template)]
+
+
+def open_whole(config: ConfigDict, workdir: Path) -> Source:
+    """Open `data.train`, those held out among them; errors as of `open_source`."""
+    return open_source(
+        config.data.train,
+        cache_dir=workdir,
+        every_caption=config.data.captions == "all",
+        progress=progress,
+    )
 
 
 def describe_run(parts: Parts, source: Source, total_steps: int) -> None:
@@ -83,12 +118,15 @@ def describe_run(parts: Parts, source: Source, total_steps: int) -> None:
     trained, frozen = dual_encoder.count(variables.params), dual_encoder.count(variables.frozen)
     towers = [
         f"{kind} tower {tower.name} ({tower.pretrained or 'random weights'}"
-        f"{', frozen' if tower.frozen else ''})"
+        f"{', frozen' if tower.frozen else ''}"
+        f"{f', LoRA of rank {tower.lora.rank}' if tower.lora.rank else ''})"
         for kind, tower in (("image", config.model.image), ("text", config.model.text))
     ]
     say(f"objective {config.objective.name} on {len(source):,} pairs of {source.name}")
     say(", ".join(towers))
     say(f"{trained:,} trained parameters, {frozen:,} frozen")
+    if config.optimizer.groups:
+        say("\n".join(describe_groups(config, variables.params)))
     for each in parts.sets:
         say(f"to be evaluated on {each.name}: {counts_of(each)}")
     if seen := sets_trained_on(parts, source):

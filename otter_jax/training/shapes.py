@@ -39,8 +39,9 @@ def describe_step(config: ConfigDict, mesh: Mesh) -> tuple[jax.stages.Wrapped, T
     method = objectives.make_method(**config.objective)
     objectives.check_queue(method, config.batch_size, mesh.devices.size)
     model, variables = describe_model(config)
-    schedule = make_schedule(config, config.total_steps or config.optimizer.warmup_steps + 1)
-    optimizer = make_optimizer(config, schedule)
+    total_steps = config.total_steps or config.optimizer.warmup_steps + 1
+    schedule = make_schedule(config, total_steps)
+    optimizer = make_optimizer(config, schedule, total_steps)
     memory = jax.eval_shape(lambda: make_memory(method, config.model.embed_dim))
 
     def make(variables: dual_encoder.Variables) -> TrainState:

@@ -21,7 +21,7 @@ def test_the_runs_own_config_is_taken(tmp_path: Path, monkeypatch: pytest.Monkey
     evaluate.main([f"--workdir={tmp_path}"])
     evaluate.main([f"--workdir={tmp_path}", "--config=quickstart"])
     own, other = seen
-    assert own[0] == f"--config={evaluate.RUNS_OWN}:{tmp_path / 'config.json'}"
+    assert own[0] == f"--config={tmp_path / 'config.json'}"
     assert other[:2] == [f"--workdir={tmp_path}", "--config=quickstart"]
     assert own[-1] == other[-1] == "--mode=evaluate"
     assert config_of_run.get_config(str(tmp_path / "config.json")).seed == 7

@@ -119,6 +119,7 @@ def test_trust_is_said_without_files(
     assert "wrong pairs         estimated share " in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"at least 31 different pairs.*found 12$"):
         inspect.main([*command, "--limit=12"])
+    assert "captions as they are" not in capsys.readouterr().out  # Before anything is read.
 
 
 def test_the_table_is_csv_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

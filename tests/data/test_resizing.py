@@ -29,6 +29,13 @@ def test_without_a_margin_the_shorter_side_is_whole() -> None:
     np.testing.assert_array_equal(found, image[:, 5:25])
 
 
+@pytest.mark.parametrize(("mode", "first"), [("shortest", 2), ("shortest_floor", 1)])
+def test_half_a_pixel_at_the_crop_goes_one_way_or_the_other(mode: str, first: int) -> None:
+    image = photo(20, 23)  # Three columns too many: one and a half on each side.
+    found = resize_as(image, 20, mode, 1.0, "bicubic")
+    np.testing.assert_array_equal(found, image[:, first : first + 20])
+
+
 def test_squashing_keeps_all_of_the_image() -> None:
     image = photo(20, 30)
     wanted = Image.fromarray(image).resize((10, 10), Image.Resampling.BILINEAR)

@@ -1,7 +1,7 @@
 """Features of pairs in files, against those of the encoder in memory."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from otter_jax import sharding
+from otter_jax.data.records import Record, RecordError, Source, read_records
 from otter_jax.data.sources import open_source
 from otter_jax.embedding.encoder import Encoder, build_module, make_encoder
 from otter_jax.embedding.features import FeatureStore
@@ -55,6 +56,69 @@ def test_pairs_that_can_be_read(
     some = embed_pairs(source, encoder, tmp_path, [3, 11, 20])
     assert some.numbers.tolist() == [3, 20] and list(some.keys) == ["00003", "00020"]
     np.testing.assert_allclose(some.text, unit(texts)[[3, 19]], atol=1e-3)
+
+
+class Batched:
+    """A source that reads records many at a time alone, and notes which."""
+
+    def __init__(self, source: Source) -> None:
+        self.inner, self.read = source, []
+        self.name, self.fingerprint = source.name, source.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def read_many(self, numbers: Sequence[int]) -> list[Record | RecordError]:
+        self.read.append(list(numbers))
+        return read_records(self.inner, numbers)
+
+
+def test_records_are_read_many_at_a_time(
+    encoder: Encoder,
+    shape_pairs: list,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("otter_jax.embedding.image_collections.READ_AT_A_TIME", 8)
+    write_shard(tmp_path / "0.tar", [*shape_pairs[:4], (b"broken", "x"), *shape_pairs[5:24]])
+    single = open_source(f"webdataset:{tmp_path / '0.tar'}")
+    source, wanted = Batched(single), list(range(1, 24, 2))
+    found = embed_pairs(source, encoder, tmp_path, wanted)
+    assert source.read == [wanted[:8], wanted[8:]]
+    images = np.array(found.image)  # Its file is written again.
+    expected = embed_pairs(single, encoder, tmp_path, wanted)
+    np.testing.assert_array_equal(images, expected.image)
+    assert found.keys == expected.keys
+
+
+def test_what_is_counted_is_embedded(
+    encoder: Encoder,
+    shape_pairs: list,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """A set of a single batch takes as long as its batch, not as long as gathering it."""
+    now = 0.0
+    monkeypatch.setattr("otter_jax.terminal.time.perf_counter", lambda: now)
+
+    def slowly(embed: Callable) -> Callable:
+        def embed_slowly(*arguments) -> np.ndarray:
+            nonlocal now
+            now += 5.0
+            return embed(*arguments)
+
+        return embed_slowly
+
+    for name in ("image_features", "text_features"):
+        monkeypatch.setattr(Encoder, name, slowly(getattr(Encoder, name)))
+    write_shard(tmp_path / "0.tar", shape_pairs[:10])
+    embed_pairs(open_source(f"webdataset:{tmp_path / '0.tar'}"), encoder, tmp_path)
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(", and")[0] for line in said] == [
+        "images of pairs: 10 in 5 s (2.0 a second)",
+        "captions of pairs: 10 in 5 s (2.0 a second)",
+    ]
 
 
 def test_nothing_that_can_be_read(encoder: Encoder, tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ CROPPED = {"size": {"shortest_edge": 224}, "do_center_crop": True, "crop_size": 
 @pytest.mark.parametrize(
     ("entries", "resize"),
     [
-        (CROPPED, ("shortest", 1.0, "bicubic")),
-        ({**CROPPED, "size": 256, "resample": 2}, ("shortest", 0.875, "bilinear")),
+        (CROPPED, ("shortest_floor", 1.0, "bicubic")),
+        ({**CROPPED, "size": 256, "resample": 2}, ("shortest_floor", 0.875, "bilinear")),
         ({"size": 224, "resample": 2}, ("squash", 1.0, "bilinear")),
         ({"size": {"height": 224, "width": 224}}, ("squash", 1.0, "bicubic")),
-        ({"size": {"shortest_edge": 224}, "crop_pct": 0.9}, ("shortest", 0.9, "bicubic")),
+        ({"size": {"shortest_edge": 224}, "crop_pct": 0.9}, ("shortest_floor", 0.9, "bicubic")),
         ({"size": {"shortest_edge": 384}, "crop_pct": 0.9}, ("squash", 1.0, "bicubic")),
         ({"image_mean": [0.1] * 3}, None),
     ],
