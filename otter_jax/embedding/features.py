@@ -154,8 +154,8 @@ class FeatureStore:
     def _compute_and_write(self, path: Path, compute: ComputeParts) -> StoredArrays:
         if self._before:
             say(
-                f"{self.folder} has {len(self._before)} files, but of other data, weights or "
-                "another version than is asked for: computed anew"
+                f"the features in {self.folder} (files: {len(self._before)}) are of other data or "
+                "weights, or of another version: computed anew"
             )
             self._before = []  # Said once.
         if jax.process_count() > 1:
