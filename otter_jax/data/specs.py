@@ -62,6 +62,8 @@ def spec_of_path(text: str) -> str | None:
     True
     """
     path = Path(text).expanduser()
+    if not text:
+        return None
     if path.is_dir():
         inside = (("dataset_info.json", "tfds"), ("*.tar", "webdataset"))
         kind = next((kind for pattern, kind in inside if any(path.glob(pattern))), "folder")
