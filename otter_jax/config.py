@@ -28,6 +28,7 @@ from ml_collections.config_dict import FieldReference
 
 from otter_jax.data.augmentations import AUGMENTATIONS
 from otter_jax.data.batches import ORDERS
+from otter_jax.data.partial_decoding import DECODINGS
 from otter_jax.data.templates import read_templates
 from otter_jax.json_files import read_json_object
 from otter_jax.objectives import METHODS, make_method
@@ -35,7 +36,9 @@ from otter_jax.objectives.methods import fields_of
 
 # Keys that say how a run is kept, not what it computes; they may change between two starts.
 BOOKKEEPING_KEYS = (
-    "checkpoint.",
+    "checkpoint.every_",
+    "checkpoint.keep",
+    "compiled_programs",
     "data.max_bad_share",
     "data.threads",
     "fsdp",
@@ -78,6 +81,8 @@ class Experiment:
         deterministic: on GPUs, only kernels that give the same bits every time; slower, and without
             need elsewhere.
         profile: (first, last) keeps a trace of these steps in WORKDIR/profile.
+        compiled_programs: a folder in which compiled programs are kept, so that a run that resumes
+            need not compile again; auto: in the user's cache, at most 4 GiB | none.
         wandb_project: where set, metrics go to Weights & Biases as well.
         on_nan: what follows a loss or update that is not finite, or a loss that has exploded, none
             of which enters the parameters: stop | skip (go on with the next batch) | rollback (to
@@ -96,6 +101,7 @@ class Experiment:
     fsdp: bool = False
     deterministic: bool = False
     profile: tuple = ()
+    compiled_programs: str = "auto"
     wandb_project: str | None = None
     on_nan: str = "stop"
     max_nan_steps: int = 10
@@ -125,6 +131,8 @@ class DataSection:
             own. An epoch of the run is always as many pairs as there are in all sources together.
         order: which permutations pairs go through: 1 | 2, which below 65,536 pairs takes a tenth of
             the time (data/batches.py).
+        decoding: how JPEGs are decoded for random crops: 1 whole, 2 no further than the crop needs,
+            with simplejpeg (data/partial_decoding.py).
         captions: one | all: of several captions of an image one is drawn at every step, or each is
             a pair of its own, so that an epoch has all of them.
         held_out: share of the pairs that is not trained on but evaluated, as the set `held_out`;
@@ -145,6 +153,7 @@ class DataSection:
     train: str | tuple = "open_clipart"
     weights: tuple = ()
     order: int = 1
+    decoding: int = 1
     captions: str = "one"
     held_out: float = 0.0
     max_bad_share: float = 0.05
@@ -220,15 +229,37 @@ class TextTowerSection(TowerSection):
 
 
 @dataclasses.dataclass(frozen=True)
-class TeacherSection:
-    """The section `teacher`: the moving average of the student, where the objective has one.
+class LoraSection:
+    """The sections `model.image.lora` and `model.text.lora`: see models/lora.py.
 
     Attributes:
+        rank: of low-rank updates of the tower's linear layers, which are trained instead of it; the
+            projection is trained as well, or what `trainable` says. Unset: none.
+        alpha: the updates are scaled by alpha / rank.
+        dropout: of the updates' inputs, in [0, 1).
+        layers: a regular expression, searched in the layers' paths ("query|value").
+            Unset: every linear layer.
+    """
+
+    rank: int | None = None
+    alpha: float = 16.0
+    dropout: float = 0.0
+    layers: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherSection:
+    """The section `teacher`, where the objective has one.
+
+    Attributes:
+        kind: average (the moving average of the student) | pretrained (the student as it was before
+            training, which keeps a fine-tuned model near it).
         decay: of the moving average, in [0, 1).
         warmup: decay_t = min(decay, (1 + t) / (10 + t)).
         train_mode: dropout and batch statistics in the teacher, as released.
     """
 
+    kind: str = "average"
     decay: float = 0.999
     warmup: bool = True
     train_mode: bool = False
@@ -321,11 +352,16 @@ class CheckpointSection:
         every_steps: how often one is written.
         every_minutes: and when the last is that long ago; 0: never.
         keep: how many of the latest.
+        best: a metric such as "eval/held_out/hit@1": the checkpoint with the highest is kept as
+            well, and is what results.json and `otter_jax.load` speak of.
+        stop_after: the run ends when so many evaluations in a row have brought no better `best`.
     """
 
     every_steps: int = 1000
     every_minutes: float = 30.0
     keep: int = 2
+    best: str | None = None
+    stop_after: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -338,6 +374,8 @@ class EvaluateSection:
         batch_size: images and texts that go through the towers at a time.
         template: the prompt around a class name, a text file of one a line, or clip80.
         names: joined | averaged: a class's names in one prompt (as released), or one each.
+        interpolate: (0, 0.25, 0.5, 0.75, 1) has `otter-jax evaluate` measure the models at these
+            shares of the way from the start of the run to its end.
     """
 
     sets: tuple = ("open_clipart",)
@@ -345,6 +383,7 @@ class EvaluateSection:
     batch_size: int = 64
     template: str = "a photo of {}."
     names: str = "joined"
+    interpolate: tuple = ()
 
 
 IMAGE_TOWER, TEXT_TOWER = TowerSection("efficientnet_lite0"), TextTowerSection("bert")
@@ -355,6 +394,8 @@ SECTIONS = {
     "model": ModelSection(),
     "model.image": IMAGE_TOWER,
     "model.text": TEXT_TOWER,
+    "model.image.lora": LoraSection(),
+    "model.text.lora": LoraSection(),
     "teacher": TeacherSection(),
     "trust": TrustSection(),
     "optimizer": OptimizerSection(),
@@ -372,7 +413,7 @@ def default_config() -> ConfigDict:
         for field in dataclasses.fields(section):
             group[field.name] = _reference(_type_of(section, field), getattr(section, field.name))
         if path:
-            (config[parent] if parent else config)[name] = group
+            (_get(config, parent) if parent else config)[name] = group
     for tower in ("image", "text"):
         config.model[tower].overrides = ConfigDict()  # Fields of the tower's own configuration.
     config.objective = ConfigDict({"name": "otter"})
@@ -487,10 +528,14 @@ def problems_of(config: ConfigDict) -> Problems:
         _refuse_unknown_keys(config)
     if problems:
         return problems  # The others ask for keys.
+    with problems.noting():
+        _check_finite(config)
+    if problems:
+        return problems  # Others would say it again, in other words.
     for refuse in (
         *(_check_seed, _check_choices, _check_profile, _check_wandb, _check_sources),
         *(_check_captions, _check_batch, _check_loss_ratio, _check_mesh, _check_trust),
-        *(_check_template, groups_of),
+        *(_check_template, _check_best, _check_interpolate, groups_of),
     ):
         with problems.noting():
             refuse(config)
@@ -506,24 +551,32 @@ def problems_of(config: ConfigDict) -> Problems:
     return problems
 
 
+LARGEST = 2**14  # Pixels a side, tokens and the like: more is a slip, and no memory would do.
 # Keys of numbers, and what they may be.
 RANGES = (
     (
         ("batch_size", "micro_batch", "log_every_steps", "checkpoint.every_steps",
-         "checkpoint.keep", "data.image_size", "data.max_tokens", "data.threads",
-         "model.embed_dim", "trust.neighbors", "evaluate.batch_size",
-         "total_epochs", "optimizer.gradient_clip"),
-        lambda value: 0 < value < math.inf,
-        "be positive and finite",
+         "checkpoint.keep", "checkpoint.stop_after", "data.image_size", "data.max_tokens",
+         "data.threads", "model.embed_dim", "trust.neighbors", "evaluate.batch_size",
+         "total_epochs", "optimizer.gradient_clip", "model.image.lora.rank", "model.text.lora.rank",
+         "model.image.lora.alpha", "model.text.lora.alpha"),
+        lambda value: value > 0,
+        "be positive",
     ),
     (
         ("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.warmup_steps",
          "total_steps", "evaluate.every_steps", "checkpoint.every_minutes", "max_nan_steps"),
-        lambda value: 0 <= value < math.inf,
-        "not be negative or infinite",
+        lambda value: value >= 0,
+        "not be negative",
     ),
     (
-        ("teacher.decay", "optimizer.momentum", "optimizer.b2"),
+        ("data.image_size", "data.max_tokens", "model.embed_dim", "data.threads"),
+        lambda value: value <= LARGEST,
+        f"be at most {LARGEST}",
+    ),
+    (
+        ("teacher.decay", "optimizer.momentum", "optimizer.b2", "model.image.lora.dropout",
+         "model.text.lora.dropout"),
         lambda value: 0 <= value < 1,
         "lie in [0, 1)",
     ),
@@ -702,6 +755,17 @@ def differences(
     ]
 
 
+def _check_finite(config: ConfigDict) -> None:
+    """Refuse infinities and what is no number, wherever they stand."""
+    problems = Problems()
+    for key, value in flatten(config.to_dict()).items():
+        for each in value if isinstance(value, list) else [value]:
+            with problems.noting():
+                if isinstance(each, float) and not math.isfinite(each):
+                    raise ValueError(f"config.{key}={each}: it must be finite")
+    problems.refuse()
+
+
 def _check_seed(config: ConfigDict) -> None:
     """Refuse what not both JAX and the order of the data can tell apart."""
     if not 0 <= config.seed < 2**32:
@@ -713,12 +777,14 @@ def _check_choices(config: ConfigDict) -> None:
     for key, choices in (
         ("on_nan", ("stop", "skip", "rollback")),
         ("data.order", ORDERS),
+        ("data.decoding", DECODINGS),
         ("data.fit", ("crop", "pad")),
         ("data.augmentation", AUGMENTATIONS),
         ("data.view_augmentation", AUGMENTATIONS),
         ("optimizer.name", ("sgd", "adamw")),
         ("model.dtype", ("float32", "bfloat16")),
         ("evaluate.names", ("joined", "averaged")),
+        ("teacher.kind", ("average", "pretrained")),
     ):
         with problems.noting():
             _choice(config, key, choices)
@@ -757,6 +823,28 @@ def _check_loss_ratio(config: ConfigDict) -> None:
     if config.max_loss_ratio != 0 and not config.max_loss_ratio > 1:
         raise ValueError(
             f"config.max_loss_ratio={config.max_loss_ratio}: it must be above 1, or 0 for never"
+        )
+
+
+def _check_interpolate(config: ConfigDict) -> None:
+    shares = config.evaluate.interpolate
+    if not all(isinstance(share, int | float) and 0 <= share <= 1 for share in shares):
+        raise ValueError(
+            f"config.evaluate.interpolate={shares}: it must be shares in [0, 1], (0, 0.5, 1)"
+        )
+
+
+def _check_best(config: ConfigDict) -> None:
+    """Refuse a search for the best step that never looks, or looks for nothing."""
+    best, stop_after = config.checkpoint.best, config.checkpoint.stop_after
+    if stop_after is not None and best is None:
+        raise ValueError(
+            f"config.checkpoint.stop_after={stop_after}: set config.checkpoint.best to a metric too"
+        )
+    if best is not None and not config.evaluate.every_steps:
+        raise ValueError(
+            f"config.checkpoint.best={best!r}: set config.evaluate.every_steps, or it is measured "
+            "at the end alone"
         )
 
 
@@ -855,13 +943,18 @@ def _refuse_contradictions(config: ConfigDict, tower: str) -> None:
         raise ValueError(
             f"config.{key}.frozen=True with trainable={settings.trainable!r}: choose one of them"
         )
-    try:
-        re.compile(settings.trainable or "")
-    except re.error as error:
+    if settings.frozen and settings.lora.rank:
         raise ValueError(
-            f"config.{key}.trainable={settings.trainable!r}: it must be a regular expression "
-            f"({error})"
-        ) from None
+            f"config.{key}.frozen=True with lora.rank={settings.lora.rank}: choose one of them; "
+            "what has low-rank updates is frozen but for these"
+        )
+    for name, pattern in (("trainable", settings.trainable), ("lora.layers", settings.lora.layers)):
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(
+                f"config.{key}.{name}={pattern!r}: it must be a regular expression ({error})"
+            ) from None
 
 
 def _choice(config: ConfigDict, key: str, choices: Iterable[str | int]) -> None:

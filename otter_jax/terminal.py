@@ -1,6 +1,7 @@
 """What a program says on the screen: lines, durations, and how far a long loop has come."""
 
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -9,13 +10,17 @@ from typing import TypeVar
 
 import jax
 import jax.monitoring
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+from rich.progress import Task as ShownTask
+from rich.table import Column
+from rich.text import Text
 
 Item = TypeVar("Item")
 
 COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX's event, with its seconds.
 WORTH_A_RATE = 1.0  # Seconds: what takes less has none.
 WORTH_A_WORD = 2.0  # Seconds.
-CLEAR = "\r\033[K"  # Has a terminal begin its line anew.
 _callbacks: list[Callable[[], None]] = []
 
 
@@ -35,6 +40,62 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
+class Task(contextlib.AbstractContextManager):
+    """A line of its own on a terminal, with a bar, for as long as something goes on.
+
+    Whatever is printed meanwhile appears above it. Where standard output is no terminal, or one
+    that cannot move its cursor, there is no bar, and `is_shown` is false.
+    """
+
+    _display: Progress | None = None  # One for all tasks: two could not share the screen.
+
+    def __init__(self, label: str, total: int | None = None, done: int = 0):
+        """Show the line.
+
+        Args:
+            label: what goes on.
+            total: how many items there are; None where that is not known.
+            done: how many of them are done already.
+        """
+        self._number = None
+        if not _can_draw():
+            return
+        if Task._display is None:
+            Task._display = _make_display()
+            Task._display.start()
+            Task._display.console.show_cursor()  # Else a program that is killed leaves none.
+        self._number = Task._display.add_task(label, total=total, completed=done, note="")
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether there is a bar."""
+        return self._number is not None
+
+    def show(self, done: int | None = None, note: str = "") -> None:
+        """Say how many items are done, where that is known, and what else there is to say."""
+        if self.is_shown:
+            Task._display.update(self._number, completed=done, note=note)
+
+    def advance(self) -> None:
+        """Say that one more is done."""
+        if self.is_shown:
+            Task._display.advance(self._number)
+
+    def __exit__(self, *exception: object) -> None:
+        """Remove the line."""
+        self.close()
+
+    def close(self) -> None:
+        """Remove the line, once."""
+        if not self.is_shown:
+            return
+        Task._display.remove_task(self._number)
+        self._number = None
+        if not Task._display.tasks:
+            Task._display.stop()
+            Task._display = None
+
+
 def progress(
     items: Iterable[Item],
     total: int,
@@ -43,7 +104,7 @@ def progress(
 ) -> Iterator[Item]:
     """Pass items on and show how many are done, how fast, and the time left.
 
-    On a terminal one line is rewritten; elsewhere a line appears about every ten seconds. Rates
+    On a terminal there is a bar; elsewhere a line appears about every ten seconds. Rates
     leave out what was spent on compiling meanwhile. Where items are gathered into batches, it is
     the batches' results that are to be passed on: an item that is handed over is not yet done.
 
@@ -54,20 +115,19 @@ def progress(
         count: says for how many an item stands.
     """
     shown = time.perf_counter()
-    live = _is_live()
     done = 0
-    with Stopwatch() as clock:
+    with Stopwatch() as clock, Task(label, total) as task:
         for item in heard(items):
             done += count(item)
             yield item
             now = time.perf_counter()
-            if now - shown > (0.2 if live else 10.0) and done < total:
+            if now - shown > (0.2 if task.is_shown else 10.0) and done < total:
                 shown, rate = now, done / max(clock.seconds, 1e-9)
-                left = duration((total - done) / rate)
-                line = f"{label}: {done} of {total}, {_per_second(rate)}, {left} left"
-                print(f"{CLEAR}{line}", end="", flush=True) if live else say(line)
-    if live:
-        print(CLEAR, end="")
+                note = f"{_per_second(rate)}, {duration((total - done) / rate)} left"
+                if task.is_shown:
+                    task.show(done, note)
+                else:
+                    say(f"{label}: {done} of {total}, {note}")
     rate = f" ({_per_second(done / clock.seconds)})" if clock.seconds > WORTH_A_RATE else ""
     say(f"{label}: {done} in {duration(clock.seconds)}{rate}{clock.note}")
 
@@ -100,14 +160,16 @@ def working(on: str) -> Iterator[None]:
     Args:
         on: such as "compiling the train step".
     """
-    live, over, start = _is_live(), threading.Event(), time.perf_counter()
+    over, start = threading.Event(), time.perf_counter()
 
     def tell() -> None:
-        wait = WORTH_A_WORD
-        while not over.wait(wait) and (live or wait == WORTH_A_WORD):
-            wait = 1.0
-            line = f"{on} ... {duration(time.perf_counter() - start)}"
-            print(f"{CLEAR}{line}", end="", flush=True) if live else say(f"{on} ...")
+        if over.wait(WORTH_A_WORD):
+            return
+        with Task(on) as task:
+            if not task.is_shown:
+                say(f"{on} ...")
+            while task.is_shown and not over.wait(1.0):
+                task.show(note=duration(time.perf_counter() - start))
 
     telling = threading.Thread(target=tell, daemon=True)
     telling.start()
@@ -117,7 +179,7 @@ def working(on: str) -> Iterator[None]:
         over.set()
         telling.join()
     if (seconds := time.perf_counter() - start) > WORTH_A_WORD:
-        say(f"{CLEAR if live else ''}{on}: {duration(seconds)}")
+        say(f"{on}: {duration(seconds)}")
 
 
 class Stopwatch(contextlib.AbstractContextManager):
@@ -163,10 +225,6 @@ def _per_second(rate: float) -> str:
     return f"{rate:,.0f} a second" if rate >= 10 else f"{rate:.1f} a second"
 
 
-def _is_live() -> bool:
-    return sys.stdout.isatty() and jax.process_index() == 0
-
-
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of a table, its first column flush left and the others right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -177,3 +235,30 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
         )
         for row in rows
     ]
+
+
+def _can_draw() -> bool:
+    """Return whether standard output is a terminal that can rewrite its lines."""
+    dumb = os.environ.get("TERM", "").lower() in ("", "dumb", "unknown")
+    return sys.stdout.isatty() and not dumb and jax.process_index() == 0
+
+
+class _Count(ProgressColumn):
+    """How many items are done, where it is known of how many."""
+
+    def render(self, task: ShownTask) -> Text:
+        """Return 5 of 20."""
+        return Text("" if task.total is None else f"{task.completed:.0f} of {task.total:.0f}")
+
+
+def _make_display() -> Progress:
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8)),
+        _Count(),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=Console(highlight=False),
+        transient=True,
+        expand=True,
+        refresh_per_second=5,
+    )

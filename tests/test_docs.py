@@ -75,7 +75,9 @@ def test_the_rooms_exist() -> None:
 
 def test_presets_exist() -> None:
     files = [*OURS, *ROOT.glob("configs/*.py"), *ROOT.glob("launch/*")]
-    found = {name for _, name in named(r"--config[= ](?:configs/)?(\w+)", *files)} - PLACEHOLDERS
+    found = {
+        name for _, name in named(r"--config[= ](?:configs/)?(\w+)\b(?!/)", *files)
+    } - PLACEHOLDERS
     assert {"quickstart", "otter_rn50"} <= found
     assert {name for name in found if not (ROOT / f"configs/{name}.py").exists()} == set()
 

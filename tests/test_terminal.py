@@ -1,12 +1,25 @@
-"""Durations, progress, what is said while something lasts, and a clock without compiling."""
+"""Durations, progress, bars, what is said while something lasts, and a clock without compiling."""
 
+import contextlib
+import os
+import pty
 import time
+from collections.abc import Callable, Iterator
 
 import jax
 import pytest
 
 from otter_jax import terminal
-from otter_jax.terminal import Stopwatch, between_items, duration, heard, progress, working
+from otter_jax.terminal import (
+    Stopwatch,
+    Task,
+    between_items,
+    duration,
+    heard,
+    progress,
+    say,
+    working,
+)
 
 
 @pytest.mark.parametrize(
@@ -74,3 +87,44 @@ def test_what_lasts_is_said_and_for_how_long(
         time.sleep(seconds)
     expected = ["compiling the train step ...", "compiling the train step: 0 s"]
     assert capsys.readouterr().out.splitlines() == (expected if seconds else [])
+
+
+@contextlib.contextmanager
+def on_a_screen(monkeypatch: pytest.MonkeyPatch, kind: str) -> Iterator[Callable[[], str]]:
+    """Make standard output a terminal, 80 letters wide; give what was written on it by now."""
+    ours, theirs = pty.openpty()
+    monkeypatch.setenv("TERM", kind)
+    monkeypatch.setenv("COLUMNS", "80")
+    with os.fdopen(theirs, "w", buffering=1) as file, contextlib.redirect_stdout(file):
+
+        def read() -> str:
+            return os.read(ours, 1_000_000).decode()
+
+        yield read
+    os.close(ours)
+
+
+def test_a_terminal_has_a_bar_a_task_and_lines_above_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with on_a_screen(monkeypatch, "xterm") as screen:
+        with Task("training", 20, 5) as outer:
+            assert outer.is_shown
+            outer.advance()
+            outer.show(note="0.5 loss")
+            assert list(progress(iter("ab"), 2, "[b]images")) == ["a", "b"]
+            say("a line")
+            Task._display.refresh()
+        say("after")
+        said = screen()
+    assert "training" in said and "6 of 20" in said and "0.5 loss" in said
+    assert "[b]images: 2 in 0 s" in said and "a line" in said
+    assert said.endswith("after\r\n") and Task._display is None
+    assert said.rfind("\x1b[?25h") > said.rfind("\x1b[?25l")  # The cursor is there again.
+
+
+def test_a_terminal_that_cannot_move_its_cursor_has_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    with on_a_screen(monkeypatch, "dumb") as screen:
+        with Task("training", 20) as task:
+            assert not task.is_shown
+            task.show(3, "nothing")
+        say("after")
+        assert screen() == "after\r\n"

@@ -20,10 +20,10 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from otter_jax.commands import train
-from otter_jax.commands.command_line import Parser, path_of
+from absl import flags
 
-RUNS_OWN = Path(__file__).with_name("config_of_run.py")
+from otter_jax.commands import train
+from otter_jax.commands.command_line import Parser, make_folder, path_of, unknown_flags
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -32,12 +32,14 @@ def main(arguments: Sequence[str]) -> None:
         print(f"{__doc__}\nKeys and flags are those of train:\n\n{train.describe_options()}")
         return
     if any(re.match("--model($|=)", each) for each in arguments):
-        evaluate_models(parse(arguments))
+        measure_models(parse(arguments))
         return
     given = dict(each.removeprefix("--").partition("=")[::2] for each in arguments)
+    if wrong := unknown_flags(arguments, (*flags.FLAGS, "model", "sets")):
+        raise ValueError(wrong)
     if "config" not in given:
         own = path_of_run(given.get("workdir", "")) / "config.json"
-        arguments = [f"--config={RUNS_OWN}:{own}", *arguments]
+        arguments = [f"--config={own}", *arguments]
     train.main([*arguments, "--mode=evaluate"])
 
 
@@ -68,7 +70,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def evaluate_models(options: argparse.Namespace) -> None:
+def measure_models(options: argparse.Namespace) -> None:
     """Measure models, show the table, and write it down after each of them.
 
     Raises:
@@ -77,8 +79,11 @@ def evaluate_models(options: argparse.Namespace) -> None:
     from otter_jax.evaluation import several_models
     from otter_jax.json_files import write_json
 
+    make_folder("--output", options.output.parent)
+    if options.output.is_dir():
+        raise ValueError(f"--output={options.output} is a folder; name a file")
+
     def keep(found: Mapping[str, several_models.Scores]) -> None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
         write_json(options.output, found)
 
     specs = [spec for text in options.sets for spec in split_specs(text)]

@@ -5,30 +5,30 @@ reason; prints ten captions as they are trained on, and says what makes them loo
 --out it writes inspect.json, histograms.png and samples.png. With --model it also says how surely
 that model finds each image's caption among those of a batch, which is OTTER's measure of how noisy
 a data set is. With --trust it estimates how many captions are wrong, and with --out which ones:
-trust.parquet, trust.png, and the pairs that are trusted least and most.
+trust.parquet (trust.csv without pyarrow), trust.png, and the pairs that are trusted least and most.
 """
 
 import argparse
 import ast
+import csv
 import importlib.util
 import sys
 import tempfile
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from otter_jax.commands.command_line import Parser, path_of
+from otter_jax.commands.command_line import Parser, make_folder, path_of
 from otter_jax.data import images, statistics
 from otter_jax.data.caption_checks import SHOWN, doubts, sample_captions
-from otter_jax.data.records import read_in_order
+from otter_jax.data.records import read_in_order, read_records
 from otter_jax.data.sources import Source, open_source, remarks, skipped_files
 
 SAMPLES, COLUMNS, THUMBNAIL = 24, 6, 160
-TRUST_FILES = ("trust.parquet", "trust.png", "least_trusted.png", "most_trusted.png")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -81,13 +81,16 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
 
     _refuse_bad_options(options)  # Before the long part.
     encoder = _load(options.model)
-    towers = (encoder or _quickstart_encoder()) if options.trust else None
     source = open_source(read_specs(options.data), progress=progress)
     for remark in remarks(source):
         say(remark)
     numbers = statistics.choose(len(source), options.limit, options.seed)
+    towers = None
+    if options.trust:
+        _refuse_too_few(numbers)
+        towers = encoder or _quickstart_encoder()
     if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
+        make_folder("--out", options.out)
     tally = statistics.Tally()
     read = read_in_order(source, map(int, numbers))
     for number, record in progress(read, len(numbers), "inspect"):
@@ -108,7 +111,7 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
     say(report(found))
     if options.out is not None and towers is not None:
         write_trust(options.out, source, pairs, estimate)
-        say(f"written to {options.out}: {', '.join(TRUST_FILES)}")
+        say(f"written to {options.out}: {', '.join(trust_files())}")
     if options.out is not None:
         write_json(options.out / "inspect.json", found)
         draw_histograms(options.out / "histograms.png", tally)
@@ -124,10 +127,6 @@ def _refuse_bad_options(options: argparse.Namespace) -> None:
         raise ValueError(f"--batch_size={options.batch_size}; it must be at least 2")
     if options.seed < 0:
         raise ValueError(f"--seed={options.seed}; it must not be negative")
-    if options.trust and options.out is not None and importlib.util.find_spec("pyarrow") is None:
-        raise ModuleNotFoundError(
-            "--trust --out writes Parquet, which needs pyarrow: pip install 'otter_jax[parquet]'"
-        )
 
 
 def _look_at(source: Source, inspected: int, tally: statistics.Tally) -> dict[str, Any]:
@@ -215,8 +214,8 @@ def draw_samples(
     grid = figure.subplots(rows, COLUMNS).ravel()
     for axes in grid:
         axes.axis("off")
-    for axes, number, note in zip(grid, numbers, notes, strict=False):
-        record = source[int(number)]
+    records = read_records(source, [int(number) for number in numbers])
+    for axes, record, note in zip(grid, records, notes, strict=False):
         fit = encoder.fit if encoder is not None else "pad"
         view = images.evaluation_transform(images.decode(record.image), THUMBNAIL, fit=fit)
         axes.imshow(view)
@@ -225,6 +224,26 @@ def draw_samples(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # Captions of any script.
         figure.savefig(path, dpi=110)
+
+
+def trust_files() -> tuple[str, ...]:
+    """Return the names of what `write_trust` writes: a CSV where pyarrow is not installed."""
+    suffix = "parquet" if importlib.util.find_spec("pyarrow") else "csv"
+    return f"trust.{suffix}", "trust.png", "least_trusted.png", "most_trusted.png"
+
+
+def write_table(path: Path, columns: Mapping[str, Any]) -> None:
+    """Write columns of one length as Parquet or CSV, whichever the path ends in."""
+    if path.suffix == ".csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
+        return
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table(columns), path)
 
 
 def write_trust(folder: Path, source: Source, pairs: dict[str, Any], found: Any) -> None:
@@ -236,14 +255,10 @@ def write_trust(folder: Path, source: Source, pairs: dict[str, Any], found: Any)
         pairs: `record` [n], numbers of some of them, and `key`, what they are called.
         found: `trust.Trust` of these.
     """
-    import pyarrow
-    from pyarrow import parquet
-
     from otter_jax.pictures.curves import draw_trust
 
-    table, histogram, least, most = (folder / name for name in TRUST_FILES)
-    columns = {**pairs, "trust": found.alpha, "statistic": found.statistic}
-    parquet.write_table(pyarrow.table(columns), table)
+    table, histogram, least, most = (folder / name for name in trust_files())
+    write_table(table, {**pairs, "trust": found.alpha, "statistic": found.statistic})
     draw_trust(histogram, found)
     order = np.lexsort((found.statistic, found.alpha))
     for path, chosen in ((least, order[:SAMPLES]), (most, order[::-1][:SAMPLES])):
@@ -278,6 +293,13 @@ def _quickstart_encoder() -> Any:
     return make_encoder(config, model, sharding.put_state(mesh, variables), mesh)
 
 
+def _refuse_too_few(numbers: Sequence[int]) -> None:
+    """Refuse to estimate trust of a few pairs (ValueError)."""
+    from otter_jax.embedding import trust  # With JAX, which a look at the data alone does without.
+
+    trust.refuse_too_few(len(numbers), trust.NEIGHBORS)
+
+
 def _estimate_trust(
     encoder: Any, source: Source, numbers: Sequence[int], options: argparse.Namespace
 ) -> tuple[dict[str, Any], Any]:
@@ -285,7 +307,7 @@ def _estimate_trust(
     from otter_jax.embedding import trust
     from otter_jax.embedding.pair_features import embed_pairs
 
-    trust.refuse_too_few(len(numbers), trust.NEIGHBORS)
+    _refuse_too_few(numbers)  # Of those that can be read.
     with tempfile.TemporaryDirectory(dir=options.out) as folder:
         store = _features_of(options.model, encoder)
         pairs = embed_pairs(source, encoder, Path(folder), numbers, store)
@@ -309,11 +331,11 @@ def _match_probability(
     """Return `statistics.match_probability` of pairs in this order, under the model's own scale."""
     from otter_jax.terminal import progress
 
-    records = (source[int(number)] for number in progress(order, len(order), "embed"))
+    records = read_in_order(source, map(int, order))
     captions: list[str] = []
 
     def views() -> Any:
-        for record in records:
+        for _, record in progress(records, len(order), "embed"):
             captions.append(record.caption)
             yield encoder.transform(images.decode(record.image))
 

@@ -1,9 +1,10 @@
-"""Says what a config needs on a TPU slice: otter-jax plan --config=CONFIG --topology=v5e:4x4.
+"""Says what a config needs on devices that are not there: otter-jax plan --topology=v5e:4x4.
 
-Neither the slice, nor weights, nor data are needed: XLA's compiler for TPUs runs on any machine
-(pip install 'otter_jax[plan]'). It runs in a process of its own, because it may abort; that process
-is stopped when memory is assigned and the exchange between chips is known, after a minute or two.
-What follows is generating code, which takes ten times as long (--complete).
+Neither the devices, nor weights, nor data are needed: XLA's compilers for TPUs and for GPUs run on
+any machine (pip install 'otter_jax[plan]', 'otter_jax[plan-gpu]'). They run in a process of their
+own, because they may abort; that process is stopped when memory is assigned and the exchange
+between devices is known, after a minute or two. What follows is generating code, which for a TPU
+takes ten times as long (--complete).
 """
 
 import dataclasses
@@ -14,79 +15,119 @@ import sys
 import tempfile
 import time
 from ast import literal_eval
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from otter_jax import config as config_lib
 from otter_jax import sharding
 from otter_jax.commands.command_line import Parser, ending_in_one_line
 from otter_jax.json_files import read_json, write_json
+from otter_jax.pictures.plans import draw_plans
 from otter_jax.preset_files import read_preset
 from otter_jax.terminal import say
 from otter_jax.training import compiler_reports
 from otter_jax.training.topologies import Topology, parse_topology
 
 GIB, MIB = 2**30, 2**20
-FACTS = "facts.json"
-# Complete when the report of memory appears, which comes next.
-PROGRAM = "after_optimizations_before_buffer_assignment.txt"
+FACTS, COMPLETE = "facts.json", "complete.txt"
 # libtpu asks a cloud's server what machine this is, and allows one process, unless told otherwise.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
+# What saves memory, each by itself; micro-batches a quarter of the batch.
+REMEDIES = ("fsdp=True", "micro_batch", "model.image.remat=True", "model.dtype=bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What one step takes on one slice.
+    """What one step takes on some devices.
 
     Attributes:
-        topology: the slice.
-        chips: devices.
+        topology: the devices.
+        chips: how many.
         batch_size: pairs.
+        steps: of the run, where the config says so; otherwise of a million pairs.
         chip_memory: bytes that a chip has.
         memory: bytes of a chip that the step takes.
         state: of these, parameters, statistics, moments, teacher and queue, by kind.
-        flops: floating-point operations of the step on all chips; of a loop one round.
+        flops: floating-point operations of the step on all chips; of a tiled loss one tile.
+        traffic: bytes between a chip and its memory, at most.
         collectives: bytes that a chip gets from the others, by kind.
-        compute_seconds: at the chips' peak.
-        exchange_seconds: at the full rate of the links.
+        seconds: the least time for compute, memory and exchange, each at its full rate.
+        estimated_seconds: by the compiler's own estimate, which only TPUs' makes, and only when it
+            compiles to the end; without waiting for other chips.
     """
 
     topology: str
     chips: int
     batch_size: int
+    steps: int
     chip_memory: int
     memory: int
     state: dict[str, int]
     flops: float
+    traffic: int
     collectives: dict[str, int]
-    compute_seconds: float
-    exchange_seconds: float
+    seconds: dict[str, float]
+    estimated_seconds: float | None = None
 
     @property
     def fits(self) -> bool:
         """Whether a chip has as much memory."""
         return self.memory <= self.chip_memory
 
+    @property
+    def memory_by_kind(self) -> dict[str, int]:
+        """Bytes of a chip by what they hold."""
+        rest = self.memory - sum(self.state.values())
+        return {k: v for k, v in self.state.items() if v} | {"activations and loss": rest}
+
+    @property
+    def largest_batch(self) -> int:
+        """About how many pairs would fill the chips: all but the state grows with the batch."""
+        free = self.chip_memory - sum(self.state.values())
+        a_pair = self.memory_by_kind["activations and loss"] * self.chips / self.batch_size
+        return max(0, int(free / a_pair)) * self.chips if a_pair else self.batch_size
+
+    @property
+    def limit(self) -> str:
+        """What takes the longest of compute, memory and exchange."""
+        return max(self.seconds, key=self.seconds.__getitem__)
+
+    @property
+    def step_seconds(self) -> float:
+        """The least time of a step: compute, memory and exchange side by side."""
+        return max(*self.seconds.values(), self.estimated_seconds or 0.0)
+
+    def as_dict(self) -> dict:
+        """Return everything for a JSON file, what follows from the rest as well."""
+        names = ("fits", "largest_batch", "limit", "step_seconds")
+        return dataclasses.asdict(self) | {name: getattr(self, name) for name in names}
+
     def __str__(self) -> str:
         """Return the lines for the screen."""
-        rest = self.memory - sum(self.state.values())
-        needed = in_mebibytes(self.state | {"activations and loss": rest})
-        sizes = f"{self.memory / GIB:.2f} of {self.chip_memory / GIB:.2f} GiB of a chip"
-        compute, exchange = 1e3 * self.compute_seconds, 1e3 * self.exchange_seconds
-        exchanged = sum(self.collectives.values()) / MIB
+        times = ", ".join(f"{name} {1e3 * each:,.1f}" for name, each in self.seconds.items())
+        rate, hours = self.batch_size / self.step_seconds, self.steps * self.step_seconds / 3600
+        estimate = ""
+        if self.estimated_seconds is not None:
+            estimate = f"; by the compiler's estimate {1e3 * self.estimated_seconds:,.1f} ms"
         return "\n".join(
             [
                 f"{self.topology}: {self.chips} chips, {self.batch_size // self.chips} pairs each",
-                f"  {'fits' if self.fits else 'does not fit'}: {sizes} (MiB: {needed})",
-                f"  {self.flops / 1e12:,.2f} TFLOP a step, {compute:,.1f} ms at the chips' peak",
-                f"  {exchanged:,.0f} MiB exchanged a step ({in_mebibytes(self.collectives)}), "
-                f"{exchange:,.1f} ms at the links' full rate",
+                f"  {'fits' if self.fits else 'does not fit'}: {self.memory / GIB:.2f} of "
+                f"{self.chip_memory / GIB:.2f} GiB of a chip (MiB: "
+                f"{in_mebibytes(self.memory_by_kind)}); about {self.largest_batch:,} pairs would",
+                f"  {self.flops / 1e12:,.2f} TFLOP a step; a chip moves {self.traffic / GIB:,.1f} "
+                f"GiB from and to its memory and gets {sum(self.collectives.values()) / MIB:,.0f} "
+                f"MiB from others ({in_mebibytes(self.collectives) or 'none'})",
+                f"  at full rates, ms: {times}: limited by {self.limit}{estimate}",
+                f"  so at most {rate:,.0f} pairs a second, and at least {hours:,.1f} hours for "
+                f"{self.steps:,} steps",
             ]
         )
 
@@ -97,23 +138,64 @@ def in_mebibytes(sizes: dict[str, int]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print what a config needs on each slice, and write it down where asked."""
+    """Print what a config needs on each kind of devices, write it down and draw it where asked."""
     parser = Parser(prog="otter-jax plan", description=__doc__)
     parser.add_argument("--config", required=True, help="a preset's name")
-    parser.add_argument("--topology", required=True, help="v5e:4x4 or v4-32; several with commas")
+    parser.add_argument(
+        "--topology", required=True, help="v5e:4x4, v4-32 or h100:2x8; several with commas"
+    )
     parser.add_argument("--complete", action="store_true", help="compile to the end: it can be run")
-    parser.add_argument("--out", type=Path, help="a JSON file to write the numbers to")
+    parser.add_argument("--pairs", type=int, help="of the training set, for the hours of the run")
+    parser.add_argument(
+        "--out", type=Path, help="a folder for plan.json and plan.png (default: plans/CONFIG)"
+    )
     options, rest = parser.parse_known_args(arguments)
+    jax.config.update("jax_platforms", "cpu")  # This machine's own devices are not asked.
     with ending_in_one_line():
         config = read_preset(options.config)
         set_keys(config, rest)
+        if options.pairs is not None:
+            config.total_steps = steps_for(config, options.pairs)
         config_lib.check(config)
         plans = []
         for topology in map(parse_topology, options.topology.split(",")):
             plans.append(plan(config, topology, complete=options.complete))
             say(str(plans[-1]))
-        if options.out is not None:
-            write_json(options.out, [dataclasses.asdict(each) for each in plans])
+            if not plans[-1].fits:
+                for line in remedies(config, topology):
+                    say(line)
+        out = options.out or Path("plans") / options.config
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "plan.json", [each.as_dict() for each in plans])
+        draw_plans(out / "plan.png", options.config, plans)
+        say(f"written: {out / 'plan.json'}, and plan.png beside it")
+
+
+def steps_for(config: ConfigDict, pairs: int) -> int:
+    """Return the steps of a run over so many pairs.
+
+    Raises:
+        ValueError: there are fewer pairs than in a batch.
+    """
+    if pairs < config.batch_size:
+        raise ValueError(f"--pairs={pairs}: a batch alone has {config.batch_size}")
+    return config.total_steps or int(config.total_epochs * pairs / config.batch_size)
+
+
+def remedies(config: ConfigDict, topology: Topology) -> Iterator[str]:
+    """Yield a line for each key that saves memory: whether it would make the step fit."""
+    for remedy in REMEDIES:
+        if remedy == "micro_batch":
+            remedy = f"micro_batch={max(topology.chips, config.batch_size // 4)}"
+        changed = config.copy_and_resolve_references()
+        set_keys(changed, [f"--config.{remedy}"])
+        try:
+            found = plan(changed, topology)
+        except ValueError as error:
+            yield f"  with --config.{remedy}: {error}"
+            continue
+        words = "fits" if found.fits else "does not fit either"
+        yield f"  with --config.{remedy}: {found.memory / GIB:.2f} GiB, {words}"
 
 
 def set_keys(config: ConfigDict, arguments: Sequence[str]) -> None:
@@ -159,24 +241,34 @@ def plan(config: ConfigDict, topology: Topology, *, complete: bool = False) -> P
         compile_in_child(folder, topology, complete=complete)
         facts = read_json(folder / FACTS)
         report = compiler_reports.dumped(folder, compiler_reports.REPORT)
-        program = compiler_reports.dumped(folder, PROGRAM)
+        program = compiler_reports.Program(compiler_reports.dumped(folder, topology.program))
+        estimated = None
+        if complete and topology.clock:
+            whole = (folder / COMPLETE).read_text(encoding="utf-8")
+            estimated = compiler_reports.Program(whole).cycles() / (1e9 * topology.clock)
     exchanged: dict[str, int] = {}
-    for each in compiler_reports.collectives(program):
-        exchanged[each.kind] = exchanged.get(each.kind, 0) + each.size
-    generation = topology.generation
-    bfloat16, float32 = generation.peak
+    for each in program.collectives():
+        exchanged[each.kind] = exchanged.get(each.kind, 0) + each.size * each.times
+    chip, traffic = topology.chip, program.traffic()
+    bfloat16, float32 = chip.peak
     peak = 1e12 * (bfloat16 if config.model.dtype == "bfloat16" else float32)
     return Plan(
         topology=str(topology),
         chips=topology.chips,
         batch_size=config.batch_size,
-        chip_memory=int(generation.memory * GIB),
+        steps=config.total_steps or 10**6 // config.batch_size,
+        chip_memory=int(chip.memory * GIB),
         memory=compiler_reports.memory(report),
         state=facts["state"],
         flops=facts["flops"],
+        traffic=traffic,
         collectives=exchanged,
-        compute_seconds=facts["flops"] / topology.chips / peak,
-        exchange_seconds=sum(exchanged.values()) / (1e9 * generation.link),
+        seconds={
+            "compute": facts["flops"] / topology.chips / peak,
+            "memory": traffic / (1e9 * chip.bandwidth),
+            "exchange": sum(exchanged.values()) / (1e9 * chip.link),
+        },
+        estimated_seconds=estimated,
     )
 
 
@@ -198,11 +290,11 @@ def compile_in_child(folder: Path, topology: Topology, *, complete: bool) -> Non
         ) as child,
     ):
         try:
-            while child.poll() is None and (complete or not is_reported(folder)):
+            while child.poll() is None and (complete or not is_reported(folder, topology)):
                 time.sleep(0.5)
         finally:
             child.kill()
-    if is_reported(folder) and child.returncode in (0, -signal.SIGKILL):
+    if is_reported(folder, topology) and child.returncode in (0, -signal.SIGKILL):
         return
     words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["nothing"]
     how = f"signal {-child.returncode}" if child.returncode < 0 else f"status {child.returncode}"
@@ -214,10 +306,12 @@ def child_command(folder: Path, topology: Topology) -> list[str]:
     return [sys.executable, "-m", "otter_jax.commands.plan", str(folder), str(topology)]
 
 
-def is_reported(folder: Path) -> bool:
+def is_reported(folder: Path, topology: Topology) -> bool:
     """Return whether all that a plan reads has been written."""
     report = compiler_reports.dumped(folder, compiler_reports.REPORT)
-    return (folder / FACTS).is_file() and report is not None and "Total bytes" in report
+    program = compiler_reports.dumped(folder, topology.program)
+    written = report is not None and "Total bytes" in report and program is not None
+    return written and (folder / FACTS).is_file()
 
 
 def compile_step(folder: Path, topology: Topology) -> None:
@@ -238,7 +332,8 @@ def compile_step(folder: Path, topology: Topology) -> None:
         "flops": count_flops(config),
     }
     write_json(folder / FACTS, facts)
-    step.trace(state, batch).lower().compile()
+    compiled = step.trace(state, batch).lower().compile()
+    (folder / COMPLETE).write_text(compiled.as_text(), encoding="utf-8")
 
 
 def count_flops(config: ConfigDict) -> float:

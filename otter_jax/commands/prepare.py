@@ -143,9 +143,11 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
     if options.beam is None:
         run = functools.partial(run_processes, options.workers)
     else:
-        _require("apache_beam", "see README.md, 'Bring your own data'")
+        _require("apache_beam", "see docs/installation.md")
         run = functools.partial(run_beam, options.beam)
     folder = options.to.absolute()  # Beam's workers may run elsewhere.
+    if set(":?") & set(str(folder)):
+        raise ValueError(f"--to={options.to}: a SPEC cannot name it, since it has a ':' or '?'")
     with claimed_folder(folder):
         return _convert(options, folder, run)
 
@@ -168,7 +170,7 @@ def _convert(options: argparse.Namespace, folder: Path, run: Runner) -> dict[str
             pass
     manifest = finish(job)
     say(f"{manifest['pairs']:,} pairs ({in_words(manifest['skipped'])})")
-    say(f"config.data.train=tfds:{job.folder}")
+    say(f"to train on them: {shlex.quote(f'--config.data.train=tfds:{job.folder}')}")
     return manifest
 
 

@@ -9,6 +9,8 @@ The adjustments of colour are torchvision's, computed on uint8 with OpenCV: resu
 torchvision's by rounding alone, at most 1 of 255.
 """
 
+from typing import Any
+
 import cv2
 import numpy as np
 
@@ -18,6 +20,7 @@ AUGMENTATIONS = ("none", "resize_random_crop", "random_resized_crop", "light", "
 
 LIGHT_SCALE = (0.5, 1.0)  # share of the image's area that a crop keeps
 MOCO_SCALE = (0.2, 1.0)
+SCALES = {"light": LIGHT_SCALE, "moco": MOCO_SCALE}  # of their random resized crops
 BLUR_SIGMA = (0.1, 2.0)  # pixels
 
 
@@ -28,6 +31,7 @@ def augment(
     kind: str,
     fit: images.Fit = "crop",
     flip: bool = False,
+    is_cut: bool = False,
 ) -> np.ndarray:
     """Bring an image to the model's size, at random, as a function of the state of `rng` alone.
 
@@ -38,6 +42,7 @@ def augment(
         kind: "moco" and "light" are described above, the others in `images.training_transform`.
         fit: "crop" takes from the image, "pad" from the whole image centred on a white square.
         flip: Whether to mirror every second image. "moco" does so in any case.
+        is_cut: Whether the image is already what `draw_view` has drawn of it by the same `rng`.
 
     Returns:
         uint8 [size, size, 3].
@@ -45,14 +50,34 @@ def augment(
     Raises:
         ValueError: If `kind` or `fit` is unknown.
     """
-    if kind == "moco":
-        return _moco(image, size, rng, fit)
-    if kind == "light":
-        return images.training_transform(
-            image, size, rng, "random_resized_crop", fit, flip, scale=LIGHT_SCALE
-        )
     check_augmentation(kind)
-    return images.training_transform(image, size, rng, kind, fit, flip)
+    flip = flip and kind != "moco"  # Which mirrors after its colours.
+    image = images.training_transform(
+        image, size, rng, **_crop_of(kind), fit=fit, flip=flip, is_cut=is_cut
+    )
+    return _moco_colours(image, rng) if kind == "moco" else image
+
+
+def draw_view(
+    height: int, width: int, size: int, rng: np.random.Generator, kind: str
+) -> images.Box:
+    """Draw which part of an image a view shows, as `augment` with fit "crop" begins.
+
+    Args:
+        height: The image's, in pixels.
+        width: The image's, in pixels.
+        size: Side of the view, in pixels.
+        rng: The only source of randomness.
+        kind: One of `AUGMENTATIONS` but "none", by which the image `images.is_enlarged` not.
+    """
+    return images.draw_box(height, width, size, rng, **_crop_of(kind))
+
+
+def _crop_of(kind: str) -> dict[str, Any]:
+    """Return the crop that an augmentation begins with, as arguments of images.py."""
+    if kind in SCALES:
+        return {"kind": "random_resized_crop", "scale": SCALES[kind]}
+    return {"kind": kind}
 
 
 def check_augmentation(name: str) -> None:
@@ -61,10 +86,8 @@ def check_augmentation(name: str) -> None:
         raise ValueError(f"unknown augmentation {name!r}; one of {', '.join(AUGMENTATIONS)}")
 
 
-def _moco(image: np.ndarray, size: int, rng: np.random.Generator, fit: images.Fit) -> np.ndarray:
-    image = images.training_transform(
-        image, size, rng, "random_resized_crop", fit, scale=MOCO_SCALE
-    )
+def _moco_colours(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Vary colours, sharpness and sides of a crop as MoCo v2 does."""
     if rng.random() < 0.8:
         image = color_jitter(image, rng)
     if rng.random() < 0.2:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from otter_jax.data import images
-from otter_jax.data.augmentations import augment, check_augmentation
+from otter_jax.data import images, partial_decoding
+from otter_jax.data.augmentations import augment, check_augmentation, draw_view
 from otter_jax.data.batches import Batch
 from otter_jax.data.masking import mask_tokens
 from otter_jax.data.records import Record, RecordError, Source, name_record, read_records
@@ -72,14 +72,19 @@ class PairLoader:
         flip: bool,
         seed: int,
         views: Views = Views(),
+        decoding: int = 1,
     ):
         """See otter_jax/config.py, `data`, for what the arguments mean.
 
         Raises:
-            ValueError: If there is no such augmentation.
-            ModuleNotFoundError: If a second text is asked for and there is no WordNet.
+            ValueError: If there is no such augmentation or decoding.
+            ModuleNotFoundError: If a second text is asked for and there is no WordNet, or decoding
+                2 and there is no simplejpeg.
         """
         check_augmentation(augmentation)
+        if decoding not in partial_decoding.DECODINGS:
+            known = partial_decoding.DECODINGS
+            raise ValueError(f"there is no decoding {decoding}; there are {known}")
         self.source = source
         self.tokenizer = tokenizer
         self.image_size = image_size
@@ -91,6 +96,10 @@ class PairLoader:
         self.unreadable: dict[str, str] = {}  # Name of a record -> why it cannot be used.
         sides = [images.sufficient_side(image_size, kind) for kind in self.augmentations]
         self.at_least = None if None in sides else max(sides)
+        # Whether all that is seen of an image is crops, which are known before it is decoded.
+        self.decodes_crops = decoding > 1 and fit == "crop" and "none" not in self.augmentations
+        if self.decodes_crops:
+            partial_decoding.decoder()  # Whether it is there should not turn out in a batch.
         if views.second_text:
             wordnet()  # Whether it is there should not turn out in the middle of a batch.
 
@@ -136,11 +145,11 @@ class PairLoader:
                 if isinstance(pair, RecordError):
                     raise pair
                 name = name_record(number, pair.key)
-                image = images.decode(pair.image, at_least=self.at_least)
+                views = self._image_views(pair.image, step, record)
             except (RecordError, images.ImageError) as error:
                 self.unreadable[name] = str(error)
                 continue
-            return self._image_views(image, step, record), self._caption(pair, step, record), number
+            return views, self._caption(pair, step, record), number
         raise ValueError(
             f"{self.source.name}: not one of {tried} images in a row can be read, the last one "
             f"because: {self.unreadable[name]}"
@@ -153,18 +162,35 @@ class PairLoader:
         generator = _generator(self.seed, step, record, CAPTION_STREAM)
         return pair.captions[generator.integers(len(pair.captions))]
 
-    def _image_views(self, image: np.ndarray, step: int, record: int) -> list[np.ndarray]:
-        return [
-            augment(
-                image,
-                self.image_size,
-                _generator(self.seed, step, record, stream),
-                kind,
-                fit=self.fit,
-                flip=self.flip,
-            )
-            for stream, kind in zip(IMAGE_STREAMS, self.augmentations, strict=False)
+    def _image_views(self, data: bytes, step: int, record: int) -> list[np.ndarray]:
+        """Return the views of an image file (ImageError if it cannot be read)."""
+        generators = [
+            _generator(self.seed, step, record, stream)
+            for stream, _ in zip(IMAGE_STREAMS, self.augmentations, strict=False)
         ]
+        parts = self._cut(data, generators) if self.decodes_crops else None
+        is_cut = parts is not None
+        if parts is None:
+            parts = [images.decode(data, at_least=self.at_least)] * len(generators)
+        return [
+            augment(part, self.image_size, rng, kind, fit=self.fit, flip=self.flip, is_cut=is_cut)
+            for part, rng, kind in zip(parts, generators, self.augmentations, strict=True)
+        ]
+
+    def _cut(
+        self, data: bytes, generators: Sequence[np.random.Generator]
+    ) -> list[np.ndarray] | None:
+        """Draw and decode the part that each view shows; None where the whole image is needed."""
+        size = images.size_by_rows(data)
+        if size is None or any(
+            images.is_enlarged(*size, self.image_size, kind) for kind in self.augmentations
+        ):
+            return None
+        boxes = [
+            draw_view(*size, self.image_size, rng, kind)
+            for rng, kind in zip(generators, self.augmentations, strict=True)
+        ]
+        return partial_decoding.decode_boxes(data, size, boxes, self.image_size)
 
 
 def text_views(

@@ -16,6 +16,7 @@ from otter_jax.data.records import Record, RecordError, clean_caption
 from otter_jax.data.tfds_captions import CaptionFeature, caption_features, choose_caption
 
 UNFINISHED = ".unfinished"  # What `otter-jax prepare` keeps in its folder until it is finished.
+INFO = "dataset_info.json"
 
 # [scheme://]NAME_OR_FOLDER[:SPLIT], where a split may be a slice such as train[:1000].
 _PATH = re.compile(r"((?:\w+://)?[^:]+)(?::(.+))?")
@@ -169,7 +170,13 @@ def _refuse_other_records(features: Any, name: str) -> None:
 
 
 def _open_builder(path: str, name: str, data_dir: str | None) -> Any:
-    if (Path(path) / UNFINISHED).is_dir() and not (Path(path) / "dataset_info.json").is_file():
+    local = Path(path).expanduser()
+    # A bare name is a folder if there is one that looks like a data set.
+    prepared = any((local / each).exists() for each in (INFO, UNFINISHED))
+    is_folder = prepared or path.startswith(("/", ".", "~")) or "://" in path
+    if is_folder and "://" not in path:
+        path = str(local.absolute())  # As ArrayRecord asks for.
+    if (Path(path) / UNFINISHED).is_dir() and not (Path(path) / INFO).is_file():
         raise FileNotFoundError(
             f"{name}: unfinished; run otter-jax prepare --to={path} again, as before"
         )
@@ -181,7 +188,7 @@ def _open_builder(path: str, name: str, data_dir: str | None) -> Any:
             "pip install 'otter_jax[tfds]'"
         ) from None
     try:
-        if path.startswith(("/", ".")) or "://" in path:
+        if is_folder:
             return tfds.builder_from_directory(path)
         with contextlib.redirect_stdout(io.StringIO()):  # Where TensorFlow is missing, a banner.
             builder = tfds.builder(path, data_dir=data_dir)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from otter_jax.models import lora as low_rank
 from otter_jax.models import views
 from otter_jax.models.heads import SimCLRHead, SimSiamHead, TokenHead
 from otter_jax.models.layers import BatchNorm, split_key
@@ -47,17 +48,23 @@ class TrainableParts:
             tower only if it occurs in "projection.kernel" and the like. None trains all.
         keep_batch_stats: batch norm works with its running statistics, and keeps them, in training
             too. Otherwise they move even where no parameter of the tower is trained.
+        lora: low-rank updates of the tower's linear layers. They are trained, and so is the
+            projection, or what `trainable` says besides; the layers themselves are not.
 
     Raises:
-        ValueError: if `frozen` and `trainable` are both given, or the pattern is no regular one.
+        ValueError: if `frozen` stands beside `trainable` or `lora`, or the pattern is no regular
+            one.
     """
 
     frozen: bool = False
     trainable: str | None = None
     keep_batch_stats: bool = False
+    lora: low_rank.Lora | None = None
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
+        if self.frozen and self.lora is not None:
+            raise ValueError("a tower is frozen, or has trained low-rank updates, but not both")
         if self.frozen and self.trainable is not None:
             raise ValueError(
                 f"a tower is frozen, or trainable in part ({self.trainable!r}), but not both"
@@ -71,7 +78,9 @@ class TrainableParts:
 
     def trains(self, path: str) -> bool:
         """Return whether the parameter at a path in the tower, or "projection...", is trained."""
-        if self.frozen:
+        if self.lora is not None and path.endswith(low_rank.PARAMETERS):
+            return True
+        if self.frozen or (self.lora is not None and self.trainable is None):
             return path.startswith("projection.")
         return self.trainable is None or re.search(self.trainable, path) is not None
 
@@ -143,6 +152,8 @@ class DualEncoder(nnx.Module):
         if heads.tokens and getattr(text, "mlm_head", None) is None:
             self.tokens = TokenHead(text.width, text.config.vocab_size, rngs=rngs)
         for kind, parts in (("image", image_trainable), ("text", text_trainable)):
+            if parts.lora is not None:
+                low_rank.add(getattr(self, kind), parts.lora, rngs=rngs or nnx.Rngs(0))
             _refuse_idle_pattern(self, kind, parts)
             if parts.keep_batch_stats:
                 _keep_batch_stats(getattr(self, kind))
@@ -151,6 +162,7 @@ class DualEncoder(nnx.Module):
         self, images: jax.Array, *, train: bool = False, dropout_key: jax.Array | None = None
     ) -> jax.Array:
         """Map uint8 images [N, H, W, 3] to the tower's features, float32 [N, width]."""
+        low_rank.set_dropout_key(self.image, dropout_key if train else None)
         mean, std = jnp.asarray(self.image.mean), jnp.asarray(self.image.std)
         images = (images.astype(jnp.float32) / 255.0 - mean) / std
         return self.image(images, train=train, dropout_key=dropout_key).pooled
@@ -164,6 +176,7 @@ class DualEncoder(nnx.Module):
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         """Map int32 tokens [N, L] and their mask to the tower's features, float32 [N, width]."""
+        low_rank.set_dropout_key(self.text, dropout_key if train else None)
         return self.text(tokens, token_mask, train=train, dropout_key=dropout_key).pooled
 
     def __call__(

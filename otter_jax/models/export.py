@@ -22,6 +22,7 @@ from otter_jax.models import (
     bert_layouts,
     clip_text,
     clip_text_layouts,
+    lora,
     resnet,
     resnet_layouts,
     vit,
@@ -115,7 +116,7 @@ def export_dual_encoder(
     ones, which open_clip cannot say.
 
     Args:
-        module: the model.
+        module: the model; low-rank updates are merged into its layers.
         folder: empty or new.
         data: what else `load_dual_encoder` should give back, of JSON's types.
         sizes: what is done to images in evaluation; None where no image processor of Hugging Face's
@@ -124,7 +125,7 @@ def export_dual_encoder(
     Raises:
         ValueError: there is something in the folder.
     """
-    folder = make_folder(folder)
+    folder, module = make_folder(folder), lora.merge(module)
     fields, arrays = _clip(module) or _own(module)
     own = describe(module) | {DATA_KEY: dict(data or {})}
     own["distillation_log_scale"] = float(module.distillation_log_scale[...])

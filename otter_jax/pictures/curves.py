@@ -13,6 +13,7 @@ from otter_jax.pictures.figures import save
 
 PAIRS, WRONG, LOSS = "#bcd9ea", "#d1495b", "#0b2c5f"
 BINS = 60
+SHOWN = 3  # Metrics of an evaluation set.
 
 
 def draw_loss(path: Path, curves: Mapping[str, Mapping[int, float]]) -> None:
@@ -22,16 +23,78 @@ def draw_loss(path: Path, curves: Mapping[str, Mapping[int, float]]) -> None:
         path: a .png file; its folder is made.
         curves: by name, the value at each step.
     """
+    _draw_curves(path, curves, "loss while training", "loss", heavy=1)
+
+
+def draw_evaluation(path: Path, curves: Mapping[str, Mapping[int, float]]) -> None:
+    """Draw metrics of the evaluation sets over the steps of a run, in percent.
+
+    Args:
+        path: a .png file; its folder is made.
+        curves: by name, the share at each step.
+    """
+    shares = {
+        name: {step: 100 * share for step, share in curve.items()} for name, curve in curves.items()
+    }
+    _draw_curves(path, shares, "evaluation while training", "percent")
+
+
+def _draw_curves(
+    path: Path, curves: Mapping[str, Mapping[int, float]], title: str, unit: str, heavy: int = 0
+) -> None:
+    """Draw curves over the steps, the first `heavy` of them heavier than the others."""
     figure = Figure(figsize=(7, 3.6), layout="constrained", facecolor="white")
     axes = figure.subplots()
     for number, (name, values) in enumerate(curves.items()):
-        style = {"color": LOSS, "linewidth": 1.8} if number == 0 else {"linewidth": 1.0}
-        marker = "o" if len(values) == 1 else None  # A line needs two points.
+        style = {"color": LOSS, "linewidth": 1.8} if number < heavy else {"linewidth": 1.0}
+        marker = "o" if len(values) < 3 else None  # A line needs two points.
         axes.plot(list(values), list(values.values()), label=name, marker=marker, **style)
-    axes.set(title="loss while training", xlabel="step", ylabel="loss")
+    axes.set_title(title)
+    axes.set(xlabel="step", ylabel=unit)
     axes.grid(color="#e4e4e4", linewidth=0.5)
     _tidy(axes)
     if len(curves) > 1:
+        legend = figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # A file name's $ begins no formula.
+    save(figure, path)
+
+
+def draw_interpolation(
+    path: Path, curve: Mapping[float, Mapping[str, Mapping[str, float]]]
+) -> None:
+    """Draw how well the models between two do: on the first set, over how well on each other one.
+
+    Args:
+        path: a .png file; its folder is made.
+        curve: by share of the way, `{set: {metric: value}}`; the first metric of each is drawn.
+    """
+    shares = list(curve)
+    sets = {name: next(iter(each)) for name, each in curve[shares[0]].items()}
+    values = {n: [100 * curve[s][n][metric] for s in shares] for n, metric in sets.items()}
+    (own, up), *others = values.items()
+    figure = Figure(figsize=(5.2, 4.4), layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    for name, across in others or [("share of the way", [100 * share for share in shares])]:
+        (line,) = axes.plot(across, up, marker="o", label=name)
+        for share, *place in zip(shares, across, up, strict=True):
+            axes.annotate(
+                f"{share:g}",
+                place,
+                xytext=(5, 4),
+                textcoords="offset points",
+                fontsize=8,
+                color=line.get_color(),
+            )
+    across = [f"{name} {sets[name]}" for name, _ in others] or ["share of the way"]
+    axes.set(
+        title="from the start (0) to the end (1)",
+        xlabel=f"{', '.join(across)} (%)",
+        ylabel=f"{own} {sets[own]} (%)",
+    )
+    axes.grid(color="#e4e4e4", linewidth=0.5)
+    _tidy(axes)
+    if len(others) > 1:
         axes.legend(frameon=False)
     save(figure, path)
 
@@ -80,6 +143,27 @@ def loss_curves(lines: Sequence[Mapping[str, float]]) -> dict[str, dict[int, flo
                 curve = name.removeprefix("train/").removeprefix("loss_")
                 curves.setdefault(curve, {})[int(line["step"])] = value
     return {name: values for name, values in curves.items() if values}
+
+
+def evaluation_curves(lines: Sequence[Mapping[str, float]]) -> dict[str, dict[int, float]]:
+    """Return the first metrics of each evaluation set in the lines of metrics.jsonl, by step.
+
+    >>> evaluation_curves([{"step": 0, "eval/emoji/hit@1": 0.5, "train/loss": 2.0}])
+    {'emoji hit@1': {0: 0.5}}
+    """
+    curves: dict[str, dict[int, float]] = {}
+    for line in lines:
+        for name, value in line.items():
+            if name.startswith("eval/"):
+                each, _, metric = name.removeprefix("eval/").rpartition("/")
+                curves.setdefault(f"{each} {metric}", {})[int(line["step"])] = value
+    sets = dict.fromkeys(name.rpartition(" ")[0] for name in curves)
+    shown = [
+        name
+        for each in sets
+        for name in [name for name in curves if name.rpartition(" ")[0] == each][:SHOWN]
+    ]
+    return {name: curves[name] for name in shown}
 
 
 def _tidy(axes: Axes) -> None:

@@ -50,11 +50,13 @@ def linked_groups(target: np.ndarray, count: int, group_size: int = 4) -> np.nda
     return np.array(list(chosen | dict.fromkeys(range(len(target))))[:count])
 
 
-def draw_losses(folder: Path, metrics: Path) -> None:
-    """Draw loss.png from a run's metrics.jsonl, if it has a loss."""
-    losses = curves.loss_curves([json.loads(line) for line in complete_lines(metrics)])
-    if losses:
+def draw_curves(folder: Path, metrics: Path) -> None:
+    """Draw loss.png and evaluation.png of what a run's metrics.jsonl has of them."""
+    lines = [json.loads(line) for line in complete_lines(metrics)]
+    if losses := curves.loss_curves(lines):
         curves.draw_loss(folder / "loss.png", losses)
+    if evaluations := curves.evaluation_curves(lines):
+        curves.draw_evaluation(folder / "evaluation.png", evaluations)
 
 
 def draw_batch_targets(

@@ -18,7 +18,9 @@ import jax
 import numpy as np
 
 from otter_jax.json_files import JsonLines, complete_lines, read_json
-from otter_jax.terminal import aligned, duration, say
+from otter_jax.runs.machine import FILE as MACHINE_FILE
+from otter_jax.runs.machine import describe_machine
+from otter_jax.terminal import Task, aligned, duration, say
 
 MOST_SHOWN = 6  # Metrics of a set in a line.
 
@@ -67,6 +69,7 @@ class Reporter(AbstractContextManager):
         self._opened = time.perf_counter()
         self._last = (resume_step, self._opened)
         self._waited = 0.0
+        self._task = Task("training", total_steps, resume_step)
         self._flops, self._peak_flops = 0.0, None
         self._tensorboard = self._wandb = None
         if jax.process_index() == 0:
@@ -77,12 +80,15 @@ class Reporter(AbstractContextManager):
             self._tensorboard = SummaryWriter(
                 str(workdir / "tensorboard"), purge_step=resume_step + 1
             )
-            self._files = [self._metrics, self._timings, self._tensorboard]
+            machine = JsonLines(workdir / MACHINE_FILE, resume_step)
+            machine.write(resume_step, describe_machine())
+            self._files = [self._metrics, self._timings, self._tensorboard, machine]
             if wandb_project is not None:
                 self._wandb = start_wandb(wandb_project, workdir)
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         """Close the files."""
+        self._task.close()
         for file in self._files:
             try:
                 file.close()
@@ -105,6 +111,7 @@ class Reporter(AbstractContextManager):
             batch = next(batches)
             self._waited += time.perf_counter() - start
             yield batch
+            self._task.advance()
 
     def start_clock(self, step: int) -> None:
         """Count rate, waits and time left from after `step`; so compilation is left out."""
@@ -119,6 +126,8 @@ class Reporter(AbstractContextManager):
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Report the metrics of a train step, and on the screen its rate and the time left.
 
+        On a terminal that can, they stand beside a bar; elsewhere a line is added.
+
         What is not finite is shown, but not written: JSON has no such numbers.
         """
         values = {f"train/{name}": float(np.asarray(metrics[name])) for name in sorted(metrics)}
@@ -132,11 +141,15 @@ class Reporter(AbstractContextManager):
             if name.startswith("train/loss_")
         ]
         parts.append(f"temperature {values['train/temperature']:.4f}")
+        pace = []
         if rate := timings.get("time/steps_per_second"):
             left = duration((self._total_steps - step) / rate)
-            shown = f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"
-            parts.append(f"{shown} steps/s  {left} left")
-        say(f"step {step:>6} of {self._total_steps}  {'  '.join(parts)}")
+            pace = [f"{rate:.1f} steps/s" if rate >= 1 else f"{rate:.2g} steps/s", f"{left} left"]
+        self._task.show(step, "  ".join([parts[0], *pace]))
+        if step == self._total_steps:
+            self._task.close()  # The last line stays, and evaluation has bars of its own.
+        if not self._task.is_shown:
+            say(f"step {step:>6} of {self._total_steps}  {'  '.join([*parts, *pace])}")
 
     def evaluation(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
         """Report `{set: {metric: value}}` measured after `step` updates, if it is of any set.
@@ -208,20 +221,23 @@ def start_wandb(project: str, workdir: Path) -> Any:
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """Return the final table: every metric of every set after training, before it, and by chance.
+    """Return the final table: every metric after training, before it, by chance, and the change.
 
     Args:
-        results: results.json; `chance` and `before` have the same form as the rest.
+        results: results.json; `chance` and `before` have the same form as the rest. The change is
+            in points.
     """
-    rows = [("", "after", "before", "chance")]
+    rows = [("", "after", "before", "chance", "change")]
     for name, metrics in results.items():
-        if name in ("before", "chance"):
+        if name in ("before", "chance") or not isinstance(metrics, dict):
             continue
         for metric, value in metrics.items():
-            others = (
+            before, chance = (
                 results.get(key, {}).get(name, {}).get(metric) for key in ("before", "chance")
             )
-            rows.append((f"{name}  {metric}", *(percent(number) for number in (value, *others))))
+            change = "-" if before is None else f"{100 * (value - before):+.1f}"
+            shares = map(percent, (value, before, chance))
+            rows.append((f"{name}  {metric}", *shares, change))
     return "\n".join(aligned(rows))
 
 

@@ -24,7 +24,7 @@ from otter_jax.terminal import say
 
 # What a run writes before its first step that hangs on its config or data; features/ has names of
 # its own for both.
-OF_NO_USE_TO_ANOTHER = ("metrics.jsonl", "timings.jsonl", "data.json", "trust.npz",
+OF_NO_USE_TO_ANOTHER = ("metrics.jsonl", "timings.jsonl", "machine.jsonl", "data.json", "trust.npz",
                         "divergence.json", "checkpoints", "tensorboard", "tokenizer")  # fmt: skip
 
 
@@ -238,6 +238,6 @@ def refuse_other_data(source: Source, workdir: Path) -> None:
 def read_finished(workdir: Path, total_steps: int) -> dict[str, Any] | None:
     """Return the results of a run that has come to its end, or None."""
     path = workdir / "results.json"
-    if not path.is_file() or not (workdir / "checkpoints" / str(total_steps)).is_dir():
-        return None
-    return read_json(path)
+    found = read_json(path) if path.is_file() else None
+    last = (found or {}).get("last_step", total_steps)  # A run may have stopped early.
+    return found if (workdir / "checkpoints" / str(last)).is_dir() else None

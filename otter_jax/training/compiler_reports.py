@@ -1,15 +1,23 @@
-"""What XLA writes about a program that it compiles: memory of a device, and collectives."""
+"""What XLA writes about a program that it compiles: memory of a device, traffic, collectives."""
 
 import dataclasses
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 BYTES = {"pred": 1, "u8": 1, "s8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4,
          "u32": 4, "f64": 8, "s64": 8, "u64": 8}  # fmt: skip
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
-SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+HEADER = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
+INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)$")
+SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?")
+CALLED = re.compile(r"(?:body|to_apply|calls|\w+_computations?)=(\{[^}]*\}|%[\w.-]+)")
+NAME = re.compile(r"%([\w.-]+)")
+ON_CHIP = "S(1)"  # In a layout: the array lies in the chip's own memory (VMEM on TPUs).
+# What moves nothing: names for arrays that are there, and the ends of what was begun before.
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota",
+        "partition-id", "replica-id"}  # fmt: skip
 REPORT = "memory-usage-report.txt"
 
 
@@ -19,36 +27,142 @@ class Collective:
 
     Attributes:
         kind: one of KINDS.
-        size: bytes that one device has of its result; those of one round within a loop.
+        size: bytes that one device has of its result.
+        times: how often it runs, in a loop.
     """
 
     kind: str
     size: int
+    times: int = 1
 
 
-def collectives(program: str) -> list[Collective]:
-    """Return the collectives of a compiled program's text.
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """A line of a compiled program: `%name = result operation(rest`."""
 
-    Those of one channel are one: a compiler that runs an exchange beside other work may write it
-    into each of the pieces.
-    """
-    found = {}
-    for number, line in enumerate(program.splitlines()):
-        if (match := COLLECTIVE.search(line)) is None:
-            continue
-        channel = re.search(r"channel_id=(\d+)", line)
-        key = channel[1] if channel else f"line {number}"
-        found.setdefault(key, Collective(match[2], shapes_size(match[1])))
-    return list(found.values())
+    name: str
+    result: str
+    operation: str
+    rest: str
+
+    @property
+    def operands(self) -> list[str]:
+        """Names of its operands."""
+        depth = 1
+        for place, letter in enumerate(self.rest):
+            depth += {"(": 1, ")": -1}.get(letter, 0)
+            if depth == 0:
+                return NAME.findall(self.rest[:place])
+        return []
+
+    @property
+    def called(self) -> list[str]:
+        """Names of the computations that it runs."""
+        return [name for found in CALLED.findall(self.rest) for name in NAME.findall(found)]
 
 
-def shapes_size(text: str) -> int:
-    """Return the bytes of all arrays that a text names, such as `(f32[8,2], pred[])`."""
-    return sum(
+class Program:
+    """The text of a compiled program, as XLA dumps it."""
+
+    def __init__(self, text: str) -> None:
+        """Read the computations and their instructions."""
+        self._computations: dict[str, list[Instruction]] = {"": []}
+        self._entry = current = ""  # Lines without a header are an entry of their own.
+        for line in text.splitlines():
+            if match := HEADER.match(line):
+                current = match[2]
+                self._computations[current] = []
+                self._entry = current if match[1] else self._entry
+            elif match := INSTRUCTION.match(line):
+                self._computations[current].append(Instruction(*match.groups()))
+        self._results = {
+            each.name: each.result for lines in self._computations.values() for each in lines
+        }
+
+    def run(self) -> Iterator[tuple[Instruction, int]]:
+        """Yield the instructions as they run, each with how often; fusions are one."""
+        yield from self._run(self._entry, 1)
+
+    def _run(self, computation: str, times: int) -> Iterator[tuple[Instruction, int]]:
+        for each in self._computations.get(computation, []):
+            if each.operation in ("while", "call", "conditional", "async-start"):
+                rounds = self._rounds(each) if each.operation == "while" else 1
+                for called in each.called:
+                    yield from self._run(called, times * rounds)
+            else:
+                yield each, times
+
+    def _rounds(self, loop: Instruction) -> int:
+        """Return how often a loop runs, as its annotation or else its condition says; 1 if none."""
+        if match := re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.rest):
+            return int(match[1])
+        condition = re.search(r"condition=%([\w.-]+)", loop.rest)
+        lines = self._computations.get(condition[1], []) if condition else []
+        limits = [
+            int(each.rest.partition(")")[0])
+            for each in lines
+            if each.operation == "constant" and each.result.startswith("s32[]")
+        ]
+        return max(limits, default=1)
+
+    def collectives(self) -> list[Collective]:
+        """Return the collectives.
+
+        Those of one channel are one: a compiler that runs an exchange beside other work may write
+        it into each of the pieces.
+        """
+        found = {}
+        for number, (each, times) in enumerate(self._exchanges()):
+            kind = each.operation.removesuffix("-start")
+            channel = re.search(r"channel_id=(\d+)", each.rest)
+            key = channel[1] if channel else f"number {number}"
+            sizes = shape_sizes(each.result)
+            if each.operation.endswith("-start") and kind in ("all-gather", "collective-permute"):
+                sizes = [size for size in sizes if size > 4]  # Less the scalars that come along.
+                sizes = sizes[len(sizes) // 2 :]  # Operands, then results.
+            found.setdefault(key, Collective(kind, sum(sizes), times))
+        return list(found.values())
+
+    def _exchanges(self) -> Iterator[tuple[Instruction, int]]:
+        inside = {each.name for each, _ in self.run()}
+        for each, times in self.run():
+            if each.operation.removesuffix("-start") in KINDS:
+                yield each, times
+        for lines in self._computations.values():  # Those that run within a fusion.
+            for each in lines:
+                if each.name not in inside and each.operation.removesuffix("-start") in KINDS:
+                    yield each, 1
+
+    def traffic(self) -> int:
+        """Return the bytes between a device and its memory: operands and results at each border.
+
+        An upper bound: an array of which a part is read counts whole. What is said to lie on the
+        chip does not count.
+        """
+        total = 0
+        for each, times in self.run():
+            if each.operation in FREE or each.operation.endswith("-done"):
+                continue
+            arrays = [each.result, *(self._results.get(name, "") for name in each.operands)]
+            total += times * sum(sum(shape_sizes(text, off_chip=True)) for text in arrays)
+        return total
+
+    def cycles(self) -> int:
+        """Return the compiler's estimate of a device's cycles, 0 where it makes none (GPUs)."""
+        found = (
+            (re.search(r'"estimated_cycles":"(\d+)"', each.rest), times)
+            for each, times in self.run()
+        )
+        return sum(int(match[1]) * times for match, times in found if match)
+
+
+def shape_sizes(text: str, *, off_chip: bool = False) -> list[int]:
+    """Return the bytes of all arrays that a text names, such as `(f32[8,2]{1,0}, pred[])`."""
+    return [
         BYTES[dtype] * math.prod(map(int, filter(None, shape.split(","))))
-        for dtype, shape in SHAPE.findall(text)
-        if dtype in BYTES
-    )
+        for dtype, shape, layout in SHAPE.findall(text)
+        if dtype in BYTES and not (off_chip and ON_CHIP in layout)
+    ]
 
 
 def memory(report: str) -> int:

@@ -25,7 +25,8 @@ PEAK_TERAFLOPS = {
     "TPU v5e": (197.0, 197.0),
     "TPU v5": (459.0, 459.0),  # v5p.
     "TPU v6": (918.0, 918.0),  # v6e.
-    # NVIDIA's data sheets of the H100 (half of what they give "with sparsity") and the A100.
+    # NVIDIA's data sheets of the H100, the H200 (half of what they give "with sparsity"), the A100.
+    "H200": (989.0, 494.0),
     "H100 PCIe": (756.0, 378.0),
     "H100 80GB HBM3": (989.0, 494.0),  # SXM.
     "A100": (312.0, 156.0),

@@ -70,6 +70,7 @@ def open_training_data(parts: Parts, source: Source) -> TrainingData:
         flip=config.data.flip,
         seed=config.seed,
         views=views,
+        decoding=config.data.decoding,
     )
     return TrainingData(source, loader, np.arange(len(source)), loader.unreadable)
 

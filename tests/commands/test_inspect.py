@@ -119,15 +119,16 @@ def test_trust_is_said_without_files(
     assert "wrong pairs         estimated share " in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"at least 31 different pairs.*found 12$"):
         inspect.main([*command, "--limit=12"])
+    assert "captions as they are" not in capsys.readouterr().out  # Before anything is read.
 
 
-def test_the_table_needs_pyarrow(
-    pairs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_table_is_csv_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match=r"otter_jax\[parquet\]"):
-        inspect.main([f"--data=webdataset:{pairs_folder}", "--trust", f"--out={tmp_path / 'x'}"])
-    assert not (tmp_path / "x").exists()
+    table = tmp_path / inspect.trust_files()[0]
+    columns = {"record": np.arange(2), "key": ["a", "b,c"], "trust": np.float32([0.5, 1])}
+    inspect.write_table(table, columns)
+    assert table.name == "trust.csv"
+    assert table.read_text() == 'record,key,trust\n0,a,0.5\n1,"b,c",1.0\n'
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,10 @@ def test_the_table_needs_pyarrow(
         (["--data=webdataset:/no/such/place.tar"], "/no/such/place.tar"),
         (["--data=open_clipart", "--limit=0"], "--limit=0"),
         (["--data=open_clipart", "--batch_size=1"], "--batch_size=1"),
-        (["--data=open_clipart", f"--out={__file__}"], f"--out={__file__} is a file"),
+        (
+            ["--data=open_clipart", f"--out={__file__}"],
+            f"--out={__file__} is a file",
+        ),
         (["--data=(open_clipart"], 'write \'("SPEC","SPEC")\''),
         (["--data=open_clipart", "--model=/no/such/model"], "/no/such/model"),
     ],

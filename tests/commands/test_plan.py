@@ -1,4 +1,7 @@
-"""Plans: what is read of the command line, and a compiler that aborts, without any compiler."""
+"""Plans: what is read of the command line, and a compiler that aborts, without any compiler.
+
+The slow test compiles with XLA's own for TPUs and GPUs, where they are installed.
+"""
 
 import json
 import sys
@@ -8,8 +11,9 @@ import pytest
 
 from otter_jax.commands import plan
 from otter_jax.config import default_config
+from otter_jax.preset_files import read_preset
 from otter_jax.training.compiler_reports import REPORT
-from otter_jax.training.topologies import parse_topology
+from otter_jax.training.topologies import Topology, parse_topology
 
 TOPOLOGY = parse_topology("v5e:2x4")
 # What a compiler leaves behind, in place of one.
@@ -19,19 +23,26 @@ from pathlib import Path
 folder = Path(sys.argv[1])
 facts = {{"state": {{"parameters": 2**20, "teacher": 0}}, "flops": 8e12}}
 (folder / "facts.json").write_text(json.dumps(facts))
-program = "  %a = f32[512,512] all-reduce(%x), channel_id=1"
-(folder / "m.jit_train_step.{plan.PROGRAM}").write_text(program)
+program = "ENTRY %main (x: f32[512,512]) -> f32[512,512] {{\\n  %x = f32[512,512] parameter(0)\\n"
+program += "  ROOT %a = f32[512,512] all-reduce(%x), channel_id=1\\n}}"
+for name in ("{TOPOLOGY.program}", "{parse_topology("h100:1x8").program}"):
+    (folder / f"m.jit_train_step.{{name}}").write_text(program)
 report = "Memory Space: default (color=0)\\nTotal bytes: 3145728 (3MiB)"
 (folder / "m.jit_train_step.{REPORT}").write_text(report)
-time.sleep(600)
+cycles = ', backend_config={{"estimated_cycles":"3000000"}}'
+(folder / "complete.txt").write_text(program.replace("channel_id=1", "channel_id=1" + cycles))
+time.sleep(600 * ("--wait" in sys.argv))
 """
 
 
-def stand_in(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+def stand_in(monkeypatch: pytest.MonkeyPatch, program: str, *, wait: bool = True) -> None:
     """Have a program of ours take the compiler's place."""
-    monkeypatch.setattr(type(TOPOLOGY), "refuse_missing_compiler", lambda self: None)
+    monkeypatch.setattr(Topology, "refuse_missing_compiler", lambda self: None)
+    arguments = ["--wait"] if wait else []
     monkeypatch.setattr(
-        plan, "child_command", lambda folder, topology: [sys.executable, "-c", program, str(folder)]
+        plan,
+        "child_command",
+        lambda folder, topology: [sys.executable, "-c", program, str(folder), *arguments],
     )
 
 
@@ -39,17 +50,69 @@ def test_a_plan_is_made_of_what_the_compiler_leaves(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     stand_in(monkeypatch, LEAVES)
-    out = tmp_path / "plan.json"
-    arguments = ["--config=otter_rn50", "--topology=v5e:2x4,v5litepod-16", f"--out={out}"]
+    arguments = ["--config=otter_rn50", "--topology=v5e:2x4,v5litepod-16,h100:1x8"]
+    arguments += [f"--out={tmp_path / 'plans'}", "--pairs=2000000"]
     plan.main([*arguments, "--config.model.image.overrides.stem_width=8"])
     said = capsys.readouterr().out
     assert "v5e:2x4: 8 chips, 64 pairs each" in said
     assert "fits: 0.00 of 15.75 GiB of a chip (MiB: parameters 1, activations and loss 2)" in said
-    assert "8.00 TFLOP a step, 5.1 ms at the chips' peak" in said
-    assert "1 MiB exchanged a step (all-reduce 1)" in said
-    first, second = json.loads(out.read_text())
-    assert (first["chips"], second["chips"]) == (8, 16)
+    # A pair takes 2 MiB / 64 of its chip; 8 chips have 15.75 GiB less 1 MiB of parameters each.
+    assert f"about {int((15.75 * 2**10 - 1) / (2 / 64)) * 8:,} pairs would" in said
+    assert "8.00 TFLOP a step; a chip moves 0.0 GiB" in said
+    assert "gets 1 MiB from others (all-reduce 1)" in said
+    assert "compute 5.1, memory 0.0, exchange 0.0: limited by compute" in said
+    assert "at least 0.1 hours for 39,062 steps" in said  # 10 epochs of 2 million, 512 each.
+    first, second, third = json.loads((tmp_path / "plans" / "plan.json").read_text())
+    assert (first["chips"], second["chips"], third["topology"]) == (8, 16, "h100:1x8")
     assert first["memory"] == 3 * 2**20
+    assert first["traffic"] == 2 * 4 * 512 * 512
+    assert first["estimated_seconds"] is None
+    assert (tmp_path / "plans" / "plan.png").stat().st_size > 5000
+
+
+def test_a_complete_plan_has_the_compilers_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, LEAVES, wait=False)
+    found = plan.plan(default_config(), TOPOLOGY, complete=True)
+    assert found.estimated_seconds == 3e6 / 1.5e9
+    assert found.step_seconds == found.seconds["compute"]
+
+
+def test_what_does_not_fit_is_tried_with_what_saves_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    needed = LEAVES.replace("Total bytes: 3145728", "Total bytes: {size}").replace(
+        'report = "', 'size = 2**30 * (8 if config["fsdp"] else 80)\nreport = f"'
+    )
+    read = 'config = json.loads((folder / "config.json").read_text())\n'
+    stand_in(monkeypatch, needed.replace("facts =", f"{read}facts ="))
+    plan.main(["--config=otter_rn50", "--topology=v5e:2x4", f"--out={tmp_path}"])
+    said = capsys.readouterr().out
+    assert "does not fit: 80.00 of 15.75 GiB" in said
+    assert "with --config.fsdp=True: 8.00 GiB, fits" in said
+    for key in ("micro_batch=128", "model.image.remat=True", "model.dtype=bfloat16"):
+        assert f"with --config.{key}: 80.00 GiB, does not fit either" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v4:2x2x1", "h100:1x4"])
+def test_the_real_compilers_agree_on_what_is_exchanged(topology: str) -> None:
+    devices = parse_topology(topology)
+    try:
+        devices.refuse_missing_compiler()
+    except ModuleNotFoundError as error:
+        pytest.skip(str(error))
+    config = read_preset("otter_rn50")
+    small = ("vocab_size=1000", "num_hidden_layers=1", "hidden_size=128", "num_attention_heads=2")
+    keys = [f"model.text.overrides.{key}" for key in (*small, "intermediate_size=256")]
+    keys += ["batch_size=64", "data.image_size=64", "model.image.name=resnet18", "embed_dim=128"]
+    keys[-1] = f"model.{keys[-1]}"
+    plan.set_keys(config, [f"--config.{key}" for key in keys])
+    found = plan.plan(config, devices)
+    assert found.fits
+    # Gradients are summed once: as many bytes as there are parameters, and the batch's own sums.
+    assert 1.0 < found.collectives["all-reduce"] / found.state["parameters"] < 1.05
+    assert found.state["teacher"] == found.state["optimizer"] == found.state["parameters"]
+    assert found.traffic > 3 * found.state["parameters"]
 
 
 @pytest.mark.parametrize(

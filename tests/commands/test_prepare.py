@@ -5,6 +5,8 @@ import json
 import mmap
 import os
 import pickle
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -58,6 +60,33 @@ def test_pairs_come_back(pairs: str, whole: Path) -> None:
     decoded = builder.as_data_source(split="train[30:]")[0]
     assert decoded["image"].shape == (48, 48, 3) and decoded["key"].decode() == before[30].key
     assert json.loads(decoded["metadata"]) == before[30].metadata
+
+
+@pytest.mark.parametrize("spec", ["tfds:{}", "tfds:./{}", "tfds:{}/", "tfds:./{}:train"])
+def test_a_folder_may_be_named_from_where_one_is(
+    whole: Path, spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(whole.parent)
+    found, expected = open_source(spec.format(whole.name)), open_source(f"tfds:{whole}")
+    assert found.fingerprint == expected.fingerprint
+    assert found[0] == expected[0]
+
+
+def test_the_spec_that_is_said_can_be_pasted(
+    tmp_path: Path,
+    shape_pairs: list,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_shard(Path("my pairs.tar"), shape_pairs[:3])
+    prepare.main(["--from=webdataset:my pairs.tar", "--to=my data", "--workers=1"])
+    (said,) = re.findall(r"to train on them: (.+)", capsys.readouterr().out)
+    (flag,) = shlex.split(said)
+    monkeypatch.chdir("/")
+    assert len(open_source(flag.removeprefix("--config.data.train="))) == 3
+    with pytest.raises(SystemExit, match="--to=a:b: a SPEC cannot name it"):
+        prepare.main(["--from=webdataset:x.tar", "--to=a:b"])
 
 
 def test_manifest(pairs: str, whole: Path) -> None:

@@ -19,8 +19,10 @@ from otter_jax.models.layers import (
     LayerNorm,
     Linear,
     Padding,
+    TowerOutput,
     average_pool,
     batch_norm,
+    compiling_eager_calls,
     conv2d,
     depthwise_conv2d,
     drop_examples,
@@ -425,3 +427,26 @@ def test_gradients_of_parameters_are_float32_sums_of_bfloat16_products(
         assert (np.asarray(found).view(np.uint32) & 0xFFFF).any()
         exact = to_kernel(images.astype(jnp.float32), jnp.asarray(kernel))
         np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_eager_calls_of_a_tower_are_compiled_as_a_whole():
+    class Tower(nnx.Module):
+        def __init__(self):
+            self.scale, self.seen = nnx.Param(jnp.float32(2.0)), nnx.BatchStat(jnp.float32(0.0))
+
+        @compiling_eager_calls
+        def __call__(self, x, *, train=False, dropout_key=None):
+            traced.append(isinstance(x * self.scale[...], jax.core.Tracer))
+            if train:
+                self.seen[...] += 1.0
+            return TowerOutput(x * self.scale[...], x)
+
+    traced: list[bool] = []
+    tower, x = Tower(), np.arange(3, dtype=np.float32)
+    for _ in range(2):
+        np.testing.assert_array_equal(tower(x).pooled, 2 * x)
+    assert traced == [True]  # Traced once; the second call runs what was compiled.
+    tower(x, train=True)
+    assert float(tower.seen[...]) == 1.0
+    slope = nnx.grad(lambda module: module(x).pooled.sum())(tower)
+    assert float(slope.scale[...]) == 3.0

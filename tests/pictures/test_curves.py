@@ -35,6 +35,20 @@ def test_loss_of_few_and_of_many_steps(tmp_path: Path, steps: int) -> None:
     assert_drawn(tmp_path / "new" / "loss.png")
 
 
+def test_evaluations_are_the_first_metrics_of_each_set(tmp_path: Path) -> None:
+    lines = [
+        {"step": step, "train/loss": 1.0, "eval/webdataset:/a/$b$/r@1": step / 10}
+        | {f"eval/emoji/hit@{k}": 0.5 for k in (1, 2, 5, 10)}
+        for step in (0, 5)
+    ]
+    found = curves.evaluation_curves(lines)
+    assert list(found) == ["webdataset:/a/$b$ r@1", *(f"emoji hit@{k}" for k in (1, 2, 5))]
+    assert found["webdataset:/a/$b$ r@1"] == {0: 0.0, 5: 0.5}
+    curves.draw_evaluation(tmp_path / "evaluation.png", found)
+    assert_drawn(tmp_path / "evaluation.png")
+    assert curves.evaluation_curves([{"step": 2, "train/loss": 1.0}]) == {}
+
+
 @pytest.mark.parametrize("spread", [0.0, 1.0])
 def test_trust_also_where_all_pairs_are_alike(tmp_path: Path, spread: float) -> None:
     statistic = spread * np.random.default_rng(0).normal(2, 1, size=200).astype(np.float32)
@@ -42,3 +56,13 @@ def test_trust_also_where_all_pairs_are_alike(tmp_path: Path, spread: float) -> 
     found = Trust(np.full(200, 0.5, np.float32), 0.25, statistic, null)
     curves.draw_trust(tmp_path / "trust.png", found)
     assert_drawn(tmp_path / "trust.png")
+
+
+@pytest.mark.parametrize("sets", [1, 2, 3])
+def test_models_between_two_are_drawn(tmp_path: Path, sets: int) -> None:
+    curve = {
+        share: {f"set {n}": {"hit@1": share / (n + 1), "hit@5": 1.0} for n in range(sets)}
+        for share in (0.0, 0.5, 1.0)
+    }
+    curves.draw_interpolation(tmp_path / "between.png", curve)
+    assert_drawn(tmp_path / "between.png")

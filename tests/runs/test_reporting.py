@@ -58,7 +58,7 @@ def test_results_table_has_a_row_a_metric() -> None:
     }
     lines = reporting.results_table(results).splitlines()
     assert len(lines) == 3
-    assert lines[1].split() == ["set", "hit@1", "50.0", "%", "10.0", "%", "1.0", "%"]
+    assert lines[1].split() == ["set", "hit@1", "50.0", "%", "10.0", "%", "1.0", "%", "+40.0"]
 
 
 def test_utilization_is_the_share_of_the_peak(tmp_path: Path) -> None:

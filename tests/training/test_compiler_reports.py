@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from otter_jax import sharding
-from otter_jax.training.compiler_reports import Collective, collectives, dumped, memory
+from otter_jax.training.compiler_reports import Collective, Program, dumped, memory
 
 # As libtpu writes an exchange that runs beside other work: once in each piece, on one channel.
 ASYNCHRONOUS = """
@@ -28,7 +28,7 @@ def test_collectives_of_a_compiled_program_are_found() -> None:
         return jax.lax.with_sharding_constraint(rows, whole) * 2, rows.sum(axis=0)
 
     jitted = jax.jit(gather_and_sum, out_shardings=whole)
-    found = collectives(jitted.lower(rows).compile().as_text())
+    found = Program(jitted.lower(rows).compile().as_text()).collectives()
     assert sorted(found, key=lambda each: each.kind) == [
         Collective("all-gather", 4 * 64 * 16),
         Collective("all-reduce", 4 * 16),
@@ -36,8 +36,8 @@ def test_collectives_of_a_compiled_program_are_found() -> None:
 
 
 def test_an_exchange_in_pieces_is_counted_once() -> None:
-    assert collectives(ASYNCHRONOUS) == [
-        Collective("all-gather", 4 * (8 + 64) * 16),
+    assert Program(ASYNCHRONOUS).collectives() == [
+        Collective("all-gather", 4 * 64 * 16),
         Collective("all-gather", 4 * 64 * 16),
         Collective("reduce-scatter", 2 * 8 * 2),
     ]
@@ -55,3 +55,36 @@ def test_dumped_is_the_steps_own(tmp_path: Path) -> None:
     assert dumped(tmp_path, "report.txt") is None
     (tmp_path / "module_2.jit_train_step.report.txt").write_text("step")
     assert dumped(tmp_path, "report.txt") == "step"
+
+
+def test_traffic_of_a_product_is_its_operands_and_its_result() -> None:
+    a, b = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((64, 512), (512, 256)))
+    program = Program(jax.jit(jnp.matmul).lower(a, b).compile().as_text())
+    assert program.traffic() == 4 * (64 * 512 + 512 * 256 + 64 * 256)
+    assert program.cycles() == 0
+
+
+def test_what_runs_in_a_loop_counts_as_often_as_it_runs() -> None:
+    mesh = sharding.make_mesh()
+    rows = jax.ShapeDtypeStruct((64, 16), jnp.float32, sharding=sharding.split_rows(mesh))
+
+    def sums(rows: jax.Array) -> jax.Array:
+        body = lambda _, total: jnp.sum(rows * total, axis=0)  # noqa: E731
+        return jax.lax.fori_loop(0, 5, body, jnp.ones(16))
+
+    jitted = jax.jit(sums, out_shardings=sharding.replicated(mesh))
+    text = jitted.lower(rows).compile().as_text()
+    for program in (text, text.replace("known_trip_count", "unknown")):  # Then by its condition.
+        found = Program(program).collectives()
+        assert [each for each in found if each.times > 1] == [Collective("all-reduce", 4 * 16, 5)]
+
+
+def test_arrays_on_the_chip_are_no_traffic() -> None:
+    text = """
+ENTRY %main (x: f32[8,128]) -> f32[8,128] {
+  %x = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %near = f32[8,128]{1,0:T(8,128)S(1)} fusion(%x), kind=kLoop, calls=%f, backend_config={"estimated_cycles":"100"}
+  ROOT %far = f32[8,128]{1,0:T(8,128)} fusion(%near), kind=kLoop, calls=%f, backend_config={"estimated_cycles":"20"}
+}"""  # noqa: E501
+    assert Program(text).traffic() == 2 * 4 * 8 * 128
+    assert Program(text).cycles() == 120

@@ -1,0 +1,32 @@
+"""Where a run was computed: devices, processes and versions, a line for every start."""
+
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+import jax
+
+FILE = "machine.jsonl"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "ott-jax")
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return devices, processes and versions, such as {"devices": 8, "device": "TPU v5e", ...}."""
+    versions = {"python": platform.python_version(), "otter_jax": _version("otter_jax")}
+    return {
+        "platform": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processors": os.cpu_count(),
+        "versions": versions | {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # Run from a checkout.
+        return "not installed"
