@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from otter_jax.commands.command_line import Parser, path_of
+from otter_jax.commands.command_line import Parser, make_folder, path_of
 from otter_jax.data import images, statistics
 from otter_jax.data.caption_checks import SHOWN, doubts, sample_captions
-from otter_jax.data.records import read_in_order
+from otter_jax.data.records import read_in_order, read_records
 from otter_jax.data.sources import Source, open_source, remarks, skipped_files
 
 SAMPLES, COLUMNS, THUMBNAIL = 24, 6, 160
@@ -81,13 +81,16 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
 
     _refuse_bad_options(options)  # Before the long part.
     encoder = _load(options.model)
-    towers = (encoder or _quickstart_encoder()) if options.trust else None
     source = open_source(read_specs(options.data), progress=progress)
     for remark in remarks(source):
         say(remark)
     numbers = statistics.choose(len(source), options.limit, options.seed)
+    towers = None
+    if options.trust:
+        _refuse_too_few(numbers)
+        towers = encoder or _quickstart_encoder()
     if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
+        make_folder("--out", options.out)
     tally = statistics.Tally()
     read = read_in_order(source, map(int, numbers))
     for number, record in progress(read, len(numbers), "inspect"):
@@ -211,8 +214,8 @@ def draw_samples(
     grid = figure.subplots(rows, COLUMNS).ravel()
     for axes in grid:
         axes.axis("off")
-    for axes, number, note in zip(grid, numbers, notes, strict=False):
-        record = source[int(number)]
+    records = read_records(source, [int(number) for number in numbers])
+    for axes, record, note in zip(grid, records, notes, strict=False):
         fit = encoder.fit if encoder is not None else "pad"
         view = images.evaluation_transform(images.decode(record.image), THUMBNAIL, fit=fit)
         axes.imshow(view)
@@ -290,6 +293,13 @@ def _quickstart_encoder() -> Any:
     return make_encoder(config, model, sharding.put_state(mesh, variables), mesh)
 
 
+def _refuse_too_few(numbers: Sequence[int]) -> None:
+    """Refuse to estimate trust of a few pairs (ValueError)."""
+    from otter_jax.embedding import trust  # With JAX, which a look at the data alone does without.
+
+    trust.refuse_too_few(len(numbers), trust.NEIGHBORS)
+
+
 def _estimate_trust(
     encoder: Any, source: Source, numbers: Sequence[int], options: argparse.Namespace
 ) -> tuple[dict[str, Any], Any]:
@@ -297,7 +307,7 @@ def _estimate_trust(
     from otter_jax.embedding import trust
     from otter_jax.embedding.pair_features import embed_pairs
 
-    trust.refuse_too_few(len(numbers), trust.NEIGHBORS)
+    _refuse_too_few(numbers)  # Of those that can be read.
     with tempfile.TemporaryDirectory(dir=options.out) as folder:
         store = _features_of(options.model, encoder)
         pairs = embed_pairs(source, encoder, Path(folder), numbers, store)
@@ -321,11 +331,11 @@ def _match_probability(
     """Return `statistics.match_probability` of pairs in this order, under the model's own scale."""
     from otter_jax.terminal import progress
 
-    records = (source[int(number)] for number in progress(order, len(order), "embed"))
+    records = read_in_order(source, map(int, order))
     captions: list[str] = []
 
     def views() -> Any:
-        for record in records:
+        for _, record in progress(records, len(order), "embed"):
             captions.append(record.caption)
             yield encoder.transform(images.decode(record.image))
 

@@ -1,9 +1,11 @@
 """otter-jax COMMAND [OPTIONS]: one entry point for all programs of the package."""
 
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
+import otter_jax
 from otter_jax.commands.command_line import ending_in_one_line, fail
 
 # The module of this name in commands/ has `main(arguments)`.
@@ -26,8 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help", "help"):
         print(usage())
+    elif name in ("-V", "--version", "version"):
+        print(f"otter_jax {otter_jax.__version__}")
     elif name not in COMMANDS:
-        fail(f"unknown command {name!r}: choose from {', '.join(COMMANDS)}")
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}? There are" if near else "choose from"
+        fail(f"unknown command {name!r}: {hint} {', '.join(COMMANDS)}")
     else:
         with ending_in_one_line():
             importlib.import_module(f"otter_jax.commands.{name}").main(rest)
@@ -42,6 +48,7 @@ def usage() -> str:
             "",
             *lines,
             "",
+            "otter-jax --version says which this is.",
             "otter-jax COMMAND --help lists the options; of train, every config key.",
         ]
     )

@@ -7,6 +7,7 @@ members of a record are asked for together; for more records at a time, load by 
 import contextlib
 import glob
 import itertools
+import math
 import os
 import re
 import tempfile
@@ -16,6 +17,9 @@ from typing import Any, Protocol
 State = tuple[int, str]  # A file's size in bytes and version, as `state_of` gives them.
 Span = tuple[int, int]  # (offset, size) in bytes.
 
+MAX_FILES = 1_000_000  # That a pattern may stand for; the largest public sets have a third of it.
+
+_MOST_DIGITS = 18
 _SAMPLE = 256
 
 
@@ -155,7 +159,7 @@ def find_files(pattern: str, suffix: str) -> list[str]:
 
     Raises:
         FileNotFoundError: If a glob or a folder matches nothing.
-        ValueError: If a brace range runs backwards.
+        ValueError: If a brace range runs backwards, or is longer than any data set is.
     """
     found: list[str] = []
     for expanded in _expand_braces(pattern):
@@ -216,14 +220,18 @@ def _expand_braces(pattern: str) -> list[str]:
     """Expand `{000..331}` and `{a,b}` the way a shell does, leading zeros kept."""
     pieces = re.split(r"\{([^{}]*)\}", pattern)  # literal, choice, literal, choice, ..., literal
     choices = [[p] if i % 2 == 0 else _brace_choices(p) for i, p in enumerate(pieces)]
+    if math.prod(map(len, choices)) > MAX_FILES:
+        raise ValueError(f"{pattern:.100}: its braces stand for more than {MAX_FILES:,} files")
     return ["".join(combination) for combination in itertools.product(*choices)]
 
 
-def _brace_choices(text: str) -> list[str]:
-    limits = re.fullmatch(r"(\d+)\.\.(\d+)", text)
+def _brace_choices(text: str) -> Sequence[str]:
+    limits = re.fullmatch(r"([0-9]+)\.\.([0-9]+)", text)
     if limits is None:
         return text.split(",")
     first, last = limits.groups()
+    if max(len(first), len(last)) > _MOST_DIGITS or int(last) - int(first) >= MAX_FILES:
+        raise ValueError(f"shard range {{{text:.60}}} has more than {MAX_FILES:,} files")
     if int(first) > int(last):
         raise ValueError(f"shard range {{{text}}} runs backwards; write {{{last}..{first}}}")
     return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]

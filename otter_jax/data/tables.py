@@ -68,7 +68,7 @@ def find_tables(spec: Spec) -> list[Path]:
         )
     refuse_remote(spec)
     folder = Path(spec.path)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # Unlike is_dir, it takes long lists in braces for no folder.
         return [Path(path) for path in storage.find_files(spec.path, ".csv")]
     _refuse_saved_dataset(folder, spec)
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))

@@ -480,7 +480,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def load(path: str | Path, *, step: int | None = None) -> Encoder:
-    """Return a trained model, from a workdir's latest checkpoint or a folder of `Encoder.save`.
+    """Return a trained model, from a workdir's checkpoint or a folder of `Encoder.save`.
 
     Neither needs the pretrained weights that training began with. Where the latest checkpoint is
     damaged, that is said, and the one before is used. A checkpoint with two towers and its
@@ -489,7 +489,8 @@ def load(path: str | Path, *, step: int | None = None) -> Encoder:
 
     Args:
         path: of the workdir, folder or checkpoint; or a name in the Hub.
-        step: of a workdir, the checkpoint to take; config.checkpoint.keep says how many there are.
+        step: of a workdir, the checkpoint to take; the latest if None, or the best where the run
+            has a config.checkpoint.best. config.checkpoint.keep says how many there are.
 
     Raises:
         FileNotFoundError: if it is neither, or has no finished checkpoint, or none of this step.
@@ -503,7 +504,7 @@ def load(path: str | Path, *, step: int | None = None) -> Encoder:
     if not _is_workdir(folder):
         return _load_two_towers(path)
     from otter_jax import config
-    from otter_jax.runs import checkpoints
+    from otter_jax.runs import best_step, checkpoints
 
     settings = config.load_config(folder / "config.json")
     mesh = sharding.make_mesh()
@@ -519,7 +520,8 @@ def load(path: str | Path, *, step: int | None = None) -> Encoder:
     model, template = dual_encoder.split(module)
     with checkpoints.Checkpoints(folder / "checkpoints") as saved:
         _, variables = saved.restore_variables(
-            sharding.describe_state(mesh, template, fsdp=settings.fsdp), step
+            sharding.describe_state(mesh, template, fsdp=settings.fsdp),
+            best_step.best_step(settings, folder) if step is None else step,
         )
     tokenizer_folder = folder / TOKENIZER_FOLDER if described else None
     return make_encoder(settings, model, variables, mesh, tokenizer_folder)

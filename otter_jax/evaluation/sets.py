@@ -1,5 +1,6 @@
 """The sets a run is evaluated on: pairs give retrieval, labelled images give zero-shot ranking."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,6 +9,7 @@ from otter_jax.data import folders, sources, storage
 from otter_jax.data.caption_checks import are_lists_of_lines, sample_records
 from otter_jax.data.held_out import Split
 from otter_jax.data.sources import Source, open_source
+from otter_jax.data.specs import spec_of_path
 from otter_jax.data.tables import open_tables
 from otter_jax.data.templates import DEFAULT_TEMPLATE, read_templates
 from otter_jax.embedding.encoder import Encoder
@@ -67,8 +69,7 @@ def open_sets(
         ValueError: for a name that means nothing, listing what there is, or is given twice.
         FileNotFoundError: for a path at which there is nothing.
     """
-    if repeated := {spec for spec in specs if specs.count(spec) > 1}:
-        raise ValueError(f"config.evaluate.sets names {repeated.pop()!r} twice")
+    _refuse_repeated(specs)
     templates = read_templates(template)
     for text in specs:
         if text.startswith("probe:"):
@@ -99,7 +100,9 @@ def refuse_unknown_sets(specs: Sequence[str]) -> None:
     Raises:
         ValueError, FileNotFoundError: as `open_sets`, which looks at the contents as well.
     """
-    for text in specs:
+    texts = [each for each in specs if isinstance(each, str)]  # Others are no SPECs at all.
+    _refuse_repeated(texts)
+    for text in texts:
         plain = text.removeprefix("probe:")
         spec = EvaluationSpec.parse(plain, () if plain == text else tuple(OPTIONS))
         _refuse_unknown(spec)
@@ -114,12 +117,20 @@ def refuse_unknown_sets(specs: Sequence[str]) -> None:
             raise FileNotFoundError(f"config.evaluate.sets: {text}: there is no {spec.path}")
 
 
+def _refuse_repeated(specs: Sequence[str]) -> None:
+    """Refuse a set that is given twice (ValueError): its results would stand under one name."""
+    if repeated := [spec for spec, times in Counter(specs).items() if times > 1]:
+        raise ValueError(f"config.evaluate.sets names {repeated[0]!r} twice")
+
+
 def _refuse_unknown(spec: EvaluationSpec) -> None:
     """Refuse a kind that does not exist, or that needs a path and has none (ValueError)."""
     paths = [kind for kind in (*benchmarks.BENCHMARKS, "webdataset") if kind not in WITHOUT_PATH]
     known = spec.kind in paths or sources.is_known(spec.kind)
     if spec.kind in WITHOUT_PATH or (spec.path and known):
         return
+    if meant := spec_of_path(spec.name):
+        raise ValueError(f"config.evaluate.sets: unknown set {spec.name!r}; write {meant}")
     known = [*WITHOUT_PATH, *(f"{kind}:PATH" for kind in paths)]
     raise ValueError(
         f"config.evaluate.sets: unknown set {spec.name!r}; choose from {', '.join(known)}, "

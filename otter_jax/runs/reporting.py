@@ -229,7 +229,7 @@ def results_table(results: Mapping[str, Any]) -> str:
     """
     rows = [("", "after", "before", "chance", "change")]
     for name, metrics in results.items():
-        if name in ("before", "chance"):
+        if name in ("before", "chance") or not isinstance(metrics, dict):
             continue
         for metric, value in metrics.items():
             before, chance = (

@@ -39,6 +39,18 @@ def test_shards_in_a_store(
     assert source[1].image == f"pixels of b{numbers[0]}".encode()
 
 
+@pytest.mark.parametrize("kind", ["webdataset", "csv"])
+@pytest.mark.parametrize(
+    "braces",
+    ["{0..99999999999}", "{0..1000000}", "{0..999}{0..999}{0..1}", "{1.." + 5000 * "9" + "}",
+     "{a,b}" * 20],
+)  # fmt: skip
+def test_endless_braces_are_refused_at_once(kind: str, braces: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="more than 1,000,000 files") as error:
+        open_source(f"{kind}:{tmp_path}/{braces}")
+    assert len(str(error.value)) < 300
+
+
 def test_index_of_a_store_is_kept_in_the_folder_given(
     store: fsspec.AbstractFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -308,9 +309,12 @@ def test_missing_paths_are_refused_before_anything_is_opened(tmp_path: Path, for
     sets.refuse_unknown_sets([form.format(tmp_path), "tfds:mnist:test", "webdataset:gs://a/b.tar"])
 
 
-def test_one_set_twice_is_refused() -> None:
-    with pytest.raises(ValueError, match="names 'openmoji' twice"):
-        list(sets.open_sets(["openmoji", "openmoji"], image_size=32))
+@pytest.mark.parametrize("spec", ["openmoji", "webdataset:gs://a/b.tar?captions=lines"])
+def test_one_set_twice_is_refused(spec: str) -> None:
+    with pytest.raises(ValueError, match=rf"names '{re.escape(spec)}' twice"):
+        list(sets.open_sets([spec, spec], image_size=32))
+    with pytest.raises(ValueError, match=rf"names '{re.escape(spec)}' twice"):  # Opening nothing.
+        sets.refuse_unknown_sets([spec, "open_clipart", spec])
 
 
 def test_only_unreadable_images(parts: tuple, tmp_path: Path) -> None:
