@@ -18,6 +18,7 @@ COMMANDS = {
     "export": "write the model of a run under Hugging Face's names",
     "sweep": "run one config with several values and seeds, then compare",
     "compare": "set finished runs side by side, with confidence intervals",
+    "demo": "open a page to try a model on, and to look through its training pairs",
     "report": "write a page on a run, or on several beside each other",
 }
 
