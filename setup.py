@@ -73,6 +73,28 @@ BEAM = [
     "zstandard<1",
 ]
 
+# What Gradio 6.31 needs besides what is here anyway, within its own bounds, but not Gradio: it asks
+# for pillow<13, and runs with newer ones. So it is installed on top, with --no-deps.
+DEMO = [
+    "brotli>=1.2.1",
+    "fastapi>=0.115.2,<1",
+    "gradio-client==2.7.2",
+    "groovy~=0.1",
+    "hf-gradio>=0.4.1,<1",
+    "httpx<1",
+    "orjson~=3.0",
+    "pandas<4",
+    "pydub<1",
+    "python-multipart>=0.0.18,<1",
+    "pytz",
+    "safehttpx>=0.1.7,<0.2",
+    "semantic-version~=2.0",
+    "starlette>=1.0.1,<2",
+    "tomlkit>=0.12,<0.15",
+    "typer<1",
+    "uvicorn>=0.14",
+]
+
 EXTRAS = {
     "quickstart": [
         *WEIGHTS_AND_SETS,
@@ -112,6 +134,10 @@ EXTRAS = {
         "torch==2.14.1",
         "torchvision==0.29.1",
     ],
+    "notebooks": ["ipykernel>=7.0", "ipywidgets>=8.1", "jupytext>=1.19", "nbclient>=0.10"],
+    "demo": DEMO,
+    "browser": [*DEMO, "playwright>=1.65"],  # Which drives the Chromium of the system.
+    "docs": ["mkdocs>=1.6", "mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"],
     "gpu": ["jax[cuda12]>=0.10.2,<0.11"],
     "wandb": ["wandb>=0.31"],
     "tpu": ["jax[tpu]>=0.10.2,<0.11"],

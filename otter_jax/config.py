@@ -36,7 +36,8 @@ from otter_jax.objectives.methods import fields_of
 
 # Keys that say how a run is kept, not what it computes; they may change between two starts.
 BOOKKEEPING_KEYS = (
-    "checkpoint.",
+    "checkpoint.every_",
+    "checkpoint.keep",
     "compiled_programs",
     "data.max_bad_share",
     "data.threads",
@@ -248,14 +249,17 @@ class LoraSection:
 
 @dataclasses.dataclass(frozen=True)
 class TeacherSection:
-    """The section `teacher`: the moving average of the student, where the objective has one.
+    """The section `teacher`, where the objective has one.
 
     Attributes:
+        kind: average (the moving average of the student) | pretrained (the student as it was before
+            training, which keeps a fine-tuned model near it).
         decay: of the moving average, in [0, 1).
         warmup: decay_t = min(decay, (1 + t) / (10 + t)).
         train_mode: dropout and batch statistics in the teacher, as released.
     """
 
+    kind: str = "average"
     decay: float = 0.999
     warmup: bool = True
     train_mode: bool = False
@@ -348,11 +352,16 @@ class CheckpointSection:
         every_steps: how often one is written.
         every_minutes: and when the last is that long ago; 0: never.
         keep: how many of the latest.
+        best: a metric such as "eval/held_out/hit@1": the checkpoint with the highest is kept as
+            well, and is what results.json and `otter_jax.load` speak of.
+        stop_after: the run ends when so many evaluations in a row have brought no better `best`.
     """
 
     every_steps: int = 1000
     every_minutes: float = 30.0
     keep: int = 2
+    best: str | None = None
+    stop_after: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -365,6 +374,8 @@ class EvaluateSection:
         batch_size: images and texts that go through the towers at a time.
         template: the prompt around a class name, a text file of one a line, or clip80.
         names: joined | averaged: a class's names in one prompt (as released), or one each.
+        interpolate: (0, 0.25, 0.5, 0.75, 1) has `otter-jax evaluate` measure the models at these
+            shares of the way from the start of the run to its end.
     """
 
     sets: tuple = ("open_clipart",)
@@ -372,6 +383,7 @@ class EvaluateSection:
     batch_size: int = 64
     template: str = "a photo of {}."
     names: str = "joined"
+    interpolate: tuple = ()
 
 
 IMAGE_TOWER, TEXT_TOWER = TowerSection("efficientnet_lite0"), TextTowerSection("bert")
@@ -516,10 +528,14 @@ def problems_of(config: ConfigDict) -> Problems:
         _refuse_unknown_keys(config)
     if problems:
         return problems  # The others ask for keys.
+    with problems.noting():
+        _check_finite(config)
+    if problems:
+        return problems  # Others would say it again, in other words.
     for refuse in (
         *(_check_seed, _check_choices, _check_profile, _check_wandb, _check_sources),
         *(_check_captions, _check_batch, _check_loss_ratio, _check_mesh, _check_trust),
-        *(_check_template, _check_decoding, groups_of),
+        *(_check_template, _check_decoding, _check_best, _check_interpolate, groups_of),
     ):
         with problems.noting():
             refuse(config)
@@ -535,22 +551,28 @@ def problems_of(config: ConfigDict) -> Problems:
     return problems
 
 
+LARGEST = 2**14  # Pixels a side, tokens and the like: more is a slip, and no memory would do.
 # Keys of numbers, and what they may be.
 RANGES = (
     (
         ("batch_size", "micro_batch", "log_every_steps", "checkpoint.every_steps",
-         "checkpoint.keep", "data.image_size", "data.max_tokens", "data.threads",
-         "model.embed_dim", "trust.neighbors", "evaluate.batch_size", "total_epochs",
-         "optimizer.gradient_clip", "model.image.lora.rank", "model.text.lora.rank",
+         "checkpoint.keep", "checkpoint.stop_after", "data.image_size", "data.max_tokens",
+         "data.threads", "model.embed_dim", "trust.neighbors", "evaluate.batch_size",
+         "total_epochs", "optimizer.gradient_clip", "model.image.lora.rank", "model.text.lora.rank",
          "model.image.lora.alpha", "model.text.lora.alpha"),
-        lambda value: 0 < value < math.inf,
-        "be positive and finite",
+        lambda value: value > 0,
+        "be positive",
     ),
     (
         ("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.warmup_steps",
          "total_steps", "evaluate.every_steps", "checkpoint.every_minutes", "max_nan_steps"),
-        lambda value: 0 <= value < math.inf,
-        "not be negative or infinite",
+        lambda value: value >= 0,
+        "not be negative",
+    ),
+    (
+        ("data.image_size", "data.max_tokens", "model.embed_dim", "data.threads"),
+        lambda value: value <= LARGEST,
+        f"be at most {LARGEST}",
     ),
     (
         ("teacher.decay", "optimizer.momentum", "optimizer.b2", "model.image.lora.dropout",
@@ -733,6 +755,17 @@ def differences(
     ]
 
 
+def _check_finite(config: ConfigDict) -> None:
+    """Refuse infinities and what is no number, wherever they stand."""
+    problems = Problems()
+    for key, value in flatten(config.to_dict()).items():
+        for each in value if isinstance(value, list) else [value]:
+            with problems.noting():
+                if isinstance(each, float) and not math.isfinite(each):
+                    raise ValueError(f"config.{key}={each}: it must be finite")
+    problems.refuse()
+
+
 def _check_seed(config: ConfigDict) -> None:
     """Refuse what not both JAX and the order of the data can tell apart."""
     if not 0 <= config.seed < 2**32:
@@ -751,6 +784,7 @@ def _check_choices(config: ConfigDict) -> None:
         ("optimizer.name", ("sgd", "adamw")),
         ("model.dtype", ("float32", "bfloat16")),
         ("evaluate.names", ("joined", "averaged")),
+        ("teacher.kind", ("average", "pretrained")),
     ):
         with problems.noting():
             _choice(config, key, choices)
@@ -789,6 +823,28 @@ def _check_loss_ratio(config: ConfigDict) -> None:
     if config.max_loss_ratio != 0 and not config.max_loss_ratio > 1:
         raise ValueError(
             f"config.max_loss_ratio={config.max_loss_ratio}: it must be above 1, or 0 for never"
+        )
+
+
+def _check_interpolate(config: ConfigDict) -> None:
+    shares = config.evaluate.interpolate
+    if not all(isinstance(share, int | float) and 0 <= share <= 1 for share in shares):
+        raise ValueError(
+            f"config.evaluate.interpolate={shares}: it must be shares in [0, 1], (0, 0.5, 1)"
+        )
+
+
+def _check_best(config: ConfigDict) -> None:
+    """Refuse a search for the best step that never looks, or looks for nothing."""
+    best, stop_after = config.checkpoint.best, config.checkpoint.stop_after
+    if stop_after is not None and best is None:
+        raise ValueError(
+            f"config.checkpoint.stop_after={stop_after}: set config.checkpoint.best to a metric too"
+        )
+    if best is not None and not config.evaluate.every_steps:
+        raise ValueError(
+            f"config.checkpoint.best={best!r}: set config.evaluate.every_steps, or it is measured "
+            "at the end alone"
         )
 
 

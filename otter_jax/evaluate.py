@@ -8,15 +8,17 @@ from otter_jax import config as config_lib
 from otter_jax import objectives, sharding
 from otter_jax.embedding.starting_point import complete
 from otter_jax.evaluation import tables
-from otter_jax.json_files import write_json
+from otter_jax.json_files import read_json, write_json
 from otter_jax.models.dual_encoder import Variables
 from otter_jax.pictures import gallery, pages
 from otter_jax.runs import processes, reporting
+from otter_jax.runs.best_step import best_step
 from otter_jax.runs.checkpoints import Checkpoints
 from otter_jax.runs.compiled_programs import keep_compiled_programs
 from otter_jax.runs.interruption import Interruption
 from otter_jax.runs.workdir import refuse_other_config
 from otter_jax.terminal import say
+from otter_jax.training.interpolations import measure_interpolations
 from otter_jax.training.parts import Parts, Results, build_parts_together
 
 Scores = dict[str, dict[str, float]]  # {set: {metric: value}}
@@ -59,25 +61,29 @@ def evaluate_workdir(
     parts.store.keep_trained = True  # The model is finished: its features are worth a file.
     step, variables, is_latest = restore_variables(parts)
     say(f"{workdir} after step {step}")
+    if config.evaluate.interpolate:
+        return measure_interpolations(parts, variables, step)
     after = parts.evaluate(variables)
     draw_sets(parts, variables)
     # Only a run that has finished, and was asked for the same evaluation, has its results renewed.
     as_trained = not config_lib.differences(config_lib.load_config(workdir / "config.json"), config)
     before = before_training(workdir) if as_trained else {}
-    if as_trained and is_latest and (workdir / "results.json").is_file():
-        return write_results(parts, before, after, "results.json")
+    if as_trained and is_latest and (path := workdir / "results.json").is_file():
+        facts = {k: each for k, each in read_json(path).items() if not isinstance(each, dict)}
+        return write_results(parts, before, after, "results.json", **facts)
     if not as_trained:
         say("other evaluate.* values than the run's: its results.json stays as it is")
     return write_results(parts, before, after, "evaluation.json", step=step)
 
 
 def restore_variables(parts: Parts) -> tuple[int, Variables, bool]:
-    """Return the latest variables that are whole, their step, and whether none came after."""
+    """Return the latest whole variables, or the best, their step, and whether the run ends so."""
     with Checkpoints(parts.workdir / "checkpoints") as saved:
         untrained = parts.encoder.variables
         template = sharding.describe_state(parts.mesh, untrained, fsdp=parts.config.fsdp)
-        step, variables = saved.restore_variables(template)
-        return step, variables, step == saved.latest_step
+        best = best_step(parts.config, parts.workdir)
+        step, variables = saved.restore_variables(template, best)
+        return step, variables, step == (best or saved.latest_step)
 
 
 def draw_sets(parts: Parts, variables: Variables) -> None:

@@ -1,5 +1,6 @@
 """train(config, workdir): reads from top to bottom in the order in which a run happens."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from otter_jax.evaluation.sets import refuse_unknown_sets
 from otter_jax.models import dual_encoder
 from otter_jax.pictures import gallery
 from otter_jax.runs import processes, reporting
+from otter_jax.runs.best_step import best_step
 from otter_jax.runs.checkpoints import Checkpoints
 from otter_jax.runs.compiled_programs import keep_compiled_programs
 from otter_jax.runs.interruption import Interruption
@@ -48,7 +50,7 @@ from otter_jax.training.data import (
     views_of,
 )
 from otter_jax.training.divergence import DivergedError, DivergenceWatch
-from otter_jax.training.loop import Training, batch_records, run_steps
+from otter_jax.training.loop import Training, batch_records, choose_best, run_steps
 from otter_jax.training.optimizers import make_optimizer, make_schedule
 from otter_jax.training.parts import (
     Parts,
@@ -56,6 +58,7 @@ from otter_jax.training.parts import (
     build_parts_together,
     describe_run,
     open_whole,
+    refuse_unmeasured_best,
 )
 from otter_jax.training.state import TrainState, initial_state, make_memory, state_places
 from otter_jax.training.step import Learner, StepSettings, make_target_step, make_train_step
@@ -91,6 +94,7 @@ def train(config: ConfigDict, workdir: Path) -> Results:
                 say(f"its results:\n\n{reporting.results_table(finished)}")
             return finished
         parts = build_parts_together(config, workdir, sharding.make_mesh(config.mesh.fsdp), method)
+        refuse_unmeasured_best(parts)
         parts.interruption = interruption
         with claimed(config, workdir, source) as lock:
             interruption.before_end(lock.release)
@@ -161,7 +165,12 @@ def train_claimed(
     )
     places = places_of_state(parts, optimizer)
     with (
-        Checkpoints(workdir / "checkpoints", config.checkpoint.keep, create=True) as saved,
+        Checkpoints(
+            workdir / "checkpoints",
+            config.checkpoint.keep,
+            create=True,
+            best_step=functools.partial(best_step, config, workdir),
+        ) as saved,
         costs.Profiler(config.profile, workdir / "profile") as profiler,
     ):
         training = Training(
@@ -245,12 +254,16 @@ def finish(training: Training, state: TrainState, report: Reporter) -> Results:
     training.interruption.unsaved = False
     after = training.evaluate(state.variables)
     check_data(training, training.data)  # Again: what was read since may have been unreadable.
-    last, metrics = training.total_steps, training.workdir / "metrics.jsonl"
+    last, metrics = int(state.step), training.workdir / "metrics.jsonl"
     if not reporting.read_evaluation(metrics, last):
         report.evaluation(last, after)  # Else a run that ended right after has said it.
+    facts = {}
+    if training.config.checkpoint.best is not None:
+        state, after, facts = choose_best(training, state, after)
     draw(training, training.data, state)
     training.interruption.look_alone()
-    results = write_results(training, before_training(training.workdir), after, "results.json")
+    before = before_training(training.workdir)
+    results = write_results(training, before, after, "results.json", **facts)
     say(what_to_do_next(training.workdir))
     return results
 

@@ -21,7 +21,7 @@ from otter_jax.models import dual_encoder
 from otter_jax.runs import checkpoints, reporting
 from otter_jax.training.optimizers import make_optimizer, make_schedule
 from otter_jax.training.parts import build_parts
-from otter_jax.training.state import initial_state, make_memory, place_state
+from otter_jax.training.state import initial_state, make_memory, state_places
 
 FROZEN = {
     "model.image.frozen": True,
@@ -206,7 +206,8 @@ def final_state(config: ConfigDict, workdir: Path) -> object:
     memory = make_memory(options, config.model.embed_dim)
     template = initial_state(variables, optimizer, uses_teacher=True, memory=memory)
     with checkpoints.Checkpoints(workdir / "checkpoints") as saved:
-        return saved.restore(place_state(sharding.make_mesh(), template, fsdp=False))
+        places = state_places(sharding.make_mesh(), template, fsdp=False)
+        return saved.restore(jax.device_put(template, places))
 
 
 def test_finished_run_shows_its_results_again(

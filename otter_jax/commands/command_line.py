@@ -1,9 +1,11 @@
 """How every program speaks: what is wrong with the input ends in one line."""
 
 import argparse
+import difflib
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -38,6 +40,38 @@ def path_of(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("it is empty")
     return Path(text).expanduser()
+
+
+def make_folder(option: str, folder: Path) -> Path:
+    """Return the folder that an option names, made if it is missing.
+
+    Raises:
+        ValueError: naming the option, where a file is in the way or no folder can be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = "it is a file" if folder.is_file() else f"no folder can be made ({error.strerror})"
+        raise ValueError(f"{option}={folder}: {what}; name another folder") from None
+    return folder
+
+
+def unknown_flags(arguments: Sequence[str], known: Iterable[str]) -> str | None:
+    """Return what is wrong with the first flag of a command line that is none; None if all are.
+
+    Args:
+        arguments: of the command line.
+        known: names of the flags that there are, without dashes.
+    """
+    known = list(known)
+    for argument in arguments:
+        found = re.match(r"--?([a-zA-Z]\w*)(=|$)", argument)  # No key of the config, no number.
+        if not found or {(name := found[1]), name.removeprefix("no")} & set(known):
+            continue
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean --{near[0]}?" if near else "--help lists the flags"
+        return f"unknown flag --{name}: {hint}"
+    return None
 
 
 class Parser(argparse.ArgumentParser):

@@ -19,7 +19,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from otter_jax.commands.command_line import Parser, path_of
+from otter_jax.commands.command_line import Parser, make_folder, path_of
 from otter_jax.evaluation import comparison, comparison_tables, finished_runs
 
 
@@ -29,8 +29,7 @@ def main(arguments: Sequence[str]) -> None:
     runs = finished_runs.read_runs([Path(path) for path in options.runs])
     found = comparison.compare(runs, options.baseline, options.setting, options.metric or ["*"])
     text = comparison_tables.markdown(found)
-    folder = Path(options.output)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder("--output", Path(options.output))
     (folder / "comparison.md").write_text(text, encoding="utf-8")
     comparison_tables.write_csv(folder / "comparison.csv", found)
     print(text)

@@ -20,8 +20,10 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from absl import flags
+
 from otter_jax.commands import train
-from otter_jax.commands.command_line import Parser, path_of
+from otter_jax.commands.command_line import Parser, make_folder, path_of, unknown_flags
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -33,6 +35,8 @@ def main(arguments: Sequence[str]) -> None:
         measure_models(parse(arguments))
         return
     given = dict(each.removeprefix("--").partition("=")[::2] for each in arguments)
+    if wrong := unknown_flags(arguments, (*flags.FLAGS, "model", "sets")):
+        raise ValueError(wrong)
     if "config" not in given:
         own = path_of_run(given.get("workdir", "")) / "config.json"
         arguments = [f"--config={own}", *arguments]
@@ -75,8 +79,11 @@ def measure_models(options: argparse.Namespace) -> None:
     from otter_jax.evaluation import several_models
     from otter_jax.json_files import write_json
 
+    make_folder("--output", options.output.parent)
+    if options.output.is_dir():
+        raise ValueError(f"--output={options.output} is a folder; name a file")
+
     def keep(found: Mapping[str, several_models.Scores]) -> None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
         write_json(options.output, found)
 
     specs = [spec for text in options.sets for spec in split_specs(text)]

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from otter_jax.commands.command_line import Parser, path_of
+from otter_jax.commands.command_line import Parser, make_folder, path_of
 from otter_jax.data import images, statistics
 from otter_jax.data.caption_checks import SHOWN, doubts, sample_captions
 from otter_jax.data.records import read_in_order, read_records
@@ -90,7 +90,7 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
         _refuse_too_few(numbers)
         towers = encoder or _quickstart_encoder()
     if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
+        make_folder("--out", options.out)
     tally = statistics.Tally()
     read = read_in_order(source, map(int, numbers))
     for number, record in progress(read, len(numbers), "inspect"):

@@ -1,21 +1,24 @@
 """otter-jax COMMAND [OPTIONS]: one entry point for all programs of the package."""
 
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
+import otter_jax
 from otter_jax.commands.command_line import ending_in_one_line, fail
 
 # The module of this name in commands/ has `main(arguments)`.
 COMMANDS = {
     "train": "train a model, or go on where the run was interrupted",
-    "evaluate": "measure the model of a run, on other sets too",
+    "evaluate": "measure the model of a run, or any models, on any sets",
     "inspect": "show what a set of pairs holds, and which captions are probably wrong",
     "plan": "say what a config needs on a TPU slice, without one",
     "prepare": "convert pairs into a TFDS data set",
     "export": "write the model of a run under Hugging Face's names",
     "sweep": "run one config with several values and seeds, then compare",
     "compare": "set finished runs side by side, with confidence intervals",
+    "demo": "open a page to try a model on, and to look through its training pairs",
     "report": "write a page on a run, or on several beside each other",
 }
 
@@ -25,8 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help", "help"):
         print(usage())
+    elif name in ("-V", "--version", "version"):
+        print(f"otter_jax {otter_jax.__version__}")
     elif name not in COMMANDS:
-        fail(f"unknown command {name!r}: choose from {', '.join(COMMANDS)}")
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}? There are" if near else "choose from"
+        fail(f"unknown command {name!r}: {hint} {', '.join(COMMANDS)}")
     else:
         with ending_in_one_line():
             importlib.import_module(f"otter_jax.commands.{name}").main(rest)
@@ -41,6 +48,7 @@ def usage() -> str:
             "",
             *lines,
             "",
+            "otter-jax --version says which this is.",
             "otter-jax COMMAND --help lists the options; of train, every config key.",
         ]
     )

@@ -14,7 +14,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from otter_jax.commands.command_line import REFUSALS, fail
+from otter_jax.commands.command_line import REFUSALS, fail, unknown_flags
 from otter_jax.preset_files import find_preset, preset_names
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's chatter; its errors still show.
@@ -26,9 +26,15 @@ _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes
 _ADDRESS = flags.DEFINE_string("coordinator_address", None, "Or JAX_COORDINATOR_ADDRESS.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Or JAX_NUM_PROCESSES.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Or JAX_PROCESS_ID; counted from 0.")
+OWN_FLAGS = (_CONFIG, _WORKDIR, _MODE, _DISTRIBUTED, _ADDRESS, _NUM_PROCESSES, _PROCESS_ID)
 
 RUNS_OWN = Path(__file__).with_name("config_of_run.py")
-EXPECTED = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+EXPECTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "multi tuple": 'a tuple, such as \'("a","b")\'',
+}
 USAGE = "otter-jax train --config=NAME [--workdir=DIR] [--config.KEY=VALUE]"
 # Where a preset looks for its pairs unless it is told, and how they are got.
 DATA_OF_PRESETS = {
@@ -129,6 +135,11 @@ def run(argv: Sequence[str], unset: Sequence[str], overrides: Mapping[str, Any])
         fail(error)
 
 
+def flag_names() -> list[str]:
+    """Return the names of the program's own flags."""
+    return [flag.name for flag in OWN_FLAGS]
+
+
 def config_name() -> str:
     """Return what the config is called: the name of its file."""
     return Path(flags.FLAGS["config"].config_filename.partition(":")[0]).stem
@@ -202,6 +213,8 @@ def refuse_missing_pairs(config: ConfigDict, workdir: Path) -> None:
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parse flags, with one line instead of a traceback for a wrong config key or value."""
+    if wrong := unknown_flags(argv[1:], flags.FLAGS):
+        fail(wrong)
     configs = [each.removeprefix("--config=") for each in argv if each.startswith("--config=")]
     if not configs:
         fail(f"usage: {USAGE}; presets: {', '.join(preset_names())}; --help lists every key")
@@ -210,11 +223,16 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     for path in configs:
         if not Path(path.partition(":")[0]).is_file():
             fail(f"--config={path}: there is no such file")
+    for argument in argv:
+        if re.match(r"--?config\.(=|$)", argument):
+            fail(f"{argument}: it names no key; write --config.KEY=VALUE")
     try:
         return flags.FLAGS(list(argv))
     except flags.IllegalFlagValueError as error:
         fail(describe_wrong_value(str(error)))
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        if "has no attribute 'get_config'" in str(error):
+            fail(f"--config={configs[0]}: it has no function get_config()")
         # One of the library's messages ends in all that the config has.
         fail(explain_unknown_key(argv, error) or str(error).partition(" Other fields present")[0])
     except Exception as error:  # Whatever stands in a config file of one's own.
@@ -223,6 +241,9 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 def describe_wrong_value(message: str) -> str:
     """Return absl's message on a flag of the wrong type, with what would be right if known."""
+    if "as a ConfigDict" in message:
+        flag = message.partition(":")[0].removeprefix("flag ")
+        return f"{flag}: it is a section; set one of its keys"
     if "Traceback" in message:  # Of a config file that raised: its last line says what.
         return message.partition(": ")[0] + ": " + message.strip().splitlines()[-1]
     if not (found := re.match(r"flag --(.+?)=(.*?): ", message)):
@@ -252,11 +273,10 @@ def describe_options() -> str:
         text = textwrap.fill(meaning, 100, initial_indent="      ", subsequent_indent="      ")
         return f"  {head}\n{text}"
 
-    own = (_CONFIG, _WORKDIR, _MODE, _DISTRIBUTED, _ADDRESS, _NUM_PROCESSES, _PROCESS_ID)
     shown = {
         "--config=NAME": f"A preset ({', '.join(preset_names())}) or a file with get_config().",
         "--workdir=DIR": "Folder of the run; made if missing, else resumed. Default: runs/NAME.",
-        **{f"--{flag.name}": str(flags.FLAGS[flag.name].help) for flag in own[2:]},
+        **{f"--{flag.name}": str(flags.FLAGS[flag.name].help) for flag in OWN_FLAGS[2:]},
     }
     keys = [
         entry(f"--config.{key}{f' [{default}]' if default else ''}", meaning)

@@ -33,7 +33,7 @@ from otter_jax.data.records import (
     refuse_too_many_bad,
 )
 from otter_jax.data.shard_index import choose_file
-from otter_jax.data.specs import Spec
+from otter_jax.data.specs import Spec, spec_of_path
 from otter_jax.data.tables import open_tables, refuse_remote
 from otter_jax.data.tar_shards import BEHIND_THE_END, TRUNCATED, TarShards
 from otter_jax.data.tfds_source import TfdsSource
@@ -136,8 +136,9 @@ def _open_records(spec: Spec, wish: _Wish) -> Source:
         paths = _embedded_shards(spec.name, wish.split)
         return TarShards(paths, f"{spec.name}/{wish.split}", captions=wish.captions)
     if spec.kind not in _OPENERS or not spec.path:
-        forms = ", ".join(SPEC_FORMS)
-        raise ValueError(f"unknown data source {spec.name!r}; valid forms: {forms}")
+        meant = spec_of_path(spec.name)
+        forms = f"write {meant}" if meant else f"valid forms: {', '.join(SPEC_FORMS)}"
+        raise ValueError(f"unknown data source {spec.name!r}; {forms}")
     if wish.captions is not choose_captions and spec.kind != "webdataset":
         raise ValueError(f"{spec.name}: only tar shards have metadata to make captions of")
     return _OPENERS[spec.kind](spec, wish)

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+from pathlib import Path
 from typing import Self
 
 _OPTIONS = re.compile(r"\?(\w+=[^?&]+(?:&\w+=[^?&]+)*)$")
@@ -52,3 +53,22 @@ class Spec:
             if option not in known:
                 there = ", ".join(known) or "none"
                 raise ValueError(f"{self.name}: unknown option {option!r}; there are: {there}")
+
+
+def spec_of_path(text: str) -> str | None:
+    """Return the SPEC that a bare path should have been, None where there is nothing at it.
+
+    >>> spec_of_path("no/such/pairs.csv") is None
+    True
+    """
+    path = Path(text).expanduser()
+    if not text:
+        return None
+    if path.is_dir():
+        inside = (("dataset_info.json", "tfds"), ("*.tar", "webdataset"))
+        kind = next((kind for pattern, kind in inside if any(path.glob(pattern))), "folder")
+    elif path.is_file():
+        kind = "webdataset" if path.suffix == ".tar" else "csv"
+    else:
+        return None
+    return f"{kind}:{text}"

@@ -7,6 +7,7 @@ features of frozen towers once.
 import contextlib
 import dataclasses
 import functools
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
@@ -24,7 +25,8 @@ from otter_jax.data.resizing import resize_as, resized_side
 from otter_jax.data.templates import DEFAULT_TEMPLATE, read_templates
 from otter_jax.data.texts import Tokenizer
 from otter_jax.embedding.class_bank import class_bank
-from otter_jax.embedding.given_images import AnyImage, as_rgb, one_by_one
+from otter_jax.embedding.given_images import AnyImage, as_rgb, image_files, one_by_one, readable
+from otter_jax.embedding.nearest_rows import nearest_rows
 from otter_jax.json_files import read_json, write_json
 from otter_jax.models import blueprint, dual_encoder, export, pretrained
 from otter_jax.models.dual_encoder import FunctionalModel, Variables
@@ -33,7 +35,7 @@ from otter_jax.models.lora import Lora
 from otter_jax.models.projections import make_projection, output_width
 from otter_jax.models.two_towers import KINDS, Kind
 from otter_jax.random_keys import named_key
-from otter_jax.terminal import progress
+from otter_jax.terminal import progress, say
 
 WORTH_PROGRESS = 1000  # Images: of fewer it is not said how far they are.
 MOST_TOKENS = 128  # Of a checkpoint's text tower that could take more.
@@ -323,6 +325,41 @@ class Encoder:
             for row, numbers in zip(rows, best, strict=True)
         ]
 
+    def search(
+        self,
+        texts: Sequence[str],
+        images: str | os.PathLike | Iterable[str | os.PathLike],
+        k: int = 5,
+    ) -> list[list[tuple[Path, float]]]:
+        """Return the image files that fit each text best with their cosines, best first.
+
+        Args:
+            texts: what to look for.
+            images: a folder, whose image files and those below it are looked through, or paths of
+                files. Those that cannot be read are left out, and how many is said.
+            k: files wanted for each text; all where there are fewer.
+
+        Raises:
+            FileNotFoundError: if there is no such folder.
+            ValueError: for a URL, no texts, k below 1, or where not one image can be read.
+        """
+        texts = texts if isinstance(texts, str) else list(texts)  # Which `encode_text` refuses.
+        if k < 1 or not texts:
+            raise ValueError(f"found {len(texts)} texts and k={k}: both must be at least 1")
+        files, found = image_files(images), []
+        shown = progress(files, len(files), "images") if len(files) >= WORTH_PROGRESS else files
+        text = self.encode_text(texts)
+        rows = self.project_image(self.image_features(readable(shown, self.transform, found)))
+        if not found:
+            raise ValueError(f"not one of {len(files)} images can be read")
+        if left_out := len(files) - len(found):
+            say(f"{left_out} of {len(files)} images cannot be read and are left out")
+        similar, places = nearest_rows(text, rows, min(k, len(found)), self.mesh)
+        return [
+            [(found[place], float(cosine)) for place, cosine in zip(*each, strict=True)]
+            for each in zip(places, similar, strict=True)
+        ]
+
     def transform(self, image: AnyImage) -> np.ndarray:
         """Return an image as the model sees it, uint8 [image_size, image_size, 3].
 
@@ -443,7 +480,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def load(path: str | Path, *, step: int | None = None) -> Encoder:
-    """Return a trained model, from a workdir's latest checkpoint or a folder of `Encoder.save`.
+    """Return a trained model, from a workdir's checkpoint or a folder of `Encoder.save`.
 
     Neither needs the pretrained weights that training began with. Where the latest checkpoint is
     damaged, that is said, and the one before is used. A checkpoint with two towers and its
@@ -452,7 +489,8 @@ def load(path: str | Path, *, step: int | None = None) -> Encoder:
 
     Args:
         path: of the workdir, folder or checkpoint; or a name in the Hub.
-        step: of a workdir, the checkpoint to take; config.checkpoint.keep says how many there are.
+        step: of a workdir, the checkpoint to take; the latest if None, or the best where the run
+            has a config.checkpoint.best. config.checkpoint.keep says how many there are.
 
     Raises:
         FileNotFoundError: if it is neither, or has no finished checkpoint, or none of this step.
@@ -466,7 +504,7 @@ def load(path: str | Path, *, step: int | None = None) -> Encoder:
     if not _is_workdir(folder):
         return _load_two_towers(path)
     from otter_jax import config
-    from otter_jax.runs import checkpoints
+    from otter_jax.runs import best_step, checkpoints
 
     settings = config.load_config(folder / "config.json")
     mesh = sharding.make_mesh()
@@ -482,7 +520,8 @@ def load(path: str | Path, *, step: int | None = None) -> Encoder:
     model, template = dual_encoder.split(module)
     with checkpoints.Checkpoints(folder / "checkpoints") as saved:
         _, variables = saved.restore_variables(
-            sharding.describe_state(mesh, template, fsdp=settings.fsdp), step
+            sharding.describe_state(mesh, template, fsdp=settings.fsdp),
+            best_step.best_step(settings, folder) if step is None else step,
         )
     tokenizer_folder = folder / TOKENIZER_FOLDER if described else None
     return make_encoder(settings, model, variables, mesh, tokenizer_folder)

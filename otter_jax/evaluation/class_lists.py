@@ -1,6 +1,7 @@
 """Class lists: which classes are ranked, by which ids labels call them, and their names."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -73,7 +74,8 @@ def read_class_list(path: Path) -> ClassList:
     """Read a text file of one class a line.
 
     A line is `name`, or `id<TAB>name` where labels (or folders) call the class by an id; several
-    names of one class are separated by "|".
+    names of one class are separated by "|". Without an id, labels call a class by its first name,
+    or by the whole line where other classes have the same.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -83,10 +85,13 @@ def read_class_list(path: Path) -> ClassList:
     if not path.is_file():
         raise FileNotFoundError(f"there is no class list at {path}")
     ids, names = [], []
-    for number, line in enumerate(read_lines(path), start=1):
+    lines = read_lines(path)
+    first_names = Counter(line.split("|")[0].strip() for line in lines if "\t" not in line)
+    for number, line in enumerate(lines, start=1):
         each, tab, listed = line.partition("\t")
         if not line.strip():
             raise ValueError(f"{path}: line {number} is blank; every line is a class")
         names.append(tuple(name.strip() for name in (listed if tab else line).split("|")))
-        ids.append(each.strip())
+        first = names[-1][0]
+        ids.append(each.strip() if tab or first_names[first] > 1 else first)
     return ClassList(tuple(ids), tuple(names), str(path))

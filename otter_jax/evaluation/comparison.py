@@ -15,6 +15,7 @@ from otter_jax import config as config_lib
 from otter_jax.evaluation.finished_runs import Run
 
 CONFIDENCE = 0.95
+UNSET = "unset"  # What --help calls a key without a value.
 # What a run's name must not hang on: how it is kept and looked at, not what it learns.
 IGNORED = ("seed", "evaluate.", "log_every_steps", *config_lib.BOOKKEEPING_KEYS)
 ALL = "all runs"  # The one setting where --setting names none.
@@ -141,7 +142,8 @@ def differing_keys(runs: Sequence[Run]) -> list[str]:
 
 def describe(run: Run, keys: Iterable[str], otherwise: str) -> str:
     """Describe a run by its values of some keys: `objective.name=otter, batch_size=256`."""
-    return ", ".join(f"{key}={run.config.get(key)}" for key in keys) or otherwise
+    values = ((key, run.config.get(key)) for key in keys)
+    return ", ".join(f"{k}={UNSET if v is None else v}" for k, v in values) or otherwise
 
 
 def choose_baseline(methods: Sequence[str], wanted: str | None) -> str:
@@ -150,8 +152,9 @@ def choose_baseline(methods: Sequence[str], wanted: str | None) -> str:
         return methods[0]
     found = [m for m in methods if m == wanted] or [m for m in methods if wanted in m]
     # Of several, the one that differs from the default in nothing else.
+    unset = f"={UNSET}"
     plain = [
-        m for m in found if all(wanted in part or part.endswith("=None") for part in m.split(", "))
+        m for m in found if all(wanted in part or part.endswith(unset) for part in m.split(", "))
     ]
     found = plain if len(plain) == 1 else found
     if len(found) != 1:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from otter_jax import config as config_lib
-from otter_jax.evaluation.tables import OTHERS
+from otter_jax.evaluation.tables import sets_of
 from otter_jax.json_files import read_json_object
 
 
@@ -41,8 +41,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
         results = read_json_object(path / "results.json")
         flat = {
             f"{name}  {metric}": value
-            for name, metrics in results.items()
-            if name not in OTHERS
+            for name, metrics in sets_of(results)
             for metric, value in metrics.items()
         }
         # Not `as_dict`: options that a method leaves at its defaults are no difference to another.

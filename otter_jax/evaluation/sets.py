@@ -9,6 +9,7 @@ from otter_jax.data import folders, sources, storage
 from otter_jax.data.caption_checks import are_lists_of_lines, sample_records
 from otter_jax.data.held_out import Split
 from otter_jax.data.sources import Source, open_source
+from otter_jax.data.specs import spec_of_path
 from otter_jax.data.tables import open_tables
 from otter_jax.data.templates import DEFAULT_TEMPLATE, read_templates
 from otter_jax.embedding.encoder import Encoder
@@ -99,8 +100,9 @@ def refuse_unknown_sets(specs: Sequence[str]) -> None:
     Raises:
         ValueError, FileNotFoundError: as `open_sets`, which looks at the contents as well.
     """
-    _refuse_repeated(specs)
-    for text in specs:
+    texts = [each for each in specs if isinstance(each, str)]  # Others are no SPECs at all.
+    _refuse_repeated(texts)
+    for text in texts:
         plain = text.removeprefix("probe:")
         spec = EvaluationSpec.parse(plain, () if plain == text else tuple(OPTIONS))
         _refuse_unknown(spec)
@@ -127,6 +129,8 @@ def _refuse_unknown(spec: EvaluationSpec) -> None:
     known = spec.kind in paths or sources.is_known(spec.kind)
     if spec.kind in WITHOUT_PATH or (spec.path and known):
         return
+    if meant := spec_of_path(spec.name):
+        raise ValueError(f"config.evaluate.sets: unknown set {spec.name!r}; write {meant}")
     known = [*WITHOUT_PATH, *(f"{kind}:PATH" for kind in paths)]
     raise ValueError(
         f"config.evaluate.sets: unknown set {spec.name!r}; choose from {', '.join(known)}, "

@@ -1,13 +1,39 @@
 """Results as a CSV: a line for every metric of every set."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from otter_jax.terminal import aligned
+
 OTHERS = ("before", "chance")  # Keys of results.json that are no sets.
+
+
+def sets_of(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, float]]]:
+    """Yield the sets of results.json and their metrics, without what stands beside them."""
+    return ((k, each) for k, each in results.items() if k not in OTHERS and isinstance(each, dict))
+
+
+def interpolation_table(curve: Mapping[float, Mapping[str, Mapping[str, float]]]) -> list[str]:
+    """Return the lines of a table of the first metric of each set, by share of the way.
+
+    The last column is the mean over the sets, whose highest is marked.
+    """
+    first = {name: next(iter(each)) for name, each in next(iter(curve.values())).items()}
+    values = {
+        share: [found[name][metric] for name, metric in first.items()]
+        for share, found in curve.items()
+    }
+    means = {share: sum(row) / len(row) for share, row in values.items()}
+    best = max(means, key=means.get)
+    rows = [("interpolated", *(f"{name} {metric}" for name, metric in first.items()), "mean", "")]
+    for share, row in values.items():
+        shown = (f"{100 * value:.1f} %" for value in (*row, means[share]))
+        rows.append((f"{share:g}", *shown, "highest" if share == best else ""))
+    return aligned(rows)
 
 
 def write_csv(path: Path, results: Mapping[str, Any]) -> None:
@@ -23,9 +49,7 @@ def write_csv(path: Path, results: Mapping[str, Any]) -> None:
     with partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["set", "metric", "value", *OTHERS])
-        for name, metrics in results.items():
-            if name in OTHERS:
-                continue
+        for name, metrics in sets_of(results):
             for metric, value in metrics.items():
                 beside = [results.get(o, {}).get(name, {}).get(metric, "") for o in OTHERS]
                 writer.writerow([name, metric, value, *beside])

@@ -80,7 +80,9 @@ def _find_in_hub(name: str) -> Path:
 
 def _find_in_package(name: str) -> Path:
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
+    if spec is not None and not spec.submodule_search_locations:
+        raise FileNotFoundError(f"{name!r} is a lone module, no package: it holds no weights")
+    if spec is None:
         target = '-e ".[quickstart]"' if name in QUICKSTART_PACKAGES else name
         raise ModuleNotFoundError(
             f"the package {name!r} with pretrained weights is not installed; "

@@ -1,4 +1,4 @@
-"""Objectives: embeddings in, one scalar and its parts out; no Flax, no config, no data.
+"""Objectives: embeddings in, one scalar and its metrics out; no Flax, no config, no data.
 
 `make_method` says which; `total_loss` computes those of one view and `declip_loss` those of several
 (`Method.uses_views`).
@@ -13,7 +13,7 @@ from otter_jax.objectives.contrastive import (
     scale_from_log,
 )
 from otter_jax.objectives.declip import ViewOutputs, check_queue, declip_loss
-from otter_jax.objectives.losses import LogScales, contrast, soft_targets, total_loss
+from otter_jax.objectives.losses import LogScales, soft_targets, total_loss
 from otter_jax.objectives.methods import (
     METHODS,
     PAIR_WEIGHTS,
@@ -38,7 +38,6 @@ __all__ = [
     "ViewOutputs",
     "check_queue",
     "clip_log_scale",
-    "contrast",
     "declip_loss",
     "make_method",
     "make_queue",

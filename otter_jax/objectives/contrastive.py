@@ -17,13 +17,14 @@ class Embeddings(NamedTuple):
 
 
 class Term(NamedTuple):
-    """One cross-entropy of a loss: to `given` I + (1 - `given`) P, P the soft target.
+    """One cross-entropy of a loss, to the method's `target`, or to a mixture with the identity.
 
-    Both are numbers or [N], one for each pair: row i of both directions has the i-th.
+    What is matched is identity * I + (1 - identity) * target, where I has all mass on the given
+    pairs. Both fields are numbers or [N], one for each pair: row i of both directions has the i-th.
     """
 
     weight: jax.Array | float
-    given: jax.Array | float  # Mass on the given pair, in [0, 1].
+    identity: jax.Array | float = 0.0  # In [0, 1].
 
 
 class Statistics(NamedTuple):

@@ -82,7 +82,7 @@ def declip_loss(
     teacher: Embeddings | None = None,
     trust: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics, Queue | None]:
-    """Return the weighted sum of the parts that are on.
+    """Return the weighted sum of the losses that are on.
 
     Args:
         method: of `declip` or `slip`.
@@ -92,10 +92,10 @@ def declip_loss(
         mesh: over whose axis `data` the rows of the batch and of the queue are split.
         teacher: [N, d] embeddings with `targets="otter"`, constants: of one view of each image and
             text, for the targets of all pairs of views. None else.
-        trust: as in `total_loss`; for the parts where images meet texts, the first two.
+        trust: as in `total_loss`; for the losses where images meet texts, the first two.
 
     Returns:
-        The loss; metrics without gradient: `loss_<part>` (weighted, they add up to the loss),
+        The loss; metrics without gradient: `loss_<name>` of each (weighted, with the loss as sum),
         `temperature`, and what `total_loss` says about soft targets, of the first pair of views;
         and the queue with this batch's texts, the second view's before the first's.
 
@@ -110,22 +110,22 @@ def declip_loss(
         trust = as_constant(trust, images[0].dtype, mesh)
     log_scales = [jnp.asarray(x, images[0].dtype) for x in log_scales[:2]]
     scales = [scale_from_log(x, *method.scale_bounds) for x in log_scales]
-    part, metrics = _contrast(method, images, texts, teacher, scales, mesh, trust)
-    parts = {"loss_clip": part}
+    loss, metrics = _views_loss(method, images, texts, teacher, scales, mesh, trust)
+    losses = {"loss_clip": loss}
     if method.uses_queue:
-        part = _neighbor_contrast(method, images, texts, queue, scales[0], mesh, trust)
-        parts["loss_neighbor"] = method.neighbor_weight * part
+        loss = _neighbor_loss(method, images, texts, queue, scales[0], mesh, trust)
+        losses["loss_neighbor"] = method.neighbor_weight * loss
         queue = functools.reduce(enqueue, reversed(texts), queue)
     if method.uses_simsiam:
-        part = self_supervision.simsiam_loss(views.p1, views.p2, views.z1, views.z2)
-        parts["loss_simsiam"] = method.simsiam_weight * part
+        loss = self_supervision.simsiam_loss(views.p1, views.p2, views.z1, views.z2)
+        losses["loss_simsiam"] = method.simsiam_weight * loss
     if method.uses_masked_language:
-        part = self_supervision.masked_language_loss(views.mlm_losses, views.mlm_labels)
-        parts["loss_mlm"] = method.mlm_weight * part
+        loss = self_supervision.masked_language_loss(views.mlm_losses, views.mlm_labels)
+        losses["loss_mlm"] = method.mlm_weight * loss
     if method.uses_simclr:
-        part = self_supervision.ntxent_loss(views.simclr1, views.simclr2)
-        parts["loss_simclr"] = method.simclr_weight * part
-    return sum(parts.values()), jax.lax.stop_gradient(metrics | parts), queue
+        loss = self_supervision.ntxent_loss(views.simclr1, views.simclr2)
+        losses["loss_simclr"] = method.simclr_weight * loss
+    return sum(losses.values()), jax.lax.stop_gradient(metrics | losses), queue
 
 
 def _check(
@@ -169,7 +169,7 @@ def _unit_rows(
     return images, texts, teacher
 
 
-def _contrast(
+def _views_loss(
     method: Method,
     images: list[jax.Array],
     texts: list[jax.Array],
@@ -193,7 +193,7 @@ def _contrast(
     return loss, {k: v for k, v in metrics[0].items() if not k.startswith("loss_")}
 
 
-def _neighbor_contrast(
+def _neighbor_loss(
     method: Method,
     images: list[jax.Array],
     texts: list[jax.Array],

@@ -74,18 +74,6 @@ def total_loss(
         raise ValueError(f"objective {method.name!r} is computed by declip_loss, not total_loss")
     check_embeddings(method, student, teacher, mesh)
     check_trust(method, trust, len(student.image))
-    return contrast(method, student, teacher, log_scales, mesh, trust)
-
-
-def contrast(
-    method: Method,
-    student: Embeddings,
-    teacher: Embeddings | None,
-    log_scales: LogScales,
-    mesh: Mesh | None = None,
-    trust: jax.Array | None = None,
-) -> tuple[jax.Array, Metrics]:
-    """Return what `total_loss` does, of arguments that are known to fit."""
     # One type, float32 or wider, for all that follows.
     everything = (*student, *(teacher or ()), *log_scales)
     dtype = jnp.promote_types(jnp.result_type(*everything), jnp.float32)
@@ -181,7 +169,7 @@ def _whole(
     cosines = both_directions(student, stop_gradient_keys=method.stop_gradient_keys)
     cross_entropies = []
     for term, scale in zip(terms, scales, strict=True):
-        mixtures = [targets.mixed(each, term.given) for each in soft]
+        mixtures = [targets.mixed(each, term.identity) for each in soft]
         rows = map(cross_entropy, [scale * each for each in cosines], mixtures)
         cross_entropies.append(sum(weighted_mean(term.weight, each) for each in rows))
     entropies, diagonals = _facts_of_rows(method, soft, scales.dtype)

@@ -127,12 +127,14 @@ class Method:
         return 1.0 if self.pair_weight is None else PAIR_WEIGHTS[self.pair_weight](trust)
 
     def terms(self, trust: jax.Array | None = None) -> tuple[Term, ...]:
-        """Return the cross-entropies of the loss; a second one has a scale of its own.
+        """Return the cross-entropies of the loss: one to `target`, weighted pair by pair.
+
+        A method may have two; the second one then has a scale of its own.
 
         Args:
             trust: [N] in [0, 1], with `uses_trust`.
         """
-        return (Term(self.weights(trust), given=0.0),)
+        return (Term(self.weights(trust)),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,8 +221,8 @@ class SoftTargets(InfoNCE):
         alpha = trust if self.alpha == ESTIMATED else self.alpha
         weight = self.weights(trust)
         if self.mixed_target:
-            return (Term(weight, given=alpha),)
-        return Term(weight * alpha, given=1.0), Term(weight * (1.0 - alpha), given=0.0)
+            return (Term(weight, identity=alpha),)
+        return Term(weight * alpha, identity=1.0), Term(weight * (1.0 - alpha))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,7 +308,7 @@ class Views(Otter):
     Attributes:
         targets: what each pair of views should match: "identity", the given pairs alone, or
             "otter", its mixture with transported targets (alpha, epsilon and so on as there).
-        clip_weight: weight of the contrastive part. A part that is off is just absent, the others'
+        clip_weight: weight of the contrastive loss. One that is off is just absent, the others'
             weights stay as they are.
     """
 

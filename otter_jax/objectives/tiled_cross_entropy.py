@@ -313,9 +313,9 @@ def _slopes(
     by_image = by_text = jnp.zeros_like(tile.cosines)
     by_scale, matched_image, matched_text = [], [], []
     for k, (row, column) in enumerate(zip(*terms, strict=True)):
-        logits, given = scales[k] * tile.cosines, row.given[:, None]
-        image_target = given * tile.given + (1.0 - given) * tile.image
-        text_target = column.given * tile.given + (1.0 - column.given) * tile.text
+        logits, identity = scales[k] * tile.cosines, row.identity[:, None]
+        image_target = identity * tile.given + (1.0 - identity) * tile.image
+        text_target = column.identity * tile.given + (1.0 - column.identity) * tile.text
         # Softmax minus target, row by row and column by column: a cross-entropy's gradient.
         image_error = row.weight[:, None] * (jnp.exp(logits - over_rows[:, k, None]) - image_target)
         text_error = column.weight * (jnp.exp(logits - over_columns[:, k]) - text_target)

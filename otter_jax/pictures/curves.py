@@ -60,6 +60,45 @@ def _draw_curves(
     save(figure, path)
 
 
+def draw_interpolation(
+    path: Path, curve: Mapping[float, Mapping[str, Mapping[str, float]]]
+) -> None:
+    """Draw how well the models between two do: on the first set, over how well on each other one.
+
+    Args:
+        path: a .png file; its folder is made.
+        curve: by share of the way, `{set: {metric: value}}`; the first metric of each is drawn.
+    """
+    shares = list(curve)
+    sets = {name: next(iter(each)) for name, each in curve[shares[0]].items()}
+    values = {n: [100 * curve[s][n][metric] for s in shares] for n, metric in sets.items()}
+    (own, up), *others = values.items()
+    figure = Figure(figsize=(5.2, 4.4), layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    for name, across in others or [("share of the way", [100 * share for share in shares])]:
+        (line,) = axes.plot(across, up, marker="o", label=name)
+        for share, *place in zip(shares, across, up, strict=True):
+            axes.annotate(
+                f"{share:g}",
+                place,
+                xytext=(5, 4),
+                textcoords="offset points",
+                fontsize=8,
+                color=line.get_color(),
+            )
+    across = [f"{name} {sets[name]}" for name, _ in others] or ["share of the way"]
+    axes.set(
+        title="from the start (0) to the end (1)",
+        xlabel=f"{', '.join(across)} (%)",
+        ylabel=f"{own} {sets[own]} (%)",
+    )
+    axes.grid(color="#e4e4e4", linewidth=0.5)
+    _tidy(axes)
+    if len(others) > 1:
+        axes.legend(frameon=False)
+    save(figure, path)
+
+
 def draw_trust(path: Path, found: Trust) -> None:
     """Draw histograms of the pairs' statistic, and of how many wrong pairs there are by it.
 

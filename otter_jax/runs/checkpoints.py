@@ -12,7 +12,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,21 @@ NEWER = ("mean_loss",)  # What checkpoints of earlier versions lack: it begins a
 class Checkpoints(AbstractContextManager):
     """The checkpoints/ folder of a workdir. Use as a context manager: leaving waits for saves."""
 
-    def __init__(self, folder: Path, keep: int = 2, *, create: bool = False):
-        """Open the folder, or make it if `create`; the latest `keep` checkpoints are kept.
+    def __init__(
+        self,
+        folder: Path,
+        keep: int = 2,
+        *,
+        create: bool = False,
+        best_step: Callable[[], int | None] = lambda: None,
+    ):
+        """Open the folder, or make it if `create`.
+
+        Args:
+            folder: where checkpoints are, each in one of its own.
+            keep: how many of the latest are kept.
+            create: whether to make the folder where there is none.
+            best_step: the step whose checkpoint is kept as well, at the time it is asked.
 
         Raises:
             FileNotFoundError: if there is no folder and it should not be made.
@@ -53,7 +66,9 @@ class Checkpoints(AbstractContextManager):
         self._frozen_is_kept = False
         self._frozen_checksums: dict[str, str] = {}
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.LatestN(keep),
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                [checkpoint_managers.LatestN(keep), _Best(best_step)]
+            ),
             enable_async_checkpointing=True,
             create=create,
             # Before the folder gets its final name: no finished checkpoint is without checksums.
@@ -259,6 +274,23 @@ class Checkpoints(AbstractContextManager):
                 f"{_obstacle(error)}; "
                 + ("there is none before it" if kept is None else f"that of step {kept} is whole")
             ) from error
+
+
+class _Best(checkpoint_managers.PreservationPolicy):
+    """Keeps the best checkpoint, which is known only after it was written.
+
+    Orbax's own `BestN` asks for the metrics when a checkpoint is saved. Here that comes before the
+    evaluation, which may take longer than a machine is left to the run.
+    """
+
+    def __init__(self, best_step: Callable[[], int | None]):
+        """Ask `best_step` every time."""
+        self._best_step = best_step
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Return which of the checkpoints is the best."""
+        best = self._best_step()
+        return [each.step == best for each in checkpoints]
 
 
 def find_damage(folder: Path, items: tuple[str, ...] = ITEMS) -> str | None:

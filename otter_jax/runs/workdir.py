@@ -238,6 +238,6 @@ def refuse_other_data(source: Source, workdir: Path) -> None:
 def read_finished(workdir: Path, total_steps: int) -> dict[str, Any] | None:
     """Return the results of a run that has come to its end, or None."""
     path = workdir / "results.json"
-    if not path.is_file() or not (workdir / "checkpoints" / str(total_steps)).is_dir():
-        return None
-    return read_json(path)
+    found = read_json(path) if path.is_file() else None
+    last = (found or {}).get("last_step", total_steps)  # A run may have stopped early.
+    return found if (workdir / "checkpoints" / str(last)).is_dir() else None

@@ -11,17 +11,20 @@ from otter_jax import sharding
 from otter_jax.data import batches
 from otter_jax.data.sources import count_by_source
 from otter_jax.runs import processes, reporting
+from otter_jax.runs.best_step import best_step, is_over
 from otter_jax.runs.checkpoints import Checkpoints
 from otter_jax.runs.interruption import Interrupted
 from otter_jax.runs.reporting import Reporter
 from otter_jax.runs.workdir import WorkdirLock
-from otter_jax.terminal import working
+from otter_jax.terminal import say, working
 from otter_jax.training import costs
 from otter_jax.training.data import TrainingData, order_of_records, refuse_bad_data, write_data_note
 from otter_jax.training.divergence import DivergedError, DivergenceWatch
 from otter_jax.training.parts import Parts
 from otter_jax.training.state import TrainState
 from otter_jax.training.step import VERDICT, DeviceBatch, Metrics, Step
+
+Scores = dict[str, dict[str, float]]  # {set: {metric: value}}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -44,6 +47,8 @@ def run_steps(
     config, start = training.config, int(state.step)
     try:
         evaluate_what_is_missing(training, state, report)
+        if stops_here(training):  # It did before, and was ended before its results were written.
+            return state
         steps = range(start + 1, training.total_steps + 1)
         # `steps` first: at the end, zip then asks for no batch that nobody trains on.
         stream = training.interruption.waiting(open_stream(training, start))
@@ -70,6 +75,8 @@ def run_steps(
                 report.evaluation(number, training.evaluate(state.variables))
             if evaluates or saves:
                 report.start_clock(number)
+            if evaluates and stops_here(training):
+                break
     except Interrupted as interrupted:
         interrupted.step = int(state.step)
         if interrupted.step > start:
@@ -79,6 +86,31 @@ def run_steps(
                 save(training, state, report, watch)
         raise
     return state
+
+
+def stops_here(training: Training) -> bool:
+    """Return whether the evaluations so far say that no better step will come; say so."""
+    if not sharding.first_process_says(is_over(training.config, training.workdir)):
+        return False
+    settings = training.config.checkpoint
+    say(f"{settings.stop_after} evaluations have brought no better {settings.best}: the run ends")
+    return True
+
+
+def choose_best(
+    training: Training, state: TrainState, after: Scores
+) -> tuple[TrainState, Scores, dict[str, int]]:
+    """Return the state with the best step's variables, what they score, and which steps these are.
+
+    The last ones where no evaluation was finite.
+    """
+    last = int(state.step)
+    best = best_step(training.config, training.workdir) or last
+    if best != last:
+        _, variables = training.saved.restore_variables(state.variables, best)
+        state, after = state._replace(variables=variables), training.evaluate(variables)
+    say(f"best {training.config.checkpoint.best}: after step {best} of {last}")
+    return state, after, {"step": best, "last_step": last}
 
 
 def open_stream(training: Training, start: int) -> Iterator[batches.Batch]:
@@ -140,6 +172,9 @@ def must_save(training: Training, number: int) -> bool:
     """Return whether the steps or the minutes say so after this step."""
     config = training.config
     if every(config.checkpoint.every_steps, number):
+        return True
+    # It may be the best.
+    if config.checkpoint.best is not None and every(config.evaluate.every_steps, number):
         return True
     if jax.process_count() > 1:
         # They leave an evaluation between two sets only, and may be killed before they get there.

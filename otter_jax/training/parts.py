@@ -19,6 +19,7 @@ from otter_jax.evaluation.sets import EvaluationSet, held_out_set, open_sets
 from otter_jax.models import dual_encoder
 from otter_jax.models.dual_encoder import FunctionalModel
 from otter_jax.runs import processes
+from otter_jax.runs.best_step import PREFIX, refuse_unmeasured
 from otter_jax.runs.interruption import Interruption
 from otter_jax.terminal import progress, say
 from otter_jax.training.optimizers import describe_groups, labels_of
@@ -47,7 +48,11 @@ class Parts:
 
     def evaluate(self, variables: dual_encoder.Variables) -> dict[str, dict[str, float]]:
         """Return `{set: {metric: value}}` of these variables; may raise Interrupted."""
-        encoder, results = self.encoder.replace(variables), {}
+        return self.measure(self.encoder.replace(variables))
+
+    def measure(self, encoder: Encoder) -> dict[str, dict[str, float]]:
+        """Return `{set: {metric: value}}` of a model; may raise Interrupted."""
+        results = {}
         for each in self.sets:
             self.interruption.look()
             results[each.name] = each.evaluate(encoder, self.store)
@@ -80,6 +85,13 @@ def build_parts(config: ConfigDict, workdir: Path, mesh: Mesh, method: objective
     )
     sets = [*open_held_out(config, workdir), *sets]
     return Parts(config, workdir, mesh, method, model, encoder, store, sets)
+
+
+def refuse_unmeasured_best(parts: Parts) -> None:
+    """Refuse a `checkpoint.best` that no evaluation of the run gives (ValueError)."""
+    sets = parts.sets
+    measured = [f"{PREFIX}{each.name}/{metric}" for each in sets for metric in each.chance()]
+    refuse_unmeasured(parts.config.checkpoint.best, measured)
 
 
 def open_held_out(config: ConfigDict, workdir: Path) -> list[EvaluationSet]:

@@ -56,8 +56,3 @@ def state_places(mesh: Mesh, state: TrainState, *, fsdp: bool) -> TrainState:
         return places
     whole = sharding.replicated(mesh)
     return places._replace(memory=objectives.Queue(sharding.split_rows(mesh), whole, whole))
-
-
-def place_state(mesh: Mesh, state: TrainState, *, fsdp: bool) -> TrainState:
-    """Return a state with its arrays where they belong."""
-    return jax.device_put(state, state_places(mesh, state, fsdp=fsdp))

@@ -41,6 +41,8 @@ class StepSettings:
         parts: how many the rows of a batch go through the towers in.
         fsdp: whether the state is split over the devices, and so gathered where it is used.
         max_loss_ratio: see `is_exploded`.
+        teacher_moves: whether the teacher is a moving average of the student, or the student as it
+            was before training.
         teacher_decay: the moving average's decay in the long run.
         teacher_warmup: whether it begins with less, see `teacher_decay`.
         teacher_train_mode: whether the teacher has dropout and batch statistics as the student.
@@ -50,6 +52,7 @@ class StepSettings:
     parts: int = 1
     fsdp: bool = False
     max_loss_ratio: float = 10.0
+    teacher_moves: bool = True
     teacher_decay: float = 0.999
     teacher_warmup: bool = True
     teacher_train_mode: bool = False
@@ -63,6 +66,7 @@ class StepSettings:
             parts=1 if rows is None else config.batch_size // rows,
             fsdp=config.fsdp,
             max_loss_ratio=config.max_loss_ratio,
+            teacher_moves=config.teacher.kind == "average",
             teacher_decay=config.teacher.decay,
             teacher_warmup=config.teacher.warmup,
             teacher_train_mode=config.teacher.train_mode,
@@ -131,7 +135,7 @@ def contrastive_step(learner: Learner, state: TrainState, batch: DeviceBatch) ->
     def loss(embeddings: tuple[jax.Array, jax.Array], params: Arrays) -> tuple[jax.Array, Metrics]:
         student, scales = objectives.Embeddings(*embeddings), scales_of(params)
         trust = batch.get("trust")
-        return objectives.contrast(learner.method, student, None, scales, learner.mesh, trust)
+        return objectives.total_loss(learner.method, student, None, scales, learner.mesh, trust)
 
     return descend(learner, state, batch, learner.model.embed, loss)
 
@@ -143,7 +147,7 @@ def distillation_step(learner: Learner, state: TrainState, batch: DeviceBatch) -
     def loss(embeddings: tuple[jax.Array, jax.Array], params: Arrays) -> tuple[jax.Array, Metrics]:
         student, scales = objectives.Embeddings(*embeddings), scales_of(params)
         trust = batch.get("trust")
-        return objectives.contrast(learner.method, student, seen, scales, learner.mesh, trust)
+        return objectives.total_loss(learner.method, student, seen, scales, learner.mesh, trust)
 
     proposal = descend(learner, state, batch, learner.model.embed, loss)
     return proposal._replace(state=proposal.state._replace(teacher=teacher))
@@ -269,9 +273,10 @@ def teach(
     The student's parameters of this step are in the average before the student goes forward
     (OTTER's released code). Batch statistics are the student's.
     """
-    settings = learner.settings
-    decay = teacher_decay(state.step, settings.teacher_decay, settings.teacher_warmup)
-    teacher = move_average(state.teacher, state.variables.params, decay)
+    settings, teacher = learner.settings, state.teacher
+    if settings.teacher_moves:
+        decay = teacher_decay(state.step, settings.teacher_decay, settings.teacher_warmup)
+        teacher = move_average(teacher, state.variables.params, decay)
     variables = state.variables._replace(params=teacher)
 
     def embed(rows: DeviceBatch) -> tuple[jax.Array, jax.Array]:

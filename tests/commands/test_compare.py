@@ -117,7 +117,7 @@ def test_what_cannot_be_compared_is_refused(
 
 
 def test_a_baseline_is_the_plain_method_and_blanks_do_not_matter() -> None:
-    methods = ["objective.name=infonce, objective.pair_weight=None",
+    methods = ["objective.name=infonce, objective.pair_weight=unset",
                "objective.name=infonce, objective.pair_weight=estimated"]  # fmt: skip
     assert comparison.choose_baseline(methods, "infonce") == methods[0]
     assert comparison.choose_baseline(methods, "estimated") == methods[1]

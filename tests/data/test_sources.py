@@ -56,6 +56,8 @@ def test_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("spec", ["", "cc3m", "webdataset:", "webdataset", "hdf5:a", "csv:"])
 def test_unknown_specs_are_told_the_valid_forms(spec: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown data source .*; write csv:{__file__}"):
+        open_source(__file__)
     with pytest.raises(ValueError, match=r"unknown data source .*open_clipart, webdataset:PATH"):
         open_source(spec)
 

@@ -285,6 +285,7 @@ def test_pairs_with_a_class_list(parts: tuple, tmp_path: Path) -> None:
     [
         ("imagenot", "unknown set 'imagenot'; choose from open_clipart"),
         ("folder", "unknown set 'folder'.* folder:PATH"),
+        (__file__, f"unknown set {__file__!r}; write csv:{__file__}"),
         ("folder:/x?class=/y", "unknown option 'class'; there are: classes"),
         ("laion:/x", "unknown set 'laion:/x'.* webdataset:PATH, tfds"),
         ("probe:csv:/x", "a probe is written probe:folder:PATH"),

@@ -1,4 +1,4 @@
-"""DeCLIP's and SLIP's losses: parts, ablations, targets, tiles, devices, refusals."""
+"""DeCLIP's and SLIP's losses: sums, ablations, targets, tiles, devices, refusals."""
 
 import dataclasses
 import itertools

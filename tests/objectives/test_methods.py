@@ -75,10 +75,10 @@ def test_sigmoid_starts_as_its_paper_does() -> None:
 
 def test_terms_of_each_objective() -> None:
     otter = objectives.make_method("otter", alpha=0.25)
-    assert otter.terms() == (Term(0.25, given=1.0), Term(0.75, given=0.0))
+    assert otter.terms() == (Term(0.25, identity=1.0), Term(0.75))
     mixed = objectives.make_method("otter", alpha=0.25, mixed_target=True)
-    assert mixed.terms() == (Term(1.0, given=0.25),)
-    assert objectives.make_method("infonce").terms() == (Term(1.0, given=0.0),)
+    assert mixed.terms() == (Term(1.0, identity=0.25),)
+    assert objectives.make_method("infonce").terms() == (Term(1.0),)
 
 
 def test_terms_with_trust() -> None:
@@ -87,9 +87,9 @@ def test_terms_with_trust() -> None:
     hard, soft = options.terms(trust)
     np.testing.assert_allclose(hard.weight, [0.0, 0.5, 2.0])
     np.testing.assert_allclose(soft.weight, [0.0, 0.5, 0.0])
-    assert (hard.given, soft.given) == (1.0, 0.0)
+    assert (hard.identity, soft.identity) == (1.0, 0.0)
     (mixed,) = objectives.make_method("kd", alpha="estimated", mixed_target=True).terms(trust)
-    assert mixed.weight == 1.0 and mixed.given is trust
+    assert mixed.weight == 1.0 and mixed.identity is trust
 
 
 @pytest.mark.parametrize(

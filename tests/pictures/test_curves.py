@@ -56,3 +56,13 @@ def test_trust_also_where_all_pairs_are_alike(tmp_path: Path, spread: float) -> 
     found = Trust(np.full(200, 0.5, np.float32), 0.25, statistic, null)
     curves.draw_trust(tmp_path / "trust.png", found)
     assert_drawn(tmp_path / "trust.png")
+
+
+@pytest.mark.parametrize("sets", [1, 2, 3])
+def test_models_between_two_are_drawn(tmp_path: Path, sets: int) -> None:
+    curve = {
+        share: {f"set {n}": {"hit@1": share / (n + 1), "hit@5": 1.0} for n in range(sets)}
+        for share in (0.0, 0.5, 1.0)
+    }
+    curves.draw_interpolation(tmp_path / "between.png", curve)
+    assert_drawn(tmp_path / "between.png")

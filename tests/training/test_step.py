@@ -171,6 +171,17 @@ def test_teacher_follows_the_released_schedule(tiny_config: Callable) -> None:
     assert wanted != pytest.approx(students[-1], rel=1e-6)
 
 
+def test_a_pretrained_teacher_stays_what_the_student_was(tiny_config: Callable) -> None:
+    config = vit_config(tiny_config, **{"teacher.kind": "pretrained", "optimizer.name": "adamw"})
+    _, wanted = build(config, mesh_of(1))
+    before = jax.device_get(wanted.variables.params)
+    metrics, state = trained(config, 1)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.teacher), before)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.variables.params, before)
+    assert sum(jax.tree.leaves(moved)) > 10
+    assert np.isfinite(metrics["loss"])
+
+
 def test_teacher_decay_reaches_its_limit() -> None:
     decay = [float(step.teacher_decay(jnp.int32(t), 0.999, True)) for t in (0, 8988, 8990, 10**6)]
     np.testing.assert_allclose(decay[0], 2 / 11, rtol=1e-6)
