@@ -15,7 +15,7 @@ from otter_jax import objectives, sharding
 from otter_jax.data import batches, text_augmentations
 from otter_jax.data.pair_loader import PairLoader, Views
 from otter_jax.data.records import count_reasons, refuse_too_many_bad
-from otter_jax.data.sources import Source, count_by_source, skipped_files
+from otter_jax.data.sources import Source, count_by_source, left_out, skipped_files
 from otter_jax.embedding import trust
 from otter_jax.embedding.features import fingerprint
 from otter_jax.embedding.image_collections import compute_features, from_source, named_records
@@ -141,6 +141,7 @@ def write_data_note(parts: Parts, data: TrainingData) -> None:
                 "source": parts.config.data.train,
                 "pairs": len(data.source) - len(unreadable),
                 "fingerprint": data.source.fingerprint,
+                "left_out": left_out(data.source),
                 "skipped": data.source.skipped,
                 "skipped_files": skipped_files(data.source),
                 "unreadable_by_reason": count_reasons(unreadable.values()),
@@ -159,7 +160,7 @@ def read_unreadable(workdir: Path) -> dict[str, str]:
 
 def refuse_bad_data(config: ConfigDict, source: Source, unreadable: dict[str, str]) -> None:
     """Refuse data of which too much is bad, as far as is known by now (ValueError)."""
-    total = len(source) + sum(source.skipped.values())
+    total = len(source) + sum(source.skipped.values()) + left_out(source)
     bad = Counter(source.skipped) + Counter(count_reasons(unreadable.values()))
     refuse_too_many_bad(bad, total, config.data.max_bad_share)
 
