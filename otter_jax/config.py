@@ -26,9 +26,9 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
+from otter_jax.data import partial_decoding
 from otter_jax.data.augmentations import AUGMENTATIONS
 from otter_jax.data.batches import ORDERS
-from otter_jax.data.partial_decoding import DECODINGS
 from otter_jax.data.templates import read_templates
 from otter_jax.json_files import read_json_object
 from otter_jax.objectives import METHODS, make_method
@@ -538,7 +538,11 @@ def problems_of(config: ConfigDict) -> Problems:
     for refuse in (
         *(_check_seed, _check_choices, _check_profile, _check_wandb, _check_sources),
         *(_check_captions, _check_batch, _check_loss_ratio, _check_mesh, _check_trust),
+<<<<<<< HEAD
         *(_check_template, _check_best, _check_interpolate, groups_of),
+=======
+        *(_check_template, _check_decoding, groups_of),
+>>>>>>> data
     ):
         with problems.noting():
             refuse(config)
@@ -780,7 +784,7 @@ def _check_choices(config: ConfigDict) -> None:
     for key, choices in (
         ("on_nan", ("stop", "skip", "rollback")),
         ("data.order", ORDERS),
-        ("data.decoding", DECODINGS),
+        ("data.decoding", partial_decoding.DECODINGS),
         ("data.fit", ("crop", "pad")),
         ("data.augmentation", AUGMENTATIONS),
         ("data.view_augmentation", AUGMENTATIONS),
@@ -911,6 +915,12 @@ def _check_sources(config: ConfigDict) -> None:
         )
     if not 0 <= config.data.held_out < 1:
         raise ValueError(f"config.data.held_out={config.data.held_out}: it must lie in [0, 1)")
+
+
+def _check_decoding(config: ConfigDict) -> None:
+    """Refuse a decoding whose package is missing (ModuleNotFoundError), before data are indexed."""
+    if config.data.decoding == 2:
+        partial_decoding.decoder()
 
 
 def _check_captions(config: ConfigDict) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,15 @@ def test_unknown_key_is_explained(key: str, said: str) -> None:
     assert said in config_lib.describe_unknown_key(key)
     for known in ("objective.alpha", "model.image.overrides.width"):
         assert config_lib.describe_unknown_key(known) is None
+
+
+def test_a_decoder_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_lib.default_config()
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    config_lib.check(config)
+    config.data.decoding = 2
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'otter_jax\[jpeg\]'"):
+        config_lib.check(config)
 
 
 def test_wandb_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
