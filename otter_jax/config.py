@@ -538,11 +538,7 @@ def problems_of(config: ConfigDict) -> Problems:
     for refuse in (
         *(_check_seed, _check_choices, _check_profile, _check_wandb, _check_sources),
         *(_check_captions, _check_batch, _check_loss_ratio, _check_mesh, _check_trust),
-<<<<<<< HEAD
-        *(_check_template, _check_best, _check_interpolate, groups_of),
-=======
-        *(_check_template, _check_decoding, groups_of),
->>>>>>> data
+        *(_check_template, _check_decoding, _check_best, _check_interpolate, groups_of),
     ):
         with problems.noting():
             refuse(config)
