@@ -151,5 +151,5 @@ def test_a_place_where_no_folder_can_be_made_is_refused(tmp_path: Path) -> None:
     refuse_unwritable(tmp_path / "a" / "b")
     assert not list(tmp_path.iterdir())  # Nothing is left of the trial.
     if Path("/proc").is_dir():  # Its permissions promise what it does not keep.
-        with pytest.raises(ValueError, match="^--workdir=/proc/x"):
+        with pytest.raises(ValueError, match=r"^--workdir=/proc/x"):
             refuse_unwritable(Path("/proc/x"))
