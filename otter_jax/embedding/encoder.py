@@ -236,6 +236,16 @@ class Encoder:
         mode, crop_share, interpolation = self.resize
         return export.Sizes(size, resized_side(size, crop_share), mode, interpolation)
 
+    def describe_transform(self) -> dict[str, Any]:
+        """Return how `transform` and the network prepare images, of JSON's types."""
+        image, sizes = self.model.bind(self.variables).image, self.sizes()
+        return {
+            "fit": self.fit,
+            **({"image_size": self.image_size} if sizes is None else sizes._asdict()),
+            "mean": list(image.mean),
+            "std": list(image.std),
+        }
+
     def replace(self, variables: Variables) -> "Encoder":
         """Return the same network with other arrays; nothing is compiled again."""
         return dataclasses.replace(self, variables=variables)

@@ -71,6 +71,7 @@ def open_training_data(parts: Parts, source: Source) -> TrainingData:
         seed=config.seed,
         views=views,
         decoding=config.data.decoding,
+        resize=parts.encoder.resize,
     )
     return TrainingData(source, loader, np.arange(len(source)), loader.unreadable)
 
@@ -148,6 +149,7 @@ def write_data_note(parts: Parts, data: TrainingData) -> None:
                 "unreadable": dict(sorted(unreadable.items())),
             },
             "evaluate": {each.name: each.contents() for each in parts.sets},
+            "images": parts.encoder.describe_transform(),
         },
     )
 
