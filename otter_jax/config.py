@@ -135,6 +135,8 @@ class DataSection:
             with simplejpeg (data/partial_decoding.py).
         captions: one | all: of several captions of an image one is drawn at every step, or each is
             a pair of its own, so that an epoch has all of them.
+        group: with objective.known_positives, a column of the table, or a key of the tar's json,
+            that is equal where pairs match each other. Unset: the captions.
         held_out: share of the pairs that is not trained on but evaluated, as the set `held_out`;
             drawn by the seed, equal images and captions staying together. 0: none.
         max_bad_share: where more of the records cannot be used, the run stops.
@@ -155,6 +157,7 @@ class DataSection:
     order: int = 1
     decoding: int = 1
     captions: str = "one"
+    group: str | None = None
     held_out: float = 0.0
     max_bad_share: float = 0.05
     image_size: int | None = 224
