@@ -225,10 +225,13 @@ class TextTowerSection(TowerSection):
         tokenizer: a folder. Unset: that of `pretrained`.
         mask_token: what stands for a masked token, for tokenizers that have none. Unset: an id
             behind the last one, for which the tower needs a row (overrides.vocab_size).
+        positions: of a CLIP's text tower, to how many tokens its table of positions is stretched;
+            the first 20 stay as they are. Unset: as the weights have them.
     """
 
     tokenizer: str | None = None
     mask_token: str | None = None
+    positions: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
