@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from otter_jax import config as config_lib
 from otter_jax import objectives, sharding
+from otter_jax.data.caption_checks import sample_captions
 from otter_jax.data.held_out import hold_out
 from otter_jax.data.kept_pairs import keep_listed
 from otter_jax.data.sources import Source, open_source
@@ -132,6 +133,11 @@ def describe_run(parts: Parts, source: Source, total_steps: int) -> None:
     say(f"{trained:,} trained parameters, {frozen:,} frozen")
     if config.optimizer.groups:
         say("\n".join(describe_groups(config, variables.params)))
+    if cut := parts.encoder.tokenizer.share_cut(sample_captions(source)):
+        say(
+            f"{100 * cut:.1f} % of captions are longer than config.data.max_tokens="
+            f"{config.data.max_tokens} and lose their end"
+        )
     for each in parts.sets:
         say(f"to be evaluated on {each.name}: {counts_of(each)}")
     if seen := sets_trained_on(parts, source):
