@@ -135,6 +135,10 @@ class DataSection:
             with simplejpeg (data/partial_decoding.py).
         captions: one | all: of several captions of an image one is drawn at every step, or each is
             a pair of its own, so that an epoch has all of them.
+        keep: a list of the pairs to train on, by their keys, or a table with each pair's trust or
+            score, FILE?above=0.5, see data/kept_pairs.py. Unset: all.
+        group: with objective.known_positives, a column of the table, or a key of the tar's json,
+            that is equal where pairs match each other. Unset: the captions.
         held_out: share of the pairs that is not trained on but evaluated, as the set `held_out`;
             drawn by the seed, equal images and captions staying together. 0: none.
         max_bad_share: where more of the records cannot be used, the run stops.
@@ -155,6 +159,8 @@ class DataSection:
     order: int = 1
     decoding: int = 1
     captions: str = "one"
+    keep: str | None = None
+    group: str | None = None
     held_out: float = 0.0
     max_bad_share: float = 0.05
     image_size: int | None = 224
@@ -222,10 +228,13 @@ class TextTowerSection(TowerSection):
         tokenizer: a folder. Unset: that of `pretrained`.
         mask_token: what stands for a masked token, for tokenizers that have none. Unset: an id
             behind the last one, for which the tower needs a row (overrides.vocab_size).
+        positions: of a CLIP's text tower, to how many tokens its table of positions is stretched;
+            the first 20 stay as they are. Unset: as the weights have them.
     """
 
     tokenizer: str | None = None
     mask_token: str | None = None
+    positions: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -159,12 +159,15 @@ def test_no_file_of_the_server_can_be_read(served: Any) -> None:
     address, folder = served
     for path in ("/etc/passwd", folder / "config.json", Path(__file__)):
         assert httpx.get(f"{address}/gradio_api/file={path}").status_code in (403, 404)
-    picture = folder / "picture.png"  # The model could read this one.
+    picture = folder / "picture.png"
     picture.write_bytes(draw_shape("red", "ring"))
-    handed = {"path": str(picture), "meta": {"_type": "gradio.FileData"}}
+    sent = {"files": ("picture.png", picture.read_bytes())}
+    (uploaded,) = httpx.post(f"{address}/gradio_api/upload", files=sent).json()
     search = f"{address}/gradio_api/call/search"
-    asked = httpx.post(search, json={"data": ["", handed]}).json()
-    assert "event: error" in httpx.get(f"{search}/{asked['event_id']}", timeout=60).text
+    for path, outcome in ((uploaded, "complete"), (str(picture), "error")):
+        handed = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        asked = httpx.post(search, json={"data": ["", handed]}).json()
+        assert f"event: {outcome}" in httpx.get(f"{search}/{asked['event_id']}", timeout=60).text
     large = {"files": ("large.png", b"0" * 21_000_000)}
     assert httpx.post(f"{address}/gradio_api/upload", files=large).status_code == 413
 

@@ -6,6 +6,9 @@ import re
 from pathlib import Path
 from typing import Self
 
+KIND_OF_SUFFIX = {".tar": "webdataset"} | dict.fromkeys(
+    (".csv", ".tsv", ".jsonl", ".parquet"), "csv"
+)
 _OPTIONS = re.compile(r"\?(\w+=[^?&]+(?:&\w+=[^?&]+)*)$")
 
 
@@ -67,8 +70,6 @@ def spec_of_path(text: str) -> str | None:
     if path.is_dir():
         inside = (("dataset_info.json", "tfds"), ("*.tar", "webdataset"))
         kind = next((kind for pattern, kind in inside if any(path.glob(pattern))), "folder")
-    elif path.is_file():
-        kind = "webdataset" if path.suffix == ".tar" else "csv"
     else:
-        return None
-    return f"{kind}:{text}"
+        kind = KIND_OF_SUFFIX.get(path.suffix) if path.is_file() else None
+    return f"{kind}:{text}" if kind else None

@@ -99,6 +99,8 @@ def describe_batch(config: ConfigDict, method: objectives.Method) -> Shapes:
     if method.uses_masked_language:
         slots = jax.ShapeDtypeStruct((size, num_masked_slots(length)), np.int32)
         batch |= {"masked_tokens": tokens, "masked_positions": slots, "masked_labels": slots}
+    if method.known_positives is not None:
+        batch["group"] = jax.ShapeDtypeStruct((size, 2), np.int32)
     if method.uses_trust:
         batch["trust"] = jax.ShapeDtypeStruct((size,), np.float32)
     return batch

@@ -45,4 +45,7 @@ def test_a_bare_path_is_told_by_what_lies_there(tmp_path: Path) -> None:
         (tmp_path / name).write_text("")
         path = tmp_path / (name.partition("/")[0] if "/" in name else name)
         assert spec_of_path(str(path)) == f"{kind}:{path}"
-    assert spec_of_path(str(tmp_path / "nothing")) is None
+    (tmp_path / "photo.jpg").write_text("")
+    for name in ("nothing", "photo.jpg"):
+        assert spec_of_path(str(tmp_path / name)) is None
+    assert spec_of_path("") is None
