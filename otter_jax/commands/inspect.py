@@ -353,17 +353,21 @@ def _match_probability(
     encoder: Any, source: Source, order: np.ndarray, batch_size: int
 ) -> dict[str, float]:
     """Return `statistics.match_probability` of pairs in this order, under the model's own scale."""
+    from otter_jax.embedding.features import in_parts
     from otter_jax.terminal import progress
 
-    records = read_in_order(source, map(int, order))
     captions: list[str] = []
 
     def views() -> Any:
-        for _, record in progress(records, len(order), "embed"):
+        for _, record in read_in_order(source, map(int, order)):
             captions.append(record.caption)
             yield encoder.transform(images.decode(record.image))
 
-    image_embeddings = encoder.project_image(encoder.image_features(views()))
+    embedded = map(encoder.image_features, in_parts(views(), encoder))
+    features = np.concatenate(
+        [encoder.image_features([]), *progress(embedded, len(order), "embed", count=len)]
+    )
+    image_embeddings = encoder.project_image(features)
     text_embeddings = encoder.encode_text(captions)
     scale = float(np.clip(np.exp(np.asarray(encoder.variables.params["log_scale"])), 1.0, 100.0))
     found = statistics.match_probability(image_embeddings, text_embeddings, scale, batch_size)

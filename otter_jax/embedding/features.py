@@ -56,6 +56,16 @@ def rows_at_once(encoder: Encoder) -> int:
     return -(-encoder.batch_size // devices) * devices
 
 
+def in_parts(items: Iterable[Any], encoder: Encoder, size: int = 1) -> Iterator[list[Any]]:
+    """Yield about `size` items at a time, in whole batches of a tower.
+
+    So their features are those of one call to the last bit, and `progress` can count them.
+    """
+    batch, items = rows_at_once(encoder), heard(items)
+    while part := list(islice(items, -(-size // batch) * batch)):
+        yield part
+
+
 class FeatureStore:
     """Embeds images and texts; a tower runs once for each collection and state of its weights."""
 

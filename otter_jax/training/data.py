@@ -18,7 +18,7 @@ from otter_jax.data.pair_loader import PairLoader, Views
 from otter_jax.data.records import count_reasons, refuse_too_many_bad
 from otter_jax.data.sources import Source, count_by_source, left_out, skipped_files
 from otter_jax.embedding import trust
-from otter_jax.embedding.features import fingerprint
+from otter_jax.embedding.features import fingerprint, in_parts
 from otter_jax.embedding.image_collections import compute_features, from_source, named_records
 from otter_jax.embedding.pair_features import PairFeatures, embed_pairs
 from otter_jax.json_files import read_json, write_json
@@ -220,10 +220,11 @@ def estimate_trust(
     elif "text_features" in fixed:
         pairs = PairFeatures(fixed["image_features"], fixed["text_features"], data.records)
     else:
-        rows = zip(fixed["tokens"], fixed["token_mask"], strict=True)
-        rows = progress(rows, len(data.records), "captions of pairs")
-        text = parts.place_encoder().token_features(rows)
-        pairs = PairFeatures(fixed["image_features"], text, data.records)
+        encoder = parts.place_encoder()
+        rows = in_parts(zip(fixed["tokens"], fixed["token_mask"], strict=True), encoder)
+        embedded = map(encoder.token_features, rows)
+        said = progress(embedded, len(data.records), "captions of pairs", count=len)
+        pairs = PairFeatures(fixed["image_features"], np.concatenate(list(said)), data.records)
     found = trust.estimate(
         pairs.image, pairs.text, **config.trust, seed=config.seed, mesh=parts.mesh
     )

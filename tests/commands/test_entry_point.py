@@ -1,6 +1,8 @@
 """One entry point: what it lists, and that every refusal is one line."""
 
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,15 @@ def test_flags_are_told_from_keys_and_numbers() -> None:
     right = ["--config=x", "-workdir", "y", "--nodistributed", "--config.seed", "-1", "--", "z=--a"]
     assert unknown_flags(right, known) is None
     assert unknown_flags([*right, "--far=1"], known) == "unknown flag --far: --help lists the flags"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    code = (
+        "from otter_jax.commands.command_line import ending_in_one_line\n"
+        "with ending_in_one_line():\n    print('x' * 10**6, flush=True)"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as program:
+        program.stdout.close()
+        assert program.stderr.read() == b""
+    assert program.returncode == 141  # As of a program that SIGPIPE ends.
