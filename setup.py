@@ -95,6 +95,10 @@ DEMO = [
     "uvicorn>=0.14",
 ]
 
+# Its versions from 0.13.1 on ask for orbax-checkpoint<0.11.37, so that pip takes the one before;
+# newer ones do the same here, for whoever installs them with --no-deps.
+ONNX = ["jax2onnx>=0.13", "onnx>=1.23", "onnxruntime>=1.32"]
+
 EXTRAS = {
     "quickstart": [
         *WEIGHTS_AND_SETS,
@@ -111,6 +115,7 @@ EXTRAS = {
     "parquet": PARQUET,
     "tfds": TFDS,
     "beam": BEAM,
+    "onnx": ONNX,
     "test": [
         *WEIGHTS_AND_SETS,
         *WORDNET,
@@ -124,7 +129,7 @@ EXTRAS = {
         "ruff>=0.17,<0.18",
         "scikit-learn>=1.9",
     ],
-    "oracle": ["efficientnet-lite-pytorch==0.1.0", "torch==2.13.0"],
+    "oracle": ["efficientnet-lite-pytorch==0.1.0", *ONNX, "torch==2.13.0"],
     # The other libraries of tests/oracle. Apart from [oracle], because torchvision, which timm and
     # open_clip need, works beside one torch only, and brings several gigabytes with it.
     "oracle-sweep": [

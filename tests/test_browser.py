@@ -143,6 +143,17 @@ def test_what_is_wrong_is_said(opened: Callable[..., Any], served: Any) -> None:
     page.get_by_text("drop or paste a picture first").first.wait_for(timeout=60_000)
 
 
+def test_a_file_that_is_no_picture_is_refused_in_words(
+    opened: Callable[..., Any], served: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "notes.png").write_text("no picture")
+    page = opened(served[0])
+    page.set_input_files("input[type=file] >> nth=0", tmp_path / "notes.png")
+    page.wait_for_timeout(1000)
+    page.get_by_role("button", name="Classify").click()
+    page.get_by_text("no picture that can be read").first.wait_for(timeout=60_000)
+
+
 def test_a_pair_is_dropped(opened: Callable[..., Any], served: Any) -> None:
     address, folder = served
     page = opened(address)

@@ -183,9 +183,15 @@ def _saying_why(gradio: Any, function: Callable[..., Any]) -> Callable[..., Any]
 
 def _picture(gradio: Any, label: str) -> Any:
     """Return a place to drop or paste a picture, whose file is handed on as it came."""
-    return gradio.Image(
-        label=label, type="filepath", image_mode=None, sources=["upload", "clipboard"], height=240
+    place = gradio.Image(label=label, type="filepath", sources=["upload", "clipboard"], height=240)
+
+    def path_of_upload(payload: Any) -> str | None:
+        return None if payload is None else payload.path
+
+    place.preprocess = (
+        path_of_upload  # Else Gradio opens it, and says of what is none only "Error".
     )
+    return place
 
 
 def _classify_tab(gradio: Any, models: dict[str, Encoder]) -> None:
