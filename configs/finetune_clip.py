@@ -41,6 +41,9 @@ def get_config() -> ConfigDict:
         tower.keep_batch_stats = True  # Of CLIPs with a ResNet.
 
     config.objective.name = "infonce"
+    config.objective.known_positives = (
+        "ignore"  # Equal captions, as of one class, are no negatives.
+    )
 
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 1e-5

@@ -2,7 +2,7 @@
 # AutoTokenizer makes a tokenizer from a folder that has none, and all captions become alike.
 #
 # Library:   transformers 5.24.0.
-# Expected:  from_pretrained of a folder without vocabulary files raises, as it did in version 4.
+# Expected:  from_pretrained of a folder without vocabulary files raises.
 # Happens:   where config.json names a model type, the class of it is built with an empty
 #            vocabulary: two special tokens for CLIP, five for BERT and RoBERTa. Every character or
 #            word is "unknown" (CLIP, BERT) or dropped (RoBERTa), so texts of equal length, or all

@@ -14,7 +14,7 @@
 # %% [markdown]
 # # A preset on a TPU or GPU runtime
 #
-# Choose a TPU or GPU runtime. Without one, four devices are simulated on the CPU and the towers are small,
+# Choose a TPU or GPU runtime. Without one, two devices are simulated on the CPU and the towers are small,
 # so that everything can be tried. The steps: the mesh, a step that is split over it, a profile, and a
 # restart of the runtime.
 
@@ -34,7 +34,7 @@ import os
 from pathlib import Path
 
 # Read when JAX is first used: devices to try things on, where there is no accelerator.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 
 import jax
 from otter_jax import sharding

@@ -54,7 +54,10 @@ def test_pictures_are_announced_where_there_are_some(
     assert {path.name for path in (tmp_path / "without" / "figures").iterdir()} == {"loss.png"}
     run(tiny_config(**changes), tmp_path / "with")
     assert f"pictures in {tmp_path}/with/figures" in capsys.readouterr().out
-    assert len(list((tmp_path / "with" / "figures").iterdir())) > 1
+    drawn = {path.name for path in (tmp_path / "with" / "figures").iterdir()}
+    assert {"loss.png", "evaluation.png"} < drawn
+    assert "Finished after" in (tmp_path / "with" / "report.html").read_text()
+    assert (tmp_path / "with" / "machine.jsonl").is_file()
 
 
 def test_bad_sets_are_found_before_the_training_data_are_opened(

@@ -130,6 +130,10 @@ class TextTable:
         row = self.row(i)
         return Record(row.key, read_image(row.image), row.captions[0], row.columns, row.captions)
 
+    def key(self, i: int) -> str:
+        """Return what row `i` is called."""
+        return self.row(i).key
+
     def first_caption(self, i: int) -> str:
         """Return the first caption of row `i`."""
         return self.row(i).captions[0]

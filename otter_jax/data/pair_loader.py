@@ -12,6 +12,7 @@ import numpy as np
 from otter_jax.data import images, partial_decoding
 from otter_jax.data.augmentations import augment, check_augmentation, draw_view
 from otter_jax.data.batches import Batch
+from otter_jax.data.groups import group_name, hash_groups
 from otter_jax.data.masking import mask_tokens
 from otter_jax.data.records import Record, RecordError, Source, name_record, read_records
 from otter_jax.data.resizing import Resize
@@ -39,12 +40,16 @@ class Views:
         second_text: Whether there is a second wording of the caption: `tokens2`, `token_mask2`.
         masked_text: Whether there is the caption with some tokens hidden: `masked_tokens`,
             `masked_positions`, `masked_labels`.
+        groups: Whether there is `group`, equal where pairs are known to match (see groups.py).
+        group_column: What says so in their metadata; None for equal captions.
     """
 
     images: int = 1
     augmentations: tuple[str, ...] = ()
     second_text: bool = False
     masked_text: bool = False
+    groups: bool = False
+    group_column: str | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError for a number of images or an augmentation that cannot be."""
@@ -115,13 +120,15 @@ class PairLoader:
         numbers = [int(record) for record in records]
         found = read_records(self.source, numbers)
         pairs = [self._pair(step, *each) for each in zip(numbers, found, strict=True)]
-        views, captions, used = zip(*pairs, strict=True)
+        views, captions, used, groups = zip(*pairs, strict=True)
         tokens, token_mask = self.tokenizer(captions)
         batch = {
             "tokens": tokens,
             "token_mask": token_mask,
             "index": np.array(used, np.int64),
         }
+        if self.views.groups:
+            batch["group"] = hash_groups(groups)
         for key, view in zip(IMAGE_KEYS, zip(*views, strict=True), strict=False):
             batch[key] = np.stack(view)
         return batch | text_views(
@@ -137,8 +144,8 @@ class PairLoader:
 
     def _pair(
         self, step: int, record: int, found: Record | RecordError
-    ) -> tuple[list[np.ndarray], str, int]:
-        """Return image views, caption and number of a record, or of the next that can be read."""
+    ) -> tuple[list[np.ndarray], str, int, str]:
+        """Return image views, caption, number and group of a record, or of the next readable."""
         tried = min(len(self.source), MOST_IN_A_ROW)
         for candidate in range(record, record + tried):
             number = candidate % len(self.source)
@@ -152,7 +159,8 @@ class PairLoader:
             except (RecordError, images.ImageError) as error:
                 self.unreadable[name] = str(error)
                 continue
-            return views, self._caption(pair, step, record), number
+            caption = self._caption(pair, step, record)
+            return views, caption, number, group_name(pair, caption, self.views.group_column)
         raise ValueError(
             f"{self.source.name}: not one of {tried} images in a row can be read, the last one "
             f"because: {self.unreadable[name]}"

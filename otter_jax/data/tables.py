@@ -106,6 +106,7 @@ def refuse_remote(spec: Spec) -> None:
 
 
 def _open_table(path: Path, name: str, options: Mapping[str, str], **reading: object) -> Table:
+    storage.refuse_no_file(str(path))
     start = _first_bytes(path)
     for magic, what in _OTHER_FORMATS:
         if start.lower().startswith(magic.lower()):

@@ -84,6 +84,21 @@ class Tokenizer:
         # The first call sets the tokenizer's length, which two threads must not do at once.
         self([""])
 
+    def share_cut(self, texts: Sequence[str]) -> float:
+        """Return which share of some texts is longer than `max_tokens`, in [0, 1]."""
+        if not texts:
+            return 0.0
+        longer = self._tokenizer(
+            self._cleaned(texts), truncation=True, max_length=self.max_tokens + 1
+        )
+        self([""])  # Which sets the tokenizer's length again.
+        return float(np.mean([len(ids) > self.max_tokens for ids in longer["input_ids"]]))
+
+    def _cleaned(self, texts: Sequence[str]) -> list[str]:
+        # Tokenizers choke on halves of characters, which json and names of files can hold.
+        whole = (text.encode("utf-8", "replace").decode() for text in texts)
+        return [clean(text, self.cleaning) for text in whole]
+
     def save(self, folder: Path) -> None:
         """Write the tokenizer, with the class to read it by and the length of its texts."""
         self._tokenizer.model_max_length = self.max_tokens
@@ -99,15 +114,11 @@ class Tokenizer:
 
         A lone text counts as one of N = 1.
         """
-        # Tokenizers choke on halves of characters, which json and names of files can hold.
-        texts = [
-            text.encode("utf-8", "replace").decode()
-            for text in ([texts] if isinstance(texts, str) else texts)
-        ]
+        texts = [texts] if isinstance(texts, str) else texts
         if not texts:
             return np.zeros((0, self.max_tokens), np.int32), np.zeros((0, self.max_tokens), bool)
         encoded = self._tokenizer(
-            [clean(text, self.cleaning) for text in texts],
+            self._cleaned(texts),
             padding="max_length",
             truncation=True,
             max_length=self.max_tokens,

@@ -38,6 +38,8 @@ def complete(config: ConfigDict) -> ConfigDict:
     with sharding.on_host():
         module = _read(start)
     found = dict(zip(LEFT_OPEN, _sizes(module), strict=True))
+    if config.model.text.positions is not None:
+        found["data.max_tokens"] = config.model.text.positions
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict({key: found[key] for key in unset})
     for kind in KINDS:

@@ -7,11 +7,13 @@ projection, which is not part of the tower. SigLIP (Zhai et al. 2023) and CLIPA 
 all tokens attend to all, padding included, and take the last of a fixed number of positions.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -186,6 +188,43 @@ class ClipText(nnx.Module):
         eos_token_id = self.config.eos_token_id
         ends = jnp.argmax(tokens if eos_token_id is None else tokens == eos_token_id, axis=1)
         return jnp.take_along_axis(states, ends[:, None, None], axis=1)[:, 0]
+
+
+KEPT_POSITIONS = 20  # Those that most captions reach, and so the well trained ones.
+
+
+def stretch_positions(tower: nnx.Module, positions: int) -> None:
+    """Give a tower more positions, in place: the first 20 stay, the others are stretched.
+
+    Between them, and beyond the last, they are interpolated linearly (Zhang et al., "Long-CLIP",
+    2024). The longer tower is meant to be trained: what it makes of short texts stays as it was.
+
+    Args:
+        tower: a `ClipText`.
+        positions: how many there shall be.
+
+    Raises:
+        ValueError: for another tower, or no more positions than there are.
+    """
+    if not isinstance(tower, ClipText):
+        raise ValueError(
+            f"positions={positions}: {type(tower).__name__} has another kind of positions; only "
+            "those of CLIP's text towers can be stretched"
+        )
+    table = tower.position_embeddings[...]
+    if positions <= len(table) or len(table) <= KEPT_POSITIONS + 1:
+        raise ValueError(
+            f"positions={positions}: the tower has {len(table)}; more than these, and more than "
+            f"{KEPT_POSITIONS + 1} to begin with, can be stretched"
+        )
+    beyond = len(table) - KEPT_POSITIONS
+    step = beyond / (positions - KEPT_POSITIONS)
+    places = KEPT_POSITIONS + step * np.arange(positions - KEPT_POSITIONS)
+    below = np.minimum(places.astype(int), len(table) - 2)
+    share = jnp.asarray(places - below, table.dtype)[:, None]
+    stretched = (1 - share) * table[below] + share * table[below + 1]
+    tower.position_embeddings = nnx.Param(jnp.concatenate([table[:KEPT_POSITIONS], stretched]))
+    tower.config = dataclasses.replace(tower.config, max_position_embeddings=positions)
 
 
 PRESETS = {

@@ -13,7 +13,7 @@ from otter_jax.objectives.contrastive import (
     scale_from_log,
 )
 from otter_jax.objectives.declip import ViewOutputs, check_queue, declip_loss
-from otter_jax.objectives.losses import LogScales, soft_targets, total_loss
+from otter_jax.objectives.losses import LogScales, known_groups, soft_targets, total_loss
 from otter_jax.objectives.methods import (
     METHODS,
     PAIR_WEIGHTS,
@@ -39,6 +39,7 @@ __all__ = [
     "check_queue",
     "clip_log_scale",
     "declip_loss",
+    "known_groups",
     "make_method",
     "make_queue",
     "normalize",

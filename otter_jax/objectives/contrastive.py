@@ -72,10 +72,16 @@ def scale_from_log(
     return jnp.exp(jnp.where(log_scale == bounded, log_scale, bounded))
 
 
-def cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
-    """Return - sum_j target_ij log softmax_j(logits_ij) of each row, [N]; targets sum to 1."""
+def cross_entropy(
+    logits: jax.Array, target: jax.Array, hidden: jax.Array | None = None
+) -> jax.Array:
+    """Return - sum_j target_ij log softmax_j(logits_ij) of each row, [N]; targets sum to 1.
+
+    Where `hidden`, bool [N, N], the softmax leaves an entry out; the target has no mass there.
+    """
     matched = jnp.sum(target * logits, axis=1)
-    return jax.scipy.special.logsumexp(logits, axis=1) - matched
+    seen = logits if hidden is None else jnp.where(hidden, -jnp.inf, logits)
+    return jax.scipy.special.logsumexp(seen, axis=1) - matched
 
 
 def entropy(target: jax.Array) -> jax.Array:

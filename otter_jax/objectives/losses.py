@@ -17,8 +17,16 @@ from otter_jax.objectives.contrastive import (
     entropy,
     normalize,
     scale_from_log,
-    sigmoid_losses,
     weighted_mean,
+)
+from otter_jax.objectives.known_positives import (
+    IGNORE,
+    Known,
+    Relation,
+    is_same,
+    number_groups,
+    relate,
+    smoothed,
 )
 from otter_jax.objectives.methods import Method, Sigmoid
 from otter_jax.objectives.tiles import AXIS
@@ -44,6 +52,7 @@ def total_loss(
     log_scales: LogScales,
     mesh: Mesh | None = None,
     trust: jax.Array | None = None,
+    groups: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """Return the loss of one batch: alpha * InfoNCE + (1 - alpha) * KL(soft target || student).
 
@@ -59,6 +68,8 @@ def total_loss(
         mesh: over whose axis `data` the rows are split; None for one device.
         trust: [N] in [0, 1], a constant: the probability that a pair's caption is right; with
             `method.uses_trust`, else None.
+        groups: int [N, k], rows equal where pairs are known to match each other; with
+            `method.known_positives`, else None.
 
     Returns:
         The loss, and metrics without gradient: `loss_contrastive` and `loss_distillation`
@@ -74,6 +85,7 @@ def total_loss(
         raise ValueError(f"objective {method.name!r} is computed by declip_loss, not total_loss")
     check_embeddings(method, student, teacher, mesh)
     check_trust(method, trust, len(student.image))
+    check_groups(method, groups, len(student.image))
     # One type, float32 or wider, for all that follows.
     everything = (*student, *(teacher or ()), *log_scales)
     dtype = jnp.promote_types(jnp.result_type(*everything), jnp.float32)
@@ -83,12 +95,13 @@ def total_loss(
         teacher = Embeddings(*(normalize(x.astype(dtype)) for x in constants))
     if trust is not None:
         trust = as_constant(trust, dtype, mesh)
+    known = None if groups is None else known_groups(groups, dtype, mesh)
     log_scales = LogScales(*(jnp.asarray(x, dtype) for x in log_scales))
     if isinstance(method, Sigmoid):
-        loss, metrics = _sigmoid_loss(method, student, log_scales, mesh, trust)
+        loss, metrics = _sigmoid_loss(method, student, log_scales, mesh, trust, known)
     else:
         scales = jnp.stack([scale_from_log(x, *method.scale_bounds) for x in log_scales[:2]])
-        loss, metrics = cross_entropy_loss(method, student, teacher, scales, mesh, trust)
+        loss, metrics = cross_entropy_loss(method, student, teacher, scales, mesh, trust, known)
     return loss, jax.lax.stop_gradient(metrics)
 
 
@@ -99,6 +112,7 @@ def cross_entropy_loss(
     scales: jax.Array,
     mesh: Mesh | None,
     trust: jax.Array | None,
+    known: Known | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """Return the method's terms, less the entropy of the soft target where it has its own.
 
@@ -110,10 +124,11 @@ def cross_entropy_loss(
             the first one.
         mesh: as in `total_loss`.
         trust: [N] of `as_constant`.
+        known: groups of the pairs, with `method.known_positives`.
     """
     terms = method.terms(trust)
     compute = _in_tiles if tile_rows(method, len(student.image), mesh) else _whole
-    loss, means = compute(method, terms, student, teacher, scales[: len(terms)], mesh)
+    loss, means = compute(method, terms, student, teacher, scales[: len(terms)], mesh, known)
     metrics = {
         "temperature": 1.0 / scales[0],
         "target_entropy": means.entropy / 2,
@@ -161,18 +176,22 @@ def _whole(
     teacher: Embeddings | None,
     scales: jax.Array,
     mesh: Mesh | None,
+    known: Known | None,
 ) -> tuple[jax.Array, _Means]:
     """Return the weighted sum of cross-entropies, and what it consists of, from whole matrices."""
     del mesh  # The compiler splits the rows of whatever has them.
-    soft = soft_targets(method, teacher, len(student.image))
+    soft = soft_targets(method, teacher, len(student.image), known)
+    relation = None if known is None else _relate_all(method, known)
     # Identity targets are whole too: every method's dense loss is the same computation.
     cosines = both_directions(student, stop_gradient_keys=method.stop_gradient_keys)
     cross_entropies = []
     for term, scale in zip(terms, scales, strict=True):
-        mixtures = [targets.mixed(each, term.identity) for each in soft]
-        rows = map(cross_entropy, [scale * each for each in cosines], mixtures)
+        given, hidden = (None, None) if relation is None else (relation.target, relation.hidden)
+        mixtures = [targets.mixed(each, term.identity, given) for each in soft]
+        logits = [scale * each for each in cosines]
+        rows = map(cross_entropy, logits, mixtures, [hidden] * len(logits))
         cross_entropies.append(sum(weighted_mean(term.weight, each) for each in rows))
-    entropies, diagonals = _facts_of_rows(method, soft, scales.dtype)
+    entropies, diagonals = _facts_of_rows(method, soft, scales.dtype, relation)
     means = _Means(
         cross_entropies,
         sum(weighted_mean(terms[-1].weight, rows) for rows in entropies),
@@ -182,8 +201,14 @@ def _whole(
     return sum(cross_entropies), means
 
 
+def _relate_all(method: Method, known: Known) -> Relation:
+    """Return what all pairs of a batch are to each other; the same in both directions."""
+    own = jnp.eye(len(known.number), dtype=bool)
+    return relate(method.known_positives, known, known.number, own)
+
+
 def _facts_of_rows(
-    method: Method, soft: Directions, dtype: jnp.dtype
+    method: Method, soft: Directions, dtype: jnp.dtype, relation: Relation | None = None
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """Return entropy in nats and mass on the given pair, [N] or one for all, of both directions.
 
@@ -191,6 +216,9 @@ def _facts_of_rows(
     multiplies with. Taken from the matrix, these facts would have each device make all of it:
     nothing in an identity says over which devices its rows are split.
     """
+    if relation is not None:
+        masses = [jnp.sum(jnp.where(relation.given, each, 0.0), axis=1) for each in soft]
+        return [entropy(each) for each in soft], masses
     if not isinstance(method.target, targets.Smoothed):
         return [entropy(each) for each in soft], [jnp.diagonal(each) for each in soft]
     target, num_pairs = method.target, len(soft.image)
@@ -198,14 +226,22 @@ def _facts_of_rows(
     return tuple([jnp.asarray(fact, dtype)] * len(soft) for fact in facts)
 
 
-def soft_targets(method: Method, teacher: Embeddings | None, num_pairs: int) -> Directions:
+def soft_targets(
+    method: Method, teacher: Embeddings | None, num_pairs: int, known: Known | None = None
+) -> Directions:
     """Return the targets of both directions, [N, N] each, without gradient.
 
     Args:
         method: which target, and its parameters.
         teacher: embeddings with unit rows; None where the method uses no teacher.
         num_pairs: N.
+        known: groups of the pairs, with `method.known_positives`.
     """
+    if teacher is None and known is not None and isinstance(method.target, targets.Smoothed):
+        same = is_same(known.number, known.number)
+        relation, counts = _relate_all(method, known), known.count[:, None]
+        dense = smoothed(method.target.smoothing, relation, same, counts)
+        return Directions(dense, dense)
     if teacher is None:
         dense = method.target.dense(None, num_pairs)
         return Directions(dense, dense)
@@ -215,6 +251,9 @@ def soft_targets(method: Method, teacher: Embeddings | None, num_pairs: int) -> 
         text_weight=method.text_weight,
         remove_diagonal=method.remove_diagonal,
     )
+    if known is not None and removes_known(method):
+        others = is_same(known.number, known.number) & ~jnp.eye(num_pairs, dtype=bool)
+        similarity -= targets.DIAGONAL_PENALTY * others
     # The text direction's similarity is the transpose of the image direction's.
     return Directions(*(method.target.dense(k, num_pairs) for k in (similarity, similarity.T)))
 
@@ -226,24 +265,27 @@ def _in_tiles(
     teacher: Embeddings | None,
     scales: jax.Array,
     mesh: Mesh | None,
+    known: Known | None,
 ) -> tuple[jax.Array, _Means]:
     """Return the same, a block of rows at a time."""
     features = None
     if teacher is not None:
         weights = {"image_weight": method.image_weight, "text_weight": method.text_weight}
+        removed = known.number if known is not None and removes_known(method) else None
         features = tiled_cross_entropy.TeacherFeatures(
-            *targets.teacher_features(*teacher, **weights)
+            *targets.teacher_features(*teacher, **weights), removed, removed
         )
     num_pairs = len(student.image)
     problem = tiled_cross_entropy.Problem(
         target=_tileable(method, num_pairs),
         remove_diagonal=getattr(method, "remove_diagonal", True),
         stop_gradient_keys=method.stop_gradient_keys,
+        known=method.known_positives,
     )
     terms = jax.tree.map(lambda x: jnp.broadcast_to(x, num_pairs).astype(scales.dtype), terms)
     rows = tile_rows(method, num_pairs, mesh)
     value, found = tiled_cross_entropy.cross_entropies(
-        problem, rows, mesh, student, features, terms, scales
+        problem, rows, mesh, student, features, terms, scales, known
     )
     means = _Means(
         [weighted_mean(t.weight, x) for t, x in zip(terms, found.cross_entropy, strict=True)],
@@ -271,6 +313,7 @@ def _sigmoid_loss(
     log_scales: LogScales,
     mesh: Mesh | None,
     trust: jax.Array | None,
+    known: Known | None,
 ) -> tuple[jax.Array, Metrics]:
     """Return the sum over all pairs divided by the number of images (SigLIP, eq. 1).
 
@@ -282,11 +325,15 @@ def _sigmoid_loss(
     weights = jnp.broadcast_to(method.weights(trust), num_pairs).astype(scale.dtype)
     if rows := tile_rows(method, num_pairs, mesh):
         loss = tiled_sigmoid.sigmoid_cross_entropy(
-            rows, mesh, student, weights, scale, log_scales.bias
+            *(rows, mesh, student, weights, scale, log_scales.bias),
+            mode=method.known_positives,
+            known=known,
         )
     else:
         logits = scale * contrastive.similarity(*student) + log_scales.bias
-        losses = sigmoid_losses(logits, jnp.eye(num_pairs, dtype=bool))
+        own = jnp.eye(num_pairs, dtype=bool)
+        relation = Relation(own, own) if known is None else _relate_all(method, known)
+        losses = tiled_sigmoid.known_sigmoid_losses(logits, relation)
         loss = jnp.mean(weights * (losses.sum(axis=0) + losses.sum(axis=1))) / 2
     return loss, {"temperature": 1.0 / scale, "bias": log_scales.bias}
 
@@ -300,6 +347,21 @@ def as_constant(trust: jax.Array, dtype: jnp.dtype, mesh: Mesh | None) -> jax.Ar
     if mesh is None:
         return trust
     return jax.lax.with_sharding_constraint(trust, NamedSharding(mesh, PartitionSpec()))
+
+
+def known_groups(groups: jax.Array, dtype: jnp.dtype, mesh: Mesh | None) -> Known:
+    """Return the groups of a batch, whole on every device, as `as_constant` has trust."""
+    if mesh is not None:
+        groups = jax.lax.with_sharding_constraint(groups, NamedSharding(mesh, PartitionSpec()))
+    return number_groups(groups, dtype)
+
+
+def removes_known(method: Method) -> bool:
+    """Return whether known positives are taken out of the teacher's matrix.
+
+    To be ignored they must be. Where they share what is given, they go as the given pairs do.
+    """
+    return method.known_positives == IGNORE or method.remove_diagonal
 
 
 def check_embeddings(
@@ -343,6 +405,18 @@ def check_trust(method: Method, trust: jax.Array | None, num_pairs: int) -> None
     values = _known_values(trust)
     if values is not None:
         _refuse_rows("trust", (values >= 0.0) & (values <= 1.0), "outside [0, 1]")
+
+
+def check_groups(method: Method, groups: jax.Array | None, num_pairs: int) -> None:
+    """Refuse groups that are missing, not used, or of another shape (ValueError)."""
+    mode = method.known_positives
+    if (mode is None) != (groups is None):
+        needs = "needs" if groups is None else "does not use"
+        raise ValueError(
+            f"objective {method.name!r} with known_positives={mode!r} {needs} the pairs' groups"
+        )
+    if groups is not None and (groups.ndim != 2 or len(groups) != num_pairs):
+        raise ValueError(f"groups have shape {groups.shape}; it must be ({num_pairs}, k)")
 
 
 def _check_rows(name: str, rows: jax.Array, shape: tuple[int, int]) -> None:

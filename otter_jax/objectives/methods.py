@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from otter_jax.objectives.contrastive import MAX_SCALE, Term
+from otter_jax.objectives.known_positives import IGNORE, SHARE
 from otter_jax.objectives.targets import Smoothed, Target, Transported
 
 LARGEST_EPSILON = 1.9  # exp(-targets.DIAGONAL_PENALTY / 1.9) is 0 in float32.
@@ -49,6 +50,9 @@ class Method:
         tile: most rows of the similarity matrices held at a time, >= 1 (fewer where that would
             exceed 16 MiB); batch_size and more for all of them. Unset: 1024 where a device's part
             of a matrix would exceed 1024 x 1024 numbers and 512 rows, else all.
+        known_positives: what becomes of pairs with equal captions, or equal `data.group`, which
+            match each other: ignore (they are no negatives) | share (they share the mass of the
+            given pair). Unset: they count as negatives.
         initial_scale: where the learnable scales (1 / temperature) start, >= 1 and in bounds.
         min_scale: least scale, > 0, below which it has no gradient.
         max_scale: the same at the upper end.
@@ -67,6 +71,7 @@ class Method:
 
     pair_weight: str | None = None
     tile: int | None = None
+    known_positives: str | None = None
     initial_scale: float = math.exp(3.9)  # 49.4 (OTTER's released code).
     min_scale: float | None = 1.0
     max_scale: float | None = MAX_SCALE
@@ -85,6 +90,8 @@ class Method:
         known = ", ".join(map(repr, PAIR_WEIGHTS))
         is_known = self.pair_weight is None or self.pair_weight in PAIR_WEIGHTS
         self.require("pair_weight", is_known, f"be unset, or {known}")
+        mode = self.known_positives
+        self.require("known_positives", mode in (None, IGNORE, SHARE), "be unset, ignore or share")
         # A scale must start where it has a gradient.
         self.require("initial_scale", self.initial_scale >= 1.0, "be at least 1")
         lowest = 0.0 if self.min_scale is None else self.min_scale
@@ -247,6 +254,9 @@ class Distillation(SoftTargets):
         """Refuse values out of range (ValueError)."""
         super().check()
         self.require("teacher_scale", self.teacher_scale > 0.0, "be positive")
+        possible = self.known_positives is None or self.teacher_scale >= 1 / LARGEST_EPSILON
+        lowest = f"be at least {1 / LARGEST_EPSILON:.2f} with known_positives"
+        self.require("teacher_scale", possible, lowest)
 
     @property
     def target(self) -> Target:
@@ -273,8 +283,10 @@ class Otter(SoftTargets):
         super().check()
         self.require("epsilon", self.epsilon > 0.0, "be positive")
         # Above it, the penalty that takes given pairs out would leave them a share.
-        possible = self.epsilon <= LARGEST_EPSILON or not self.remove_diagonal
-        self.require("epsilon", possible, f"be at most {LARGEST_EPSILON} with remove_diagonal")
+        removes = self.remove_diagonal or self.known_positives is not None
+        possible = self.epsilon <= LARGEST_EPSILON or not removes
+        conditions = "remove_diagonal or known_positives"
+        self.require("epsilon", possible, f"be at most {LARGEST_EPSILON} with {conditions}")
         self.require_whole("iterations")
 
     @property
@@ -323,6 +335,9 @@ class Views(Otter):
         """Refuse values out of range (ValueError)."""
         super().check()
         self.require("targets", self.targets in ("identity", "otter"), "be one of identity, otter")
+        unknown = self.known_positives is None
+        words = f"be unset: {self.name} compares several views, for which no groups are known"
+        self.require("known_positives", unknown, words)
         for name in WEIGHTS:
             value = getattr(self, name, None)
             self.require(name, value is None or value >= 0.0, "be at least 0")

@@ -98,15 +98,19 @@ def transported(
     return sinkhorn.row_plan(similarity, epsilon, iterations, bound)
 
 
-def mixed(target: jax.Array, given: jax.Array | float) -> jax.Array:
-    """Return [N, N] `given` I + (1 - `given`) target; where `given` is [N], row i with the i-th."""
+def mixed(target: jax.Array, given: jax.Array | float, known: jax.Array | None = None) -> jax.Array:
+    """Return [N, N] `given` I + (1 - `given`) target; where `given` is [N], row i with the i-th.
+
+    `known` [N, N] stands for I where more than the given pairs is known (known_positives.py).
+    """
+    matched = identity(len(target)) if known is None else known
     if isinstance(given, jax.Array):
         given = given[:, None]
     elif given == 0.0:
         return target
     elif given == 1.0:
-        return identity(len(target))
-    return given * identity(len(target)) + (1.0 - given) * target
+        return matched
+    return given * matched + (1.0 - given) * target
 
 
 def teacher_features(

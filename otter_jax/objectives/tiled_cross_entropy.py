@@ -11,6 +11,7 @@ Differentiating the sweeps instead takes about one and a half times as long (doc
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -26,6 +27,7 @@ from otter_jax.objectives.contrastive import (
     similarity,
     weighted_mean,
 )
+from otter_jax.objectives.known_positives import Known, Relation, is_same, relate, smoothed
 from otter_jax.objectives.tiled_sinkhorn import (
     Potentials,
     TeacherFeatures,
@@ -43,14 +45,17 @@ class Problem:
         target: the soft target of both directions.
         remove_diagonal: take the given pairs out of the teacher's matrix.
         stop_gradient_keys: a direction's gradient flows through its queries alone.
+        known: what becomes of known positives; None where none are known.
     """
 
     target: targets.Smoothed | targets.Transported
     remove_diagonal: bool = True
     stop_gradient_keys: bool = False
+    known: str | None = None
 
 
-Constants = tuple[TeacherFeatures | None, tuple[Term, ...]]  # What a loss has no gradient by.
+# What a loss has no gradient by.
+Constants = tuple[TeacherFeatures | None, tuple[Term, ...], Known | None]
 
 
 class Gradients(NamedTuple):
@@ -70,6 +75,7 @@ def cross_entropies(
     teacher: TeacherFeatures | None,
     terms: tuple[Term, ...],
     scales: jax.Array,
+    known: Known | None = None,
 ) -> tuple[jax.Array, Statistics]:
     """Return the weighted sum of the loss's terms, and statistics that carry no gradient.
 
@@ -82,8 +88,9 @@ def cross_entropies(
         terms: cross-entropies to mixtures of the given pairs and the soft target; [N] each,
             constants.
         scales: [terms] factor of the similarities in each term.
+        known: groups of the pairs, with `problem.known`; [N] each, constants.
     """
-    return _forward(problem, tile, mesh, student, teacher, terms, scales)[0]
+    return _forward(problem, tile, mesh, student, teacher, terms, scales, known)[0]
 
 
 def _forward(
@@ -94,6 +101,7 @@ def _forward(
     teacher: TeacherFeatures | None,
     terms: tuple[Term, ...],
     scales: jax.Array,
+    known: Known | None = None,
 ) -> tuple[tuple[jax.Array, Statistics], tuple[Gradients, Constants]]:
     num_pairs = len(student.image)
     if not tiles.is_split(mesh):
@@ -107,17 +115,17 @@ def _forward(
         run = jax.shard_map(
             functools.partial(value_and_gradients_of_rows, problem, tiling),
             mesh=mesh,
-            in_specs=(split, split, split, whole),
+            in_specs=(split, split, split, whole, split),
             out_specs=(whole, Gradients(split, split, whole)),
             check_vma=False,  # It cannot see that sums over all devices are the same on each.
         )
-    statistics, gradients = run(student, teacher, terms, scales)
+    statistics, gradients = run(student, teacher, terms, scales, known)
     means = (
         weighted_mean(term.weight, rows)
         for term, rows in zip(terms, statistics.cross_entropy, strict=True)
     )
     value = sum(means)
-    return (value, statistics), (gradients, (teacher, terms))
+    return (value, statistics), (gradients, (teacher, terms, known))
 
 
 def _backward(
@@ -126,11 +134,12 @@ def _backward(
     mesh: Mesh | None,
     saved: tuple[Gradients, Constants],
     cotangents: tuple[jax.Array, Statistics],
-) -> tuple[Embeddings, TeacherFeatures | None, tuple[Term, ...], jax.Array]:
+) -> tuple[Embeddings, TeacherFeatures | None, tuple[Term, ...], jax.Array, Known | None]:
     # The gradient was computed along with the value: what is left is the chain rule's factor.
     gradients, constants = saved
     image, text, scales = jax.tree.map(lambda x: x * cotangents[0], gradients)
-    return Embeddings(image, text), *jax.tree.map(jnp.zeros_like, constants), scales
+    teacher, terms, known = jax.tree.map(jnp.zeros_like, constants)
+    return Embeddings(image, text), teacher, terms, scales, known
 
 
 cross_entropies.defvjp(_forward, _backward)
@@ -167,6 +176,7 @@ def value_and_gradients_of_rows(
     teacher: TeacherFeatures | None,
     terms: tuple[Term, ...],
     scales: jax.Array,
+    known: Known | None = None,
 ) -> tuple[Statistics, Gradients]:
     """Return statistics of all pairs, and the gradient of the loss; works inside `shard_map`.
 
@@ -177,25 +187,34 @@ def value_and_gradients_of_rows(
         teacher: this device's rows and columns, [rows, k] each; None for a `Smoothed` target.
         terms: cross-entropies to mixtures of the given pairs and the soft target, [rows] each.
         scales: [terms] factor of the similarities in each term.
+        known: groups of this device's pairs, [rows] each, with `problem.known`.
     """
     axis = tiling.axis
     # A tile has all columns: [N, d] features of the texts travel once, [N, N] never exists.
-    texts, columns = jax.tree.map(lambda x: tiles.gather(x, axis), (student.text, terms))
-    over_rows, over_columns = _normalisers(tiling, student.image, texts, scales)
+    texts, columns, groups = jax.tree.map(
+        lambda x: tiles.gather(x, axis), (student.text, terms, known)
+    )
+    relate_rows = functools.partial(_relate, problem, groups)
+    over_rows, over_columns = _normalisers(tiling, student.image, texts, scales, known, relate_rows)
     potentials = None
     if teacher is not None:
-        teacher = teacher._replace(columns=tiles.gather(teacher.columns, axis))
+        columns_of_teacher = (teacher.columns, teacher.column_groups)
+        gathered = jax.tree.map(lambda x: tiles.gather(x, axis), columns_of_teacher)
+        teacher = teacher._replace(columns=gathered[0], column_groups=gathered[1])
         potentials = plan_potentials(tiling, teacher, problem.target, problem.remove_diagonal)
 
     def step(sums: _Sums, rows: Rows, inputs: tuple) -> tuple[_Sums, _Rows]:
-        image, terms, over_rows, features, row_potentials = inputs
+        image, terms, over_rows, own_groups, by_row, row_potentials = inputs
         # Formed again, not kept from the first sweep: that would be the N x N array.
         cosines = similarity(image, texts)
-        if teacher is None:
-            tile = _smoothed_tile(problem, rows, cosines)
-        else:
+        relation = relate_rows(rows, own_groups, cosines)
+        if teacher is not None:
             here = potentials._replace(rows=row_potentials)
-            tile = _transported_tile(problem, rows, cosines, features, teacher.columns, here)
+            tile = _transported_tile(problem, rows, cosines, relation, by_row, teacher, here)
+        elif groups is not None:
+            tile = _smoothed_tile_of_groups(problem, rows, cosines, relation, own_groups, groups)
+        else:
+            tile = _smoothed_tile(problem, rows, cosines)
         slopes = _slopes(tile, Terms(terms, columns), scales, over_rows, over_columns)
         by_image, by_text = slopes.by_image, slopes.by_text
         # Each side is the query of one direction and the key of the other. With both gradients it
@@ -212,24 +231,40 @@ def value_and_gradients_of_rows(
             by_image=_product(by_image, texts),
             matched=slopes.matched_image,
             entropy=tile.image_entropy.sum(axis=1),
-            diagonal=jnp.sum((tile.image + tile.text) * tile.given, axis=1),
+            diagonal=jnp.sum((tile.image + tile.text) * relation.given, axis=1),
         )
 
-    features = (teacher and teacher.rows, potentials and potentials.rows)
+    features = (known, teacher and teacher.by_row, potentials and potentials.rows)
     none = _Sums.of_nothing(texts, scales, over_columns)
     sums, ours = tiles.scan(tiling, step, none, (student.image, terms, over_rows, *features))
     return _over_all_devices(axis, sums, ours, over_rows, over_columns, scales)
 
 
+def _relate(
+    problem: Problem, groups: Known | None, rows: Rows, own: Known | None, cosines: jax.Array
+) -> Relation:
+    """Return what the rows of a tile are to all columns, whose groups are given first."""
+    columns = None if groups is None else groups.number
+    return relate(problem.known, own, columns, is_given(rows, cosines))
+
+
 def _normalisers(
-    tiling: Tiling, image: jax.Array, texts: jax.Array, scales: jax.Array
+    tiling: Tiling,
+    image: jax.Array,
+    texts: jax.Array,
+    scales: jax.Array,
+    known: Known | None,
+    relate_rows: Callable[..., Relation],
 ) -> tuple[jax.Array, jax.Array]:
     """Return log-sum-exps of scale * S over rows and over columns, [rows or N, scales]."""
 
     def step(
-        sums: tuple[ColumnSum, ...], rows: Rows, image: jax.Array
+        sums: tuple[ColumnSum, ...], rows: Rows, inputs: tuple
     ) -> tuple[tuple[ColumnSum, ...], jax.Array]:
+        image, own_groups = inputs
         cosines = similarity(image, texts)
+        if (hidden := relate_rows(rows, own_groups, cosines).hidden) is not None:
+            cosines = jnp.where(hidden, -jnp.inf, cosines)
         over_rows = jnp.stack([logsumexp(scale * cosines, axis=1) for scale in scales], axis=1)
         # Zeros of the padding would count as cosines in every column.
         padded = jnp.where(rows.valid[:, None], cosines, -jnp.inf)
@@ -239,7 +274,7 @@ def _normalisers(
         return sums, over_rows
 
     empty = tiles.empty_sum(len(texts), image.dtype)
-    sums, over_rows = tiles.scan(tiling, step, (empty,) * len(scales), image)
+    sums, over_rows = tiles.scan(tiling, step, (empty,) * len(scales), (image, known))
     over_columns = [tiles.log_of_sum(sum_, tiling.axis) for sum_ in sums]
     return over_rows, jnp.stack(over_columns, axis=1)
 
@@ -255,24 +290,25 @@ class _Tile(NamedTuple):
     """A block of rows of everything that has N columns; arrays [tile, N]."""
 
     cosines: jax.Array  # S, of the student.
-    given: jax.Array  # bool: the given pairs.
+    given: jax.Array  # What rows should match by what is given; bool where that is one pair.
     image: jax.Array  # P, images over texts.
     text: jax.Array  # P', texts over images.
     image_entropy: jax.Array  # -P log P, each element.
     text_entropy: jax.Array
+    hidden: jax.Array | None = None  # bool: what the student's softmax leaves out.
 
 
 def _transported_tile(
     problem: Problem,
     rows: Rows,
     cosines: jax.Array,
-    features: jax.Array,
-    columns: jax.Array,
+    relation: Relation,
+    by_row: tuple,
+    teacher: TeacherFeatures,
     potentials: Potentials,
 ) -> _Tile:
     """Return the tile with the teacher's targets."""
-    epsilon = problem.target.epsilon
-    logits = teacher_logits(rows, features, columns, epsilon, problem.remove_diagonal)
+    logits = teacher_logits(rows, by_row, teacher, problem.target.epsilon, problem.remove_diagonal)
     plans, entropies = [], []
     for k in range(2):
         # From logarithms, so that an entry of 1e-30 is not a quotient of two underflows.
@@ -280,7 +316,26 @@ def _transported_tile(
         plan = jnp.where(rows.valid[:, None], jnp.exp(log_plan), 0.0)
         plans.append(plan)
         entropies.append(-plan * log_plan)
-    return _Tile(cosines, is_given(rows, cosines), *plans, *entropies)
+    return _Tile(cosines, relation.target, *plans, *entropies, relation.hidden)
+
+
+def _smoothed_tile_of_groups(
+    problem: Problem,
+    rows: Rows,
+    cosines: jax.Array,
+    relation: Relation,
+    own: Known,
+    groups: Known,
+) -> _Tile:
+    """Return the tile with a target that needs no teacher, of pairs of which groups are known."""
+    same, smoothing = is_same(own.number, groups.number), problem.target.smoothing
+    # Of a row's own group the image direction, of a column's the text direction.
+    plans = [
+        jnp.where(rows.valid[:, None], smoothed(smoothing, relation, same, counts), 0.0)
+        for counts in (own.count[:, None], groups.count[None, :])
+    ]
+    entropies = [-xlogy(plan, plan) for plan in plans]
+    return _Tile(cosines, relation.target, *plans, *entropies, relation.hidden)
 
 
 def _smoothed_tile(problem: Problem, rows: Rows, cosines: jax.Array) -> _Tile:
@@ -317,6 +372,8 @@ def _slopes(
         image_target = identity * tile.given + (1.0 - identity) * tile.image
         text_target = column.identity * tile.given + (1.0 - column.identity) * tile.text
         # Softmax minus target, row by row and column by column: a cross-entropy's gradient.
+        if tile.hidden is not None:
+            logits = jnp.where(tile.hidden, -jnp.inf, logits)
         image_error = row.weight[:, None] * (jnp.exp(logits - over_rows[:, k, None]) - image_target)
         text_error = column.weight * (jnp.exp(logits - over_columns[:, k]) - text_target)
         by_image += scales[k] * image_error

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
-from otter_jax.objectives import sinkhorn, targets, tiles
+from otter_jax.objectives import known_positives, sinkhorn, targets, tiles
 from otter_jax.objectives.contrastive import similarity
 from otter_jax.objectives.tiles import ColumnSum, Rows, Tiling, is_given
 
@@ -32,10 +32,20 @@ class Potentials(NamedTuple):
 
 
 class TeacherFeatures(NamedTuple):
-    """What the teacher's matrix is made of; its rows here, its columns on every device."""
+    """What the teacher's matrix is made of; its rows here, its columns on every device.
+
+    With groups (known_positives.py), by their numbers, all pairs of a group are taken out of it.
+    """
 
     rows: jax.Array  # [rows of this device, k]
     columns: jax.Array  # [N, k]
+    row_groups: jax.Array | None = None  # [rows of this device]
+    column_groups: jax.Array | None = None  # [N]
+
+    @property
+    def by_row(self) -> tuple[jax.Array, jax.Array | None]:
+        """What goes with the rows of a tile."""
+        return self.rows, self.row_groups
 
 
 def plan_potentials(
@@ -87,15 +97,15 @@ def _scaling_sweep(
     # exponentials is a matrix product, and both directions are its two columns.
     scaling = jnp.exp(columns)
 
-    def step(sums: jax.Array, rows: Rows, features: jax.Array) -> tuple[jax.Array, jax.Array]:
-        kernel = jnp.exp(teacher_logits(rows, features, teacher.columns, epsilon, remove_diagonal))
+    def step(sums: jax.Array, rows: Rows, by_row: tuple) -> tuple[jax.Array, jax.Array]:
+        kernel = jnp.exp(teacher_logits(rows, by_row, teacher, epsilon, remove_diagonal))
         # Potentials are kept as logarithms from sweep to sweep: scalings would drift out of range.
         potentials = -jnp.log(jnp.matmul(kernel, scaling, precision="highest")) * use_rows
         # Rows of the padding must not enter a column's sum; their potential is arbitrary.
         weights = jnp.where(rows.valid[:, None], jnp.exp(potentials), 0.0)
         return sums + jnp.matmul(kernel.T, weights, precision="highest"), potentials
 
-    sums, potentials = tiles.scan(tiling, step, jnp.zeros_like(columns), teacher.rows)
+    sums, potentials = tiles.scan(tiling, step, jnp.zeros_like(columns), teacher.by_row)
     # Each device has seen its own rows only; columns are complete when all have added theirs.
     return potentials, -jnp.log(tiles.total(sums, tiling.axis))
 
@@ -111,9 +121,9 @@ def _logarithmic_sweep(
     """Return as `_scaling_sweep`, for logits of any size."""
 
     def step(
-        sums: tuple[ColumnSum, ...], rows: Rows, features: jax.Array
+        sums: tuple[ColumnSum, ...], rows: Rows, by_row: tuple
     ) -> tuple[tuple[ColumnSum, ...], jax.Array]:
-        logits = teacher_logits(rows, features, teacher.columns, epsilon, remove_diagonal)
+        logits = teacher_logits(rows, by_row, teacher, epsilon, remove_diagonal)
         potentials = -jnp.stack([logsumexp(logits + column, axis=1) for column in columns.T], 1)
         potentials *= use_rows
         # exp(-inf) = 0: so rows of the padding add nothing.
@@ -123,17 +133,26 @@ def _logarithmic_sweep(
         ), potentials
 
     empty = tiles.empty_sum(len(columns), columns.dtype)
-    sums, potentials = tiles.scan(tiling, step, (empty, empty), teacher.rows)
+    sums, potentials = tiles.scan(tiling, step, (empty, empty), teacher.by_row)
     logs = [tiles.log_of_sum(sum_, tiling.axis) for sum_ in sums]
     return potentials, -jnp.stack(logs, axis=1)
 
 
 def teacher_logits(
-    rows: Rows, features: jax.Array, columns: jax.Array, epsilon: float, remove_diagonal: bool
+    rows: Rows,
+    by_row: tuple[jax.Array, jax.Array | None],
+    teacher: TeacherFeatures,
+    epsilon: float,
+    remove_diagonal: bool,
 ) -> jax.Array:
-    """Return K / epsilon of a tile, [tile, N]."""
-    logits = similarity(features, columns) / epsilon
-    if remove_diagonal:
+    """Return K / epsilon of a tile, [tile, N], given the tile of `TeacherFeatures.by_row`."""
+    features, groups = by_row
+    logits = similarity(features, teacher.columns) / epsilon
+    removed = is_given(rows, logits) if remove_diagonal else None
+    if groups is not None:
+        same = known_positives.is_same(groups, teacher.column_groups)
+        removed = same if remove_diagonal else same & ~is_given(rows, logits)
+    if removed is not None:
         # Subtracted after the product: the features of one pair know nothing of the diagonal.
-        logits -= jnp.where(is_given(rows, logits), targets.DIAGONAL_PENALTY / epsilon, 0.0)
+        logits -= jnp.where(removed, targets.DIAGONAL_PENALTY / epsilon, 0.0)
     return logits

@@ -13,11 +13,12 @@ from ml_collections import ConfigDict
 
 from otter_jax import objectives, sharding
 from otter_jax.data import batches, text_augmentations
+from otter_jax.data.groups import group_name, hash_groups, refuse_unknown_column
 from otter_jax.data.pair_loader import PairLoader, Views
 from otter_jax.data.records import count_reasons, refuse_too_many_bad
-from otter_jax.data.sources import Source, count_by_source, skipped_files
+from otter_jax.data.sources import Source, count_by_source, left_out, skipped_files
 from otter_jax.embedding import trust
-from otter_jax.embedding.features import fingerprint
+from otter_jax.embedding.features import fingerprint, in_parts
 from otter_jax.embedding.image_collections import compute_features, from_source, named_records
 from otter_jax.embedding.pair_features import PairFeatures, embed_pairs
 from otter_jax.json_files import read_json, write_json
@@ -57,10 +58,12 @@ def open_training_data(parts: Parts, source: Source) -> TrainingData:
     """Choose how batches are made: from features computed once, or from images every time."""
     config = parts.config
     views = views_of(config, parts.method)
-    fixed = config.data.augmentation == "none" and not config.data.flip and views == Views()
+    refuse_unknown_column(source, config.data.group)
+    one_view = views.images == 1 and not views.masked_text and not views.second_text
+    fixed = config.data.augmentation == "none" and not config.data.flip and one_view
     trains = config.total_steps != 0  # Else hardly a pair is looked at.
     if trains and config.data.cache_features and config.model.image.frozen and fixed:
-        return open_cached_data(parts, source)
+        return open_cached_data(parts, source, views)
     loader = PairLoader(
         source,
         parts.encoder.tokenizer,
@@ -96,8 +99,14 @@ def views_of(config: ConfigDict, method: objectives.Method) -> Views:
         )
     if method.uses_two_text_views:
         text_augmentations.wordnet()  # Refuses at the start if it is not installed.
+    groups = method.known_positives is not None
+    if config.data.group is not None and not groups:
+        raise ValueError(
+            f"config.data.group={config.data.group!r}: set config.objective.known_positives to "
+            "ignore or share too"
+        )
     if number == 1 and not method.uses_masked_language:
-        return Views()
+        return Views(groups=groups, group_column=config.data.group)
     return Views(
         images=number,
         augmentations=(config.data.augmentation, *(config.data.view_augmentation,) * (number - 1)),
@@ -106,14 +115,19 @@ def views_of(config: ConfigDict, method: objectives.Method) -> Views:
     )
 
 
-def open_cached_data(parts: Parts, source: Source) -> TrainingData:
+def open_cached_data(parts: Parts, source: Source, views: Views) -> TrainingData:
     """Compute the frozen image tower's features of all pairs, or read them if they are known."""
-    store, encoder = parts.store, parts.place_encoder()
-    named = [(name, record and record.caption) for name, record in named_records(source)]
-    collection = from_source(source, [name for name, _ in named])
+    store, encoder, column = parts.store, parts.place_encoder(), views.group_column
+    named = [
+        (name, record and record.caption, record and group_name(record, record.caption, column))
+        for name, record in named_records(source)
+    ]
+    collection = from_source(source, [name for name, *_ in named])
     found = compute_features(collection, encoder, store, "training")
     captions = [named[number][1] for number in found.numbers]
     arrays = {"image_features": found.features, "index": found.numbers}
+    if views.groups:
+        arrays["group"] = hash_groups(named[number][2] for number in found.numbers)
     if parts.config.model.text.frozen:
         arrays["text_features"] = store.text_features(encoder, captions, "training captions")
     else:
@@ -142,6 +156,7 @@ def write_data_note(parts: Parts, data: TrainingData) -> None:
                 "source": parts.config.data.train,
                 "pairs": len(data.source) - len(unreadable),
                 "fingerprint": data.source.fingerprint,
+                "left_out": left_out(data.source),
                 "skipped": data.source.skipped,
                 "skipped_files": skipped_files(data.source),
                 "unreadable_by_reason": count_reasons(unreadable.values()),
@@ -161,7 +176,7 @@ def read_unreadable(workdir: Path) -> dict[str, str]:
 
 def refuse_bad_data(config: ConfigDict, source: Source, unreadable: dict[str, str]) -> None:
     """Refuse data of which too much is bad, as far as is known by now (ValueError)."""
-    total = len(source) + sum(source.skipped.values())
+    total = len(source) + sum(source.skipped.values()) + left_out(source)
     bad = Counter(source.skipped) + Counter(count_reasons(unreadable.values()))
     refuse_too_many_bad(bad, total, config.data.max_bad_share)
 
@@ -205,10 +220,11 @@ def estimate_trust(
     elif "text_features" in fixed:
         pairs = PairFeatures(fixed["image_features"], fixed["text_features"], data.records)
     else:
-        rows = zip(fixed["tokens"], fixed["token_mask"], strict=True)
-        rows = progress(rows, len(data.records), "captions of pairs")
-        text = parts.place_encoder().token_features(rows)
-        pairs = PairFeatures(fixed["image_features"], text, data.records)
+        encoder = parts.place_encoder()
+        rows = in_parts(zip(fixed["tokens"], fixed["token_mask"], strict=True), encoder)
+        embedded = map(encoder.token_features, rows)
+        said = progress(embedded, len(data.records), "captions of pairs", count=len)
+        pairs = PairFeatures(fixed["image_features"], np.concatenate(list(said)), data.records)
     found = trust.estimate(
         pairs.image, pairs.text, **config.trust, seed=config.seed, mesh=parts.mesh
     )

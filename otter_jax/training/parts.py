@@ -11,7 +11,9 @@ from ml_collections import ConfigDict
 
 from otter_jax import config as config_lib
 from otter_jax import objectives, sharding
+from otter_jax.data.caption_checks import sample_captions
 from otter_jax.data.held_out import hold_out
+from otter_jax.data.kept_pairs import keep_listed
 from otter_jax.data.sources import Source, open_source
 from otter_jax.embedding.encoder import Encoder, build_module, make_encoder
 from otter_jax.embedding.features import FeatureStore
@@ -103,13 +105,17 @@ def open_held_out(config: ConfigDict, workdir: Path) -> list[EvaluationSet]:
 
 
 def open_whole(config: ConfigDict, workdir: Path) -> Source:
-    """Open `data.train`, those held out among them; errors as of `open_source`."""
-    return open_source(
+    """Open those of `data.train` that `data.keep` names, those held out among them.
+
+    Errors are those of `open_source` and `keep_listed`, and ValueError for data that are too bad.
+    """
+    source = open_source(
         config.data.train,
         cache_dir=workdir,
         every_caption=config.data.captions == "all",
         progress=progress,
     )
+    return keep_listed(source, config.data.keep, progress) if config.data.keep else source
 
 
 def describe_run(parts: Parts, source: Source, total_steps: int) -> None:
@@ -127,6 +133,11 @@ def describe_run(parts: Parts, source: Source, total_steps: int) -> None:
     say(f"{trained:,} trained parameters, {frozen:,} frozen")
     if config.optimizer.groups:
         say("\n".join(describe_groups(config, variables.params)))
+    if cut := parts.encoder.tokenizer.share_cut(sample_captions(source)):
+        say(
+            f"{100 * cut:.1f} % of captions are longer than config.data.max_tokens="
+            f"{config.data.max_tokens} and lose their end"
+        )
     for each in parts.sets:
         say(f"to be evaluated on {each.name}: {counts_of(each)}")
     if seen := sets_trained_on(parts, source):

@@ -134,8 +134,8 @@ def contrastive_step(learner: Learner, state: TrainState, batch: DeviceBatch) ->
 
     def loss(embeddings: tuple[jax.Array, jax.Array], params: Arrays) -> tuple[jax.Array, Metrics]:
         student, scales = objectives.Embeddings(*embeddings), scales_of(params)
-        trust = batch.get("trust")
-        return objectives.total_loss(learner.method, student, None, scales, learner.mesh, trust)
+        known = batch.get("trust"), batch.get("group")
+        return objectives.total_loss(learner.method, student, None, scales, learner.mesh, *known)
 
     return descend(learner, state, batch, learner.model.embed, loss)
 
@@ -146,8 +146,8 @@ def distillation_step(learner: Learner, state: TrainState, batch: DeviceBatch) -
 
     def loss(embeddings: tuple[jax.Array, jax.Array], params: Arrays) -> tuple[jax.Array, Metrics]:
         student, scales = objectives.Embeddings(*embeddings), scales_of(params)
-        trust = batch.get("trust")
-        return objectives.total_loss(learner.method, student, seen, scales, learner.mesh, trust)
+        known = batch.get("trust"), batch.get("group")
+        return objectives.total_loss(learner.method, student, seen, scales, learner.mesh, *known)
 
     proposal = descend(learner, state, batch, learner.model.embed, loss)
     return proposal._replace(state=proposal.state._replace(teacher=teacher))
@@ -355,6 +355,9 @@ def make_target_step(
             embeddings, _ = model.embed(variables, batch)
             teacher = objectives.Embeddings(*map(objectives.normalize, embeddings))
         num_pairs = next(iter(batch.values())).shape[0]
-        return objectives.soft_targets(method, teacher, num_pairs).image
+        known = None
+        if method.known_positives is not None:
+            known = objectives.known_groups(batch["group"], jnp.float32, mesh)
+        return objectives.soft_targets(method, teacher, num_pairs, known).image
 
     return jax.jit(targets_of, out_shardings=sharding.replicated(mesh))

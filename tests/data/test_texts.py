@@ -318,3 +318,12 @@ def test_an_unknown_mask_token_is_refused(tokenizer_folder: Path) -> None:
 def test_rows_need_room_for_a_token(tokenizer_folder: Path, max_tokens: int) -> None:
     with pytest.raises(ValueError, match=f"max_tokens is {max_tokens}; it must be at least 3"):
         Tokenizer(tokenizer_folder, max_tokens=max_tokens)
+
+
+def test_the_share_of_texts_that_are_cut(tokenizer_folder: Path) -> None:
+    tokenizer = Tokenizer(tokenizer_folder, 4)
+    before = tokenizer(["a red circle of"])
+    assert tokenizer.share_cut(["a red circle", "a red circle of", "a red circle of a", ""]) == 0.25
+    assert tokenizer.share_cut([]) == 0.0
+    for found, wanted in zip(tokenizer(["a red circle of"]), before, strict=True):
+        np.testing.assert_array_equal(found, wanted)

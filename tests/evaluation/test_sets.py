@@ -280,11 +280,15 @@ def test_pairs_with_a_class_list(parts: tuple, tmp_path: Path) -> None:
         open_one(spec)
 
 
+PARENT = str(Path(__file__).parent)
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
         ("imagenot", "unknown set 'imagenot'; choose from open_clipart"),
         ("folder", "unknown set 'folder'.* folder:PATH"),
+        (PARENT, f"unknown set {PARENT!r}; write folder:{PARENT}"),
         ("folder:/x?class=/y", "unknown option 'class'; there are: classes"),
         ("laion:/x", "unknown set 'laion:/x'.* webdataset:PATH, tfds"),
         ("probe:csv:/x", "a probe is written probe:folder:PATH"),
@@ -295,7 +299,7 @@ def test_what_means_nothing_is_refused(spec: str, message: str) -> None:
         open_one(spec)
     if not spec.startswith("probe:csv"):  # Early, only the path is looked at.
         with pytest.raises(ValueError, match=message):
-            sets.refuse_unknown_sets(["open_clipart", spec])
+            sets.refuse_unknown_sets(["open_clipart", 3, spec])
 
 
 @pytest.mark.parametrize("form", ["folder:{}", "csv:{}", "imagenet1k:{}?classes=x", "webdataset:{}",

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from otter_jax.models import create_text_tower, from_pretrained
+from otter_jax.models import bert, clip_text, create_text_tower, from_pretrained
 from otter_jax.models.clip_text import PRESETS, ClipText, ClipTextConfig
 from otter_jax.models.weights import checkpoint_arrays, recognise_layout
 
@@ -293,3 +293,36 @@ def test_first_position_and_unknown_ones() -> None:
     np.testing.assert_array_equal(pooled, states[:, 0])
     with pytest.raises(ValueError, match="pooling is 'mean'; it must be 'eos', 'last' or 'first'"):
         small_text(pooling="mean")
+
+
+def test_positions_are_stretched_as_long_clip_does() -> None:
+    """The first 20 stay; each of the others becomes four, the last by the slope before it."""
+    config = clip_text.ClipTextConfig(hidden_size=8, num_attention_heads=1, num_hidden_layers=1)
+    tower = clip_text.ClipText(config, rngs=nnx.Rngs(0))
+    old = np.asarray(tower.position_embeddings[...], np.float64)
+    wanted = list(old[:20])
+    for place in range(20, 77):
+        one, other = old[place : place + 2] if place < 76 else (old[76], 2 * old[76] - old[75])
+        wanted += [one + part * (other - one) for part in (0, 0.25, 0.5, 0.75)]
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 9, size=(2, 20)), jnp.int32)
+    before = tower(tokens, jnp.ones((2, 20), bool)).pooled
+    clip_text.stretch_positions(tower, 248)
+    np.testing.assert_allclose(tower.position_embeddings[...], np.stack(wanted), atol=1e-6)
+    np.testing.assert_array_equal(tower(tokens, jnp.ones((2, 20), bool)).pooled, before)
+    longer = jnp.zeros((1, 248), jnp.int32)
+    assert tower(longer, jnp.ones((1, 248), bool)).pooled.shape == (1, 8)
+
+
+def test_what_cannot_be_stretched_is_refused() -> None:
+    tower = clip_text.ClipText(
+        clip_text.ClipTextConfig(hidden_size=8, num_attention_heads=1, num_hidden_layers=1),
+        rngs=nnx.Rngs(0),
+    )
+    with pytest.raises(ValueError, match=r"positions=77: the tower has 77; more than these"):
+        clip_text.stretch_positions(tower, 77)
+    other = bert.Bert(
+        bert.BertConfig(hidden_size=8, num_attention_heads=1, num_hidden_layers=1),
+        rngs=nnx.Rngs(0),
+    )
+    with pytest.raises(ValueError, match=r"Bert has another kind of positions"):
+        clip_text.stretch_positions(other, 600)

@@ -1,0 +1,47 @@
+"""Which pairs are known to match each other, by their captions or by a column."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otter_jax.data.groups import group_name, hash_groups, refuse_unknown_column
+from otter_jax.data.records import Record
+
+
+class Table:
+    name = "csv:mine.csv"
+
+    def __init__(self, *rows: dict):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> Record:
+        return Record(str(i), b"", "a cat", self.rows[i], ("a cat",))
+
+
+def test_a_group_is_what_the_column_says_else_the_caption() -> None:
+    record = Table({"product": 7})[0]
+    assert group_name(record, " a dog ", None) == "a dog"
+    assert group_name(record, "a dog", "product") == "7"
+    assert group_name(record, "a dog", "missing") == "a dog"
+
+
+@given(st.lists(st.text(max_size=3), max_size=8))
+def test_equal_names_have_equal_hashes(names: list[str]) -> None:
+    found = hash_groups(names)
+    assert found.shape == (len(names), 2) and found.dtype == np.int32
+    for i, one in enumerate(names):
+        for j, other in enumerate(names):
+            assert (found[i] == found[j]).all() == (one == other)
+
+
+def test_a_column_that_no_record_has_is_refused() -> None:
+    refuse_unknown_column(Table({}), None)
+    refuse_unknown_column(Table({}, {"product": 1}), "product")
+    with pytest.raises(ValueError, match=r"data.group='produkt': none of the .* have product"):
+        refuse_unknown_column(Table({"product": 1}), "produkt")
+    with pytest.raises(ValueError, match=r"they have nothing beside their captions"):
+        refuse_unknown_column(Table({}), "product")
