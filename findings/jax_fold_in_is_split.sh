@@ -8,7 +8,8 @@
 #            key of layer 1: both draw the same mask. Splitting into more keys keeps the first
 #            ones; and seeds are taken modulo 2**32, so that 2**32 + 5 is seed 5.
 # Matters:   dropout, augmentation and initial weights of "independent" parts that are equal.
-#            Nothing shows it but equal masks. A key should be used by one of the two functions only.
+#            Nothing shows it but equal masks. A key should be used by one of the two functions
+#            only.
 # Seen on 2026-11-28:
 #   split(key, 5)[i] == fold_in(key, i): [True, True, True, True, True]
 #   dropout masks of step 3 and of layer 3 agree in 4096 of 4096 elements

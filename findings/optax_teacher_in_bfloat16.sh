@@ -32,7 +32,8 @@ def teacher_after(steps, student, start, dtype):
     def follow(_, teacher):
         return optax.incremental_update(student, teacher, step_size=0.001)
 
-    return float(jax.jit(lambda x: jax.lax.fori_loop(0, steps, follow, x))(jnp.asarray(start, dtype)))
+    follow_all = jax.jit(lambda teacher: jax.lax.fori_loop(0, steps, follow, teacher))
+    return float(follow_all(jnp.asarray(start, dtype)))
 
 
 def adam_update_after(steps, dtype):

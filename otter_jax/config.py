@@ -26,9 +26,9 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
+from otter_jax.data import partial_decoding
 from otter_jax.data.augmentations import AUGMENTATIONS
 from otter_jax.data.batches import ORDERS
-from otter_jax.data.partial_decoding import DECODINGS
 from otter_jax.data.templates import read_templates
 from otter_jax.json_files import read_json_object
 from otter_jax.objectives import METHODS, make_method
@@ -135,6 +135,8 @@ class DataSection:
             with simplejpeg (data/partial_decoding.py).
         captions: one | all: of several captions of an image one is drawn at every step, or each is
             a pair of its own, so that an epoch has all of them.
+        keep: a list of the pairs to train on, by their keys, or a table with each pair's trust or
+            score, FILE?above=0.5, see data/kept_pairs.py. Unset: all.
         group: with objective.known_positives, a column of the table, or a key of the tar's json,
             that is equal where pairs match each other. Unset: the captions.
         held_out: share of the pairs that is not trained on but evaluated, as the set `held_out`;
@@ -157,6 +159,7 @@ class DataSection:
     order: int = 1
     decoding: int = 1
     captions: str = "one"
+    keep: str | None = None
     group: str | None = None
     held_out: float = 0.0
     max_bad_share: float = 0.05
@@ -541,7 +544,7 @@ def problems_of(config: ConfigDict) -> Problems:
     for refuse in (
         *(_check_seed, _check_choices, _check_profile, _check_wandb, _check_sources),
         *(_check_captions, _check_batch, _check_loss_ratio, _check_mesh, _check_trust),
-        *(_check_template, _check_best, _check_interpolate, groups_of),
+        *(_check_template, _check_decoding, _check_best, _check_interpolate, groups_of),
     ):
         with problems.noting():
             refuse(config)
@@ -566,14 +569,14 @@ RANGES = (
          "data.threads", "model.embed_dim", "trust.neighbors", "evaluate.batch_size",
          "total_epochs", "optimizer.gradient_clip", "model.image.lora.rank", "model.text.lora.rank",
          "model.image.lora.alpha", "model.text.lora.alpha"),
-        lambda value: 0 < value < math.inf,
-        "be positive and finite",
+        lambda value: value > 0,
+        "be positive",
     ),
     (
         ("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.warmup_steps",
          "total_steps", "evaluate.every_steps", "checkpoint.every_minutes", "max_nan_steps"),
-        lambda value: 0 <= value < math.inf,
-        "not be negative or infinite",
+        lambda value: value >= 0,
+        "not be negative",
     ),
     (
         ("data.image_size", "data.max_tokens", "model.embed_dim", "data.threads"),
@@ -783,7 +786,7 @@ def _check_choices(config: ConfigDict) -> None:
     for key, choices in (
         ("on_nan", ("stop", "skip", "rollback")),
         ("data.order", ORDERS),
-        ("data.decoding", DECODINGS),
+        ("data.decoding", partial_decoding.DECODINGS),
         ("data.fit", ("crop", "pad")),
         ("data.augmentation", AUGMENTATIONS),
         ("data.view_augmentation", AUGMENTATIONS),
@@ -914,6 +917,12 @@ def _check_sources(config: ConfigDict) -> None:
         )
     if not 0 <= config.data.held_out < 1:
         raise ValueError(f"config.data.held_out={config.data.held_out}: it must lie in [0, 1)")
+
+
+def _check_decoding(config: ConfigDict) -> None:
+    """Refuse a decoding whose package is missing (ModuleNotFoundError), before data are indexed."""
+    if config.data.decoding == 2:
+        partial_decoding.decoder()
 
 
 def _check_captions(config: ConfigDict) -> None:

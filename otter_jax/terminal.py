@@ -82,6 +82,10 @@ class Task(contextlib.AbstractContextManager):
             Task._display.advance(self._number)
 
     def __exit__(self, *exception: object) -> None:
+        """Remove the line."""
+        self.close()
+
+    def close(self) -> None:
         """Remove the line, once."""
         if not self.is_shown:
             return

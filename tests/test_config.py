@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,10 +31,13 @@ def test_misspelt_key_is_an_error() -> None:
         ("data.fit", "stretch", "choose from crop, pad"),
         ("data.augmentation", "cutout", "choose from none"),
         ("optimizer.name", "lamb", "choose from sgd, adamw"),
-        ("optimizer.learning_rate", float("nan"), "must not be negative"),
-        ("optimizer.learning_rate", float("inf"), "must not be negative"),
+        ("optimizer.learning_rate", float("nan"), "learning_rate=nan: it must be finite"),
+        ("optimizer.learning_rate", float("inf"), "must be finite"),
+        ("objective.epsilon", float("inf"), r"objective\.epsilon=inf: it must be finite"),
+        ("data.weights", (1.0, float("nan")), r"weights=nan: it must be finite"),
+        ("data.image_size", 10**7, r"image_size=10000000: it must be at most 16384"),
         ("optimizer.gradient_clip", -1.0, r"gradient_clip=-1\.0: it must be positive"),
-        ("optimizer.gradient_clip", float("nan"), "must be positive"),
+        ("optimizer.gradient_clip", float("nan"), "must be finite"),
         ("teacher.decay", 1.0, r"\[0, 1\)"),
         ("optimizer.momentum", -0.1, r"\[0, 1\)"),
         ("optimizer.warmup_steps", -5, "must not be negative"),
@@ -73,6 +77,15 @@ def test_unknown_key_is_explained(key: str, said: str) -> None:
     assert said in config_lib.describe_unknown_key(key)
     for known in ("objective.alpha", "model.image.overrides.width"):
         assert config_lib.describe_unknown_key(known) is None
+
+
+def test_a_decoder_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_lib.default_config()
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    config_lib.check(config)
+    config.data.decoding = 2
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'otter_jax\[jpeg\]'"):
+        config_lib.check(config)
 
 
 def test_wandb_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

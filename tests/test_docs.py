@@ -86,7 +86,7 @@ def test_config_keys_exist() -> None:
     found = named(r"--config\.([a-z_.0-9]+)=", *OURS)
     groups = "data|model|objective|teacher|trust|optimizer|checkpoint|evaluate"
     found |= named(rf"`((?:{groups})\.[a-z_.0-9]+)(?:=[^`]*)?`", *OURS)
-    files = (".json", ".npz", ".parquet", ".png", ".py", ".md")
+    files = (".csv", ".json", ".npz", ".parquet", ".png", ".py", ".md")
     keys = {key for _, key in found if not key.endswith(files)} - {"model.image", "model.text"}
     assert len(keys) > 20
     assert {key for key in keys if config.describe_unknown_key(key)} == set()

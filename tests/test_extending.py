@@ -72,11 +72,13 @@ def test_a_project_of_its_own_trains_evaluates_and_is_loaded(project: Path) -> N
     )
     loaded = subprocess.run(
         [sys.executable, "-c", "import experiment, otter_jax; m = otter_jax.load('runs/small')\n"
-         "print(m.classify(['0.png'], ['ring', 'bar']).shape)"],
+         "m.save('exported')\nagain = otter_jax.load('exported')\n"
+         "print(m.classify(['0.png'], ['ring', 'bar']).shape)\n"
+         "print(abs(m.encode_image('0.png') - again.encode_image('0.png')).max() < 1e-6)"],
         cwd=project, env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
-    assert loaded.stdout.strip() == "(1, 2)", loaded.stderr
+    assert loaded.stdout.split("\n")[:2] == ["(1, 2)", "True"], loaded.stderr
 
 
 @pytest.mark.parametrize(

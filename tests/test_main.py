@@ -45,6 +45,10 @@ def run_main(*arguments: str) -> subprocess.CompletedProcess:
         (["--config.total_epochs=a:b"], "--config.total_epochs=a:b: it must be a number"),
         (["--config.fsdp=maybe"], "--config.fsdp=maybe: it must be true or false"),
         (["--confg.batch_size=3"], "confg"),
+        (["--config.=3"], "--config.=3: it names no key; write --config.KEY=VALUE"),
+        (["--config.data=3"], "--config.data=3: it is a section; set one of its keys"),
+        (["--config.data.weights=(1,"], "--config.data.weights=(1,: it must be a tuple, such as"),
+        (["--wrkdir=x"], "unknown flag --wrkdir: did you mean --workdir?"),
         (["--workdir="], "--workdir is empty"),
         (["surplus"], "unknown argument 'surplus'"),
         (["--mode=fly"], "mode"),
@@ -88,6 +92,12 @@ def test_mistakes_of_a_config_file_end_in_one_short_line(
 def test_a_config_file_that_is_not_there_is_named() -> None:
     result = run_main("--config=configs/none.py")
     assert result.stderr == "otter_jax: --config=configs/none.py: there is no such file\n"
+
+
+def test_a_config_file_without_its_function_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.py").write_text("config = 3\n")
+    flag = f"--config={tmp_path / 'x.py'}"
+    assert run_main(flag).stderr == f"otter_jax: {flag}: it has no function get_config()\n"
 
 
 def test_no_arguments_show_what_is_needed() -> None:

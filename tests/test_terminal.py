@@ -98,7 +98,10 @@ def on_a_screen(monkeypatch: pytest.MonkeyPatch, kind: str) -> Iterator[Callable
     with os.fdopen(theirs, "w", buffering=1) as file, contextlib.redirect_stdout(file):
 
         def read() -> str:
-            return os.read(ours, 1_000_000).decode()
+            said = b""
+            while not said.endswith(b"after\r\n"):  # The last line; it comes in pieces.
+                said += os.read(ours, 65536)
+            return said.decode()
 
         yield read
     os.close(ours)

@@ -54,7 +54,10 @@ def test_pictures_are_announced_where_there_are_some(
     assert {path.name for path in (tmp_path / "without" / "figures").iterdir()} == {"loss.png"}
     run(tiny_config(**changes), tmp_path / "with")
     assert f"pictures in {tmp_path}/with/figures" in capsys.readouterr().out
-    assert len(list((tmp_path / "with" / "figures").iterdir())) > 1
+    drawn = {path.name for path in (tmp_path / "with" / "figures").iterdir()}
+    assert {"loss.png", "evaluation.png"} < drawn
+    assert "Finished after" in (tmp_path / "with" / "report.html").read_text()
+    assert (tmp_path / "with" / "machine.jsonl").is_file()
 
 
 def test_bad_sets_are_found_before_the_training_data_are_opened(
@@ -75,6 +78,7 @@ def test_workdir_holds_what_is_promised(tiny_config: Callable, tmp_path: Path) -
     assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == 16
     data = json.loads((tmp_path / "data.json").read_text())
     assert data["train"]["pairs"] == 48
+    assert data["images"]["image_size"] == 32 and data["images"]["resized_side"] == 37
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
     assert [line["step"] for line in lines] == [0, 2, 4, 6, 6]
     assert {"train/loss", "train/loss_distillation", "train/temperature", "train/learning_rate",

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ def ending_in_one_line() -> Iterator[None]:
     """Let a refusal or Ctrl-C in this block end the program with one line."""
     try:
         yield
+    except BrokenPipeError:  # Whoever read what is printed has seen enough, as `head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # For what is still to come.
+        sys.exit(128 + signal.SIGPIPE)
     except REFUSALS as error:
         fail(error)
     except KeyboardInterrupt as stop:

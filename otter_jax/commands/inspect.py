@@ -5,7 +5,9 @@ reason; prints ten captions as they are trained on, and says what makes them loo
 --out it writes inspect.json, histograms.png and samples.png. With --model it also says how surely
 that model finds each image's caption among those of a batch, which is OTTER's measure of how noisy
 a data set is. With --trust it estimates how many captions are wrong, and with --out which ones:
-trust.parquet (trust.csv without pyarrow), trust.png, and the pairs that are trusted least and most.
+trust.parquet (trust.csv without pyarrow), trust.png, the pairs that are trusted least and most, and
+keep.txt, the keys of those that are trusted enough, which `config.data.keep` and `otter-jax
+prepare --keep` take.
 """
 
 import argparse
@@ -25,10 +27,11 @@ import numpy as np
 from otter_jax.commands.command_line import Parser, make_folder, path_of
 from otter_jax.data import images, statistics
 from otter_jax.data.caption_checks import SHOWN, doubts, sample_captions
-from otter_jax.data.records import read_in_order
+from otter_jax.data.records import read_in_order, read_records
 from otter_jax.data.sources import Source, open_source, remarks, skipped_files
 
 SAMPLES, COLUMNS, THUMBNAIL = 24, 6, 160
+KEEP_LIST = "keep.txt"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -59,6 +62,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="estimate which captions are wrong, by the towers of --model or the quickstart's",
     )
+    parser.add_argument(
+        "--keep_above",
+        type=float,
+        default=0.5,
+        metavar="TRUST",
+        help="how much a pair of keep.txt is trusted at least, in [0, 1]; default: 0.5",
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="look at N pairs, drawn at random")
     parser.add_argument("--seed", type=int, default=0, help="of the random draws; default: 0")
     parser.add_argument(
@@ -81,11 +91,14 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
 
     _refuse_bad_options(options)  # Before the long part.
     encoder = _load(options.model)
-    towers = (encoder or _quickstart_encoder()) if options.trust else None
     source = open_source(read_specs(options.data), progress=progress)
     for remark in remarks(source):
         say(remark)
     numbers = statistics.choose(len(source), options.limit, options.seed)
+    towers = None
+    if options.trust:
+        _refuse_too_few(numbers)
+        towers = encoder or _quickstart_encoder()
     if options.out is not None:
         make_folder("--out", options.out)
     tally = statistics.Tally()
@@ -108,7 +121,12 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
     say(report(found))
     if options.out is not None and towers is not None:
         write_trust(options.out, source, pairs, estimate)
-        say(f"written to {options.out}: {', '.join(trust_files())}")
+        kept = write_keep_list(options.out, pairs["key"], estimate.alpha >= options.keep_above)
+        say(
+            f"written to {options.out}: {', '.join(trust_files())}, and the {kept:,} pairs that "
+            f"are trusted by {options.keep_above:g} or more; to train on those alone: "
+            f"--config.data.keep={options.out / KEEP_LIST}"
+        )
     if options.out is not None:
         write_json(options.out / "inspect.json", found)
         draw_histograms(options.out / "histograms.png", tally)
@@ -122,6 +140,8 @@ def _refuse_bad_options(options: argparse.Namespace) -> None:
         raise ValueError(f"--out={options.out} is a file; name a folder")
     if options.batch_size < 2:
         raise ValueError(f"--batch_size={options.batch_size}; it must be at least 2")
+    if not 0 <= options.keep_above <= 1:
+        raise ValueError(f"--keep_above={options.keep_above}; it must lie in [0, 1]")
     if options.seed < 0:
         raise ValueError(f"--seed={options.seed}; it must not be negative")
 
@@ -211,8 +231,8 @@ def draw_samples(
     grid = figure.subplots(rows, COLUMNS).ravel()
     for axes in grid:
         axes.axis("off")
-    for axes, number, note in zip(grid, numbers, notes, strict=False):
-        record = source[int(number)]
+    records = read_records(source, [int(number) for number in numbers])
+    for axes, record, note in zip(grid, records, notes, strict=False):
         fit = encoder.fit if encoder is not None else "pad"
         view = images.evaluation_transform(images.decode(record.image), THUMBNAIL, fit=fit)
         axes.imshow(view)
@@ -263,6 +283,13 @@ def write_trust(folder: Path, source: Source, pairs: dict[str, Any], found: Any)
         draw_samples(path, source, pairs["record"][chosen], None, notes)
 
 
+def write_keep_list(folder: Path, keys: Sequence[str], kept: np.ndarray) -> int:
+    """Write the keys of the pairs to keep, a line each; return how many."""
+    chosen = [key for key, is_kept in zip(keys, kept, strict=True) if is_kept]
+    (folder / KEEP_LIST).write_text("".join(f"{key}\n" for key in chosen), encoding="utf-8")
+    return len(chosen)
+
+
 def _load(model: Path | None) -> Any:
     """Return the encoder of a model, None without one."""
     if model is None:
@@ -290,6 +317,13 @@ def _quickstart_encoder() -> Any:
     return make_encoder(config, model, sharding.put_state(mesh, variables), mesh)
 
 
+def _refuse_too_few(numbers: Sequence[int]) -> None:
+    """Refuse to estimate trust of a few pairs (ValueError)."""
+    from otter_jax.embedding import trust  # With JAX, which a look at the data alone does without.
+
+    trust.refuse_too_few(len(numbers), trust.NEIGHBORS)
+
+
 def _estimate_trust(
     encoder: Any, source: Source, numbers: Sequence[int], options: argparse.Namespace
 ) -> tuple[dict[str, Any], Any]:
@@ -297,7 +331,7 @@ def _estimate_trust(
     from otter_jax.embedding import trust
     from otter_jax.embedding.pair_features import embed_pairs
 
-    trust.refuse_too_few(len(numbers), trust.NEIGHBORS)
+    _refuse_too_few(numbers)  # Of those that can be read.
     with tempfile.TemporaryDirectory(dir=options.out) as folder:
         store = _features_of(options.model, encoder)
         pairs = embed_pairs(source, encoder, Path(folder), numbers, store)
@@ -319,17 +353,21 @@ def _match_probability(
     encoder: Any, source: Source, order: np.ndarray, batch_size: int
 ) -> dict[str, float]:
     """Return `statistics.match_probability` of pairs in this order, under the model's own scale."""
+    from otter_jax.embedding.features import in_parts
     from otter_jax.terminal import progress
 
-    records = (source[int(number)] for number in progress(order, len(order), "embed"))
     captions: list[str] = []
 
     def views() -> Any:
-        for record in records:
+        for _, record in read_in_order(source, map(int, order)):
             captions.append(record.caption)
             yield encoder.transform(images.decode(record.image))
 
-    image_embeddings = encoder.project_image(encoder.image_features(views()))
+    embedded = map(encoder.image_features, in_parts(views(), encoder))
+    features = np.concatenate(
+        [encoder.image_features([]), *progress(embedded, len(order), "embed", count=len)]
+    )
+    image_embeddings = encoder.project_image(features)
     text_embeddings = encoder.encode_text(captions)
     scale = float(np.clip(np.exp(np.asarray(encoder.variables.params["log_scale"])), 1.0, 100.0))
     found = statistics.match_probability(image_embeddings, text_embeddings, scale, batch_size)

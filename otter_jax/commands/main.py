@@ -11,13 +11,14 @@ from otter_jax.commands.command_line import ending_in_one_line, fail
 # The module of this name in commands/ has `main(arguments)`.
 COMMANDS = {
     "train": "train a model, or go on where the run was interrupted",
-    "evaluate": "measure the model of a run, on other sets too",
+    "evaluate": "measure the model of a run, or any models, on any sets",
     "inspect": "show what a set of pairs holds, and which captions are probably wrong",
     "plan": "say what a config needs on a TPU slice, without one",
     "prepare": "convert pairs into a TFDS data set",
     "export": "write the model of a run under Hugging Face's names",
     "sweep": "run one config with several values and seeds, then compare",
     "compare": "set finished runs side by side, with confidence intervals",
+    "demo": "open a page to try a model on, and to look through its training pairs",
     "report": "write a page on a run, or on several beside each other",
 }
 

@@ -58,7 +58,7 @@ class Plan:
         flops: floating-point operations of the step on all chips; of a tiled loss one tile.
         traffic: bytes between a chip and its memory, at most.
         collectives: bytes that a chip gets from the others, by kind.
-        seconds: the least time for compute, memory and exchange, each at its full rate.
+        seconds: the time for compute, memory and exchange, each at its full rate.
         estimated_seconds: by the compiler's own estimate, which only TPUs' makes, and only when it
             compiles to the end; without waiting for other chips.
     """
@@ -101,7 +101,7 @@ class Plan:
 
     @property
     def step_seconds(self) -> float:
-        """The least time of a step: compute, memory and exchange side by side."""
+        """Time of a step if compute, memory and exchange go on side by side."""
         return max(*self.seconds.values(), self.estimated_seconds or 0.0)
 
     def as_dict(self) -> dict:
@@ -126,7 +126,7 @@ class Plan:
                 f"GiB from and to its memory and gets {sum(self.collectives.values()) / MIB:,.0f} "
                 f"MiB from others ({in_mebibytes(self.collectives) or 'none'})",
                 f"  at full rates, ms: {times}: limited by {self.limit}{estimate}",
-                f"  so at most {rate:,.0f} pairs a second, and at least {hours:,.1f} hours for "
+                f"  so about {rate:,.0f} pairs a second, and {hours:,.1f} hours for "
                 f"{self.steps:,} steps",
             ]
         )

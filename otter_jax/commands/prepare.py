@@ -30,9 +30,10 @@ from typing import Any
 
 from otter_jax.commands.command_line import Parser, path_of
 from otter_jax.data.builders.recipes import RECIPES, open_pairs
+from otter_jax.data.kept_pairs import keep_listed
 from otter_jax.data.records import RecordError, Source, in_words, read_in_order
 from otter_jax.data.scan_pool import scan_in_order
-from otter_jax.data.sources import remarks, skipped_files
+from otter_jax.data.sources import left_out, remarks, skipped_files
 from otter_jax.data.tfds_source import UNFINISHED
 
 MANIFEST = "manifest.json"
@@ -115,6 +116,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--name", default="pairs", help="what TFDS calls it; default: pairs")
     parser.add_argument("--recipe", default="", metavar="NAME",
                         help=f"how captions are made: {', '.join(RECIPES)}")  # fmt: skip
+    parser.add_argument("--keep", metavar="FILE",
+                        help="as config.data.keep: the pairs to write; default: all")  # fmt: skip
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N",
                         help="processes; default: one a core")  # fmt: skip
     parser.add_argument("--records_per_shard", type=int, default=RECORDS_PER_SHARD, metavar="N",
@@ -160,6 +163,9 @@ def _convert(options: argparse.Namespace, folder: Path, run: Runner) -> dict[str
     )
     for remark in remarks(source):
         say(remark)
+    if options.keep:
+        source = keep_listed(source, options.keep, progress)
+        say(f"{left_out(source):,} pairs are not in {options.keep}, and are not written")
     job = Job(source, folder, options.name, options.recipe, options.records_per_shard)
     begin(job)
     missing = find_missing(job, progress)

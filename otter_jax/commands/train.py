@@ -230,11 +230,9 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         return flags.FLAGS(list(argv))
     except flags.IllegalFlagValueError as error:
         fail(describe_wrong_value(str(error)))
-    except AttributeError as error:
-        if "get_config" in str(error):
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        if "has no attribute 'get_config'" in str(error):
             fail(f"--config={configs[0]}: it has no function get_config()")
-        fail(explain_unknown_key(argv, error) or str(error))
-    except (flags.Error, KeyError, TypeError, ValueError, OSError) as error:
         # One of the library's messages ends in all that the config has.
         fail(explain_unknown_key(argv, error) or str(error).partition(" Other fields present")[0])
     except Exception as error:  # Whatever stands in a config file of one's own.
@@ -244,9 +242,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 def describe_wrong_value(message: str) -> str:
     """Return absl's message on a flag of the wrong type, with what would be right if known."""
     if "as a ConfigDict" in message:
-        return (
-            message.split(":")[0].removeprefix("flag ") + ": it is a section; set one of its keys"
-        )
+        flag = message.partition(":")[0].removeprefix("flag ")
+        return f"{flag}: it is a section; set one of its keys"
     if "Traceback" in message:  # Of a config file that raised: its last line says what.
         return message.partition(": ")[0] + ": " + message.strip().splitlines()[-1]
     if not (found := re.match(r"flag --(.+?)=(.*?): ", message)):

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from otter_jax.data import images
+from otter_jax.data.resizing import Resize, resize_as
 
 AUGMENTATIONS = ("none", "resize_random_crop", "random_resized_crop", "light", "moco")
 
@@ -32,6 +33,7 @@ def augment(
     fit: images.Fit = "crop",
     flip: bool = False,
     is_cut: bool = False,
+    resize: Resize | None = None,
 ) -> np.ndarray:
     """Bring an image to the model's size, at random, as a function of the state of `rng` alone.
 
@@ -43,6 +45,8 @@ def augment(
         fit: "crop" takes from the image, "pad" from the whole image centred on a white square.
         flip: Whether to mirror every second image. "moco" does so in any case.
         is_cut: Whether the image is already what `draw_view` has drawn of it by the same `rng`.
+        resize: How the weights expect images to be brought to their size, where nothing is random
+            about it ("none", with "crop"); None for the usual evaluation.
 
     Returns:
         uint8 [size, size, 3].
@@ -51,6 +55,9 @@ def augment(
         ValueError: If `kind` or `fit` is unknown.
     """
     check_augmentation(kind)
+    if kind == "none" and fit == "crop" and resize is not None:
+        image = resize_as(image, size, *resize)
+        return np.ascontiguousarray(image[:, ::-1]) if flip and rng.random() < 0.5 else image
     flip = flip and kind != "moco"  # Which mirrors after its colours.
     image = images.training_transform(
         image, size, rng, **_crop_of(kind), fit=fit, flip=flip, is_cut=is_cut

@@ -9,7 +9,7 @@ import html
 import string
 from collections.abc import Callable, Mapping
 
-CLEANINGS = ("none", "whitespace", "lower", "canonical")
+CLEANINGS = ("none", "whitespace", "lower", "canonical", "small")
 
 
 def clean(text: str, cleaning: str) -> str:
@@ -17,9 +17,10 @@ def clean(text: str, cleaning: str) -> str:
 
     Args:
         text: the caption.
-        cleaning: "none"; "whitespace" mends encodings, resolves entities of HTML, twice since some
-            are written so, and makes white space single blanks; "lower" (CLIP) does this and makes
-            all letters small; "canonical" (SigLIP) takes ASCII's punctuation out, too.
+        cleaning: "none"; "small" makes all letters small; "whitespace" mends encodings, resolves
+            entities of HTML, twice since some are written so, and makes white space single blanks;
+            "lower" (CLIP) does this and makes all letters small; "canonical" (SigLIP) takes
+            ASCII's punctuation out, too.
 
     Raises:
         ValueError: for another `cleaning`.
@@ -62,6 +63,7 @@ def _fix(text: str) -> str:
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _CLEANERS: Mapping[str, Callable[[str], str]] = {
     "none": str,
+    "small": str.lower,
     "whitespace": _whitespace,
     "lower": _lower,
     "canonical": _canonical,

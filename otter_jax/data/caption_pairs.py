@@ -5,7 +5,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from otter_jax.data.records import Record, RecordError, Source, first_caption, read_records
+from otter_jax.data.records import (
+    Record,
+    RecordError,
+    Source,
+    first_caption,
+    key_of,
+    read_records,
+)
 
 
 class CaptionPairs:
@@ -69,6 +76,10 @@ class CaptionPairs:
         wanted = list(dict.fromkeys(places))
         records = dict(zip(wanted, read_records(self.source, wanted), strict=True))
         return [self._pair(n, records[place]) for n, place in zip(numbers, places, strict=True)]
+
+    def key(self, i: int) -> str:
+        """Return what the record that pair `i` is of is called; see `records.key_of`."""
+        return key_of(self.source, self._place(i))
 
     def first_caption(self, i: int) -> str:
         """Return the first caption of the record that pair `i` is of; `records.first_caption`."""

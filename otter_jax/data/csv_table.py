@@ -31,6 +31,7 @@ from otter_jax.data.records import (
 )
 
 _LINES_WITH_ALL_KEYS = 100
+_START = 1 << 16  # Bytes, in which there is the end of a line.
 _SEPARATORS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "vertical bars"}
 
 
@@ -129,6 +130,10 @@ class TextTable:
         row = self.row(i)
         return Record(row.key, read_image(row.image), row.captions[0], row.columns, row.captions)
 
+    def key(self, i: int) -> str:
+        """Return what row `i` is called."""
+        return self.row(i).key
+
     def first_caption(self, i: int) -> str:
         """Return the first caption of row `i`."""
         return self.row(i).captions[0]
@@ -155,14 +160,19 @@ class TextTable:
         return row._replace(key=key)
 
     def _refuse_no_text(self, file: BinaryIO) -> None:
-        """Refuse an empty file, and one in UTF-16, which would seem to have no columns."""
-        start = file.read(2)
+        """Refuse an empty file, and what would seem to have no columns: UTF-16, one long line."""
+        start = file.read(_START)
         file.seek(0)
         if not start:
             raise ValueError(f"{self._path} is empty")
-        if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in start:
+        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start[:2]:
             raise ValueError(
                 f"{self._path} is in UTF-16; write it in UTF-8: iconv -f UTF-16 -t UTF-8"
+            )
+        if b"\r" in start and b"\n" not in start:
+            raise ValueError(
+                f"{self._path}: its lines end in \\r alone, as those of old Macs; write them with "
+                "\\n: tr '\\r' '\\n'"
             )
 
     def _choose_columns(self) -> None:
@@ -297,6 +307,10 @@ class JsonLinesTable(CsvTable):
         lines = itertools.islice(iter(file.readline, b""), _LINES_WITH_ALL_KEYS)
         names = [name for line in lines for name in _parse_line(line) or ()]
         file.seek(start)
+        if not names:
+            raise ValueError(
+                f"{self._path}: none of its first lines is a JSON object; write one a line"
+            )
         return list(dict.fromkeys(names))
 
     def _rows(self, file: BinaryIO) -> Iterator[tuple[int, list[Any]]]:

@@ -177,7 +177,11 @@ class Folder:
         path = self._paths[range(len(self))[i]]
         captions = self._captions(path)
         image = read_image(self._root / path)
-        return Record(os.path.splitext(path)[0], image, captions[0], {}, captions)
+        return Record(self.key(i), image, captions[0], {}, captions)
+
+    def key(self, i: int) -> str:
+        """Return what image `i` is called: its path in the folder, without the suffix."""
+        return os.path.splitext(self._paths[range(len(self))[i]])[0]
 
     def _captions(self, path: str) -> tuple[str, ...]:
         if not self._has_captions:

@@ -17,11 +17,12 @@ from otter_jax.data.records import (
     RecordError,
     Source,
     first_caption,
+    key_of,
     no_progress,
     read_in_order,
     read_records,
 )
-from otter_jax.data.sources import Mixture, skipped_files
+from otter_jax.data.sources import Mixture, left_out, notes, skipped_files
 
 CLASS_IMAGES = 2.0  # Images a caption, on the average, from which captions are class names.
 
@@ -34,6 +35,7 @@ class Subset:
         numbers: Which of them, ascending.
         name: As the source's.
         skipped: As the source's.
+        left_out: How many records of the source are not among them.
         fingerprint: The source's with the numbers'.
     """
 
@@ -41,8 +43,9 @@ class Subset:
         """Keep the records of these numbers."""
         self.source, self.numbers = source, np.asarray(numbers, np.int64)
         self.name, self.skipped = source.name, source.skipped
+        self.left_out = left_out(source) + len(source) - len(self.numbers)
         self.skipped_files = skipped_files(source)
-        self.notes = getattr(source, "notes", ())
+        self.notes = notes(source)
         found = hashlib.sha256(f"some of {source.fingerprint}".encode())
         found.update(self.numbers.tobytes())
         self.fingerprint = found.hexdigest()
@@ -60,6 +63,10 @@ class Subset:
     def __getitem__(self, i: int) -> Record:
         """Return record `i`; errors are those of the source."""
         return self.source[int(self.numbers[i])]
+
+    def key(self, i: int) -> str:
+        """Return what record `i` is called; see `records.key_of`."""
+        return key_of(self.source, int(self.numbers[i]))
 
     def first_caption(self, i: int) -> str:
         """Return the first caption of record `i`; see `records.first_caption`."""
@@ -106,10 +113,14 @@ def hold_out(source: Source, share: float, seed: int, progress: Progress = no_pr
             f"{'none' if held.all() else 'all'} to train on, as pairs of equal images or captions "
             "stay together; hold out another share, or name a set of its own in evaluate.sets"
         )
-    return Split(_restrict(source, ~held), _restrict(source, held), class_names)
+    return Split(restrict(source, ~held), restrict(source, held), class_names)
 
 
-def _restrict(source: Source, kept: np.ndarray) -> Source:
+def restrict(source: Source, kept: np.ndarray) -> Source:
+    """Return the records of a source for which `kept`, bool [n], is true.
+
+    Of a `Mixture` the parts stay parts.
+    """
     if not isinstance(source, Mixture):
         return Subset(source, np.flatnonzero(kept))
     ends = np.cumsum(source.lengths)

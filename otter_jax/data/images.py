@@ -170,6 +170,8 @@ def as_array(image: Image.Image | np.ndarray | bytes | str | os.PathLike) -> np.
         return decode(image)
     if isinstance(image, str | os.PathLike) and os.path.isfile(image):
         return decode(Path(image).read_bytes())
+    if isinstance(image, str) and "://" in image:
+        raise ValueError(f"{image:.200} is a URL: download the image, and give its path")
     if isinstance(image, Image.Image):
         try:
             _check_size(*image.size)

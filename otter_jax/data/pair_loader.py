@@ -15,6 +15,7 @@ from otter_jax.data.batches import Batch
 from otter_jax.data.groups import group_name, hash_groups
 from otter_jax.data.masking import mask_tokens
 from otter_jax.data.records import Record, RecordError, Source, name_record, read_records
+from otter_jax.data.resizing import Resize
 from otter_jax.data.text_augmentations import augment_caption, wordnet
 from otter_jax.data.texts import Tokenizer
 
@@ -78,8 +79,9 @@ class PairLoader:
         seed: int,
         views: Views = Views(),
         decoding: int = 1,
+        resize: Resize | None = None,
     ):
-        """See otter_jax/config.py, `data`, for what the arguments mean.
+        """See otter_jax/config.py, `data`, for what the arguments mean, but `resize`: `augment`.
 
         Raises:
             ValueError: If there is no such augmentation or decoding.
@@ -96,6 +98,7 @@ class PairLoader:
         self.fit = fit
         self.augmentations = views.augmentations or (augmentation,) * views.images
         self.flip = flip
+        self.resize = resize
         self.seed = seed
         self.views = views
         self.unreadable: dict[str, str] = {}  # Name of a record -> why it cannot be used.
@@ -180,8 +183,9 @@ class PairLoader:
         is_cut = parts is not None
         if parts is None:
             parts = [images.decode(data, at_least=self.at_least)] * len(generators)
+        settings = {"fit": self.fit, "flip": self.flip, "resize": self.resize, "is_cut": is_cut}
         return [
-            augment(part, self.image_size, rng, kind, fit=self.fit, flip=self.flip, is_cut=is_cut)
+            augment(part, self.image_size, rng, kind, **settings)
             for part, rng, kind in zip(parts, generators, self.augmentations, strict=True)
         ]
 

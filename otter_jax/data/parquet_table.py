@@ -199,6 +199,10 @@ class ParquetTable:
         row = self.row(i)
         return Record(row.key, self.image(i), row.captions[0], {}, row.captions)
 
+    def key(self, i: int) -> str:
+        """Return what row `i` is called."""
+        return self.row(i).key
+
     def first_caption(self, i: int) -> str:
         """Return the first caption of row `i`."""
         return self.row(i).captions[0]

@@ -8,9 +8,10 @@ The crops are drawn first, from the size that the header gives. Then
   on at a quarter, from eight times on at an eighth. The decoder's inverse cosine transform does
   that, from the low frequencies of each block of 8 x 8 pixels, for less than the whole one.
 
-So crops at full size have the very pixels of the whole image. Of photographs, views of smaller ones
-are about as far from the antialiased bicubic as those of the whole image are. Crops that are hardly
-larger than the view are resized bilinearly, see `images.training_transform`.
+So crops at full size have the very pixels of the whole image. Of photographs, views of crops at a
+half or a quarter are about as far from the antialiased bicubic as those of the whole image are, at
+an eighth up to twice as far. Crops that are hardly larger than the view are resized bilinearly, see
+`images.training_transform`.
 """
 
 import importlib

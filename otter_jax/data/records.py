@@ -114,6 +114,15 @@ def first_caption(source: Source, number: int) -> str:
     return source[number].caption if own is None else own(number)
 
 
+def key_of(source: Source, number: int) -> str:
+    """Return what a record is called; RecordError if it cannot be used.
+
+    A source that knows it without reading an image has a method `key` that does the same.
+    """
+    own = getattr(source, "key", None)
+    return source[number].key if own is None else own(number)
+
+
 def read_in_order(
     source: Source, numbers: Iterable[int]
 ) -> Iterator[tuple[int, Record | RecordError]]:

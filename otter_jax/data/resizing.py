@@ -8,6 +8,7 @@ from PIL import Image
 
 Mode = Literal["shortest", "shortest_floor", "squash"]
 MODES = get_args(Mode)
+Resize = tuple[Mode, float, str]  # The last arguments of `resize_as`, as towers keep them.
 RESAMPLINGS = {
     "nearest": Image.Resampling.NEAREST,
     "lanczos": Image.Resampling.LANCZOS,

@@ -6,8 +6,8 @@ shard that has changed is scanned again and the segments of the others are copie
 
     magic | segment, segment, ... | table as json | its length, 8 bytes | crc32 of all, 4 bytes
 
-A segment of n records holds n rows of byte offsets and sizes, n uint32 numbers of captions, n
-uint32 ends of keys, and the keys.
+A segment of n records holds n rows of byte offsets and sizes, n numbers of captions (none, where
+all are 1, or as many bytes each as the largest needs), n uint32 ends of keys, and the keys.
 """
 
 import bisect
@@ -31,7 +31,7 @@ from otter_jax.data import storage
 
 ROW = np.dtype([("offset", "<i8", 3), ("size", "<i8", 3)])  # In bytes; size 0: no such member.
 
-_MAGIC = b"otterix4"
+_MAGIC = b"otterix5"
 _END = struct.Struct("<QI")  # Length of the table, crc32 of all before.
 _CHUNK = 1 << 20
 _FOLDER = ".otter_jax"  # Beside the shards.
@@ -74,6 +74,7 @@ class _Packed(NamedTuple):
     records: int
     skipped: dict[str, int]
     digest: str
+    count_size: int
 
 
 class Segment(NamedTuple):
@@ -87,6 +88,7 @@ class Segment(NamedTuple):
         records: How many it has.
         skipped: What was left out, by reason.
         digest: Hexadecimal, of what the records hold.
+        count_size: Bytes that a number of captions takes; 0 where every record has one.
     """
 
     path: str
@@ -96,6 +98,15 @@ class Segment(NamedTuple):
     records: int
     skipped: dict[str, int]
     digest: str
+    count_size: int
+
+    def caption_counts(self, data: bytes | mmap.mmap) -> np.ndarray:
+        """Return how many captions each record has, uint32 [n]."""
+        if not self.count_size:
+            return np.ones(self.records, np.uint32)
+        start = self.start + self.records * ROW.itemsize
+        counts = np.frombuffer(data, f"<u{self.count_size}", self.records, start)
+        return counts.astype(np.uint32)
 
 
 class ShardIndex:
@@ -125,11 +136,7 @@ class ShardIndex:
     @property
     def caption_counts(self) -> np.ndarray:
         """How many captions each record has, uint32 [n]."""
-        counts = [
-            np.frombuffer(self._data, "<u4", s.records, s.start + s.records * ROW.itemsize)
-            for s in self.segments
-        ]
-        return np.concatenate(counts)
+        return np.concatenate([each.caption_counts(self._data) for each in self.segments])
 
     def __len__(self) -> int:
         """Return the number of records."""
@@ -143,7 +150,7 @@ class ShardIndex:
         shard = bisect.bisect_right(self._starts, number) - 1
         segment, local = self.segments[shard], number - self._starts[shard]
         row = np.frombuffer(self._data, ROW, 1, segment.start + local * ROW.itemsize)[0]
-        ends = segment.start + segment.records * (ROW.itemsize + 4)  # Behind rows and counts.
+        ends = segment.start + segment.records * (ROW.itemsize + segment.count_size)
         keys = ends + 4 * segment.records
         first = np.frombuffer(self._data, "<u4", 1, ends + 4 * local - 4)[0] if local else 0
         last = np.frombuffer(self._data, "<u4", 1, ends + 4 * local)[0]
@@ -255,14 +262,18 @@ def _scan_changed(
         else:
             segment = previous.segments[place]
             data = previous.segment_bytes(place)
-            yield _Packed(data, state, segment.records, segment.skipped, segment.digest)
+            yield _Packed(
+                data, state, segment.records, segment.skipped, segment.digest, segment.count_size
+            )
 
 
 def _pack(scan: Scan, state: storage.State) -> _Packed:
     ends = np.cumsum([len(key) for key in scan.keys], dtype="<u4")
-    counts = scan.caption_counts.astype("<u4")
-    data = scan.rows.tobytes() + counts.tobytes() + ends.tobytes() + b"".join(scan.keys)
-    return _Packed(data, state, len(scan.rows), scan.skipped, scan.digest)
+    most = int(scan.caption_counts.max(initial=1))
+    count_size = 0 if (scan.caption_counts == 1).all() else np.min_scalar_type(most).itemsize
+    counts = scan.caption_counts.astype(f"<u{count_size}").tobytes() if count_size else b""
+    data = scan.rows.tobytes() + counts + ends.tobytes() + b"".join(scan.keys)
+    return _Packed(data, state, len(scan.rows), scan.skipped, scan.digest, count_size)
 
 
 def _write(file: BinaryIO, paths: Sequence[str], packed: Iterable[_Packed]) -> None:

@@ -28,6 +28,7 @@ from otter_jax.data.records import (
     caption_lines,
     choose_captions,
     first_caption,
+    key_of,
     no_progress,
     read_records,
     refuse_too_many_bad,
@@ -265,6 +266,11 @@ class Mixture:
         part = bisect.bisect_right(self._starts, number) - 1
         return _of_part(part, self.sources[part][number - self._starts[part]])
 
+    def key(self, i: int) -> str:
+        """Return what record `i` is called; see `records.key_of`."""
+        part = bisect.bisect_right(self._starts, i) - 1
+        return f"{part}:{key_of(self.sources[part], i - self._starts[part])}"
+
     def first_caption(self, i: int) -> str:
         """Return the first caption of record `i`; see `records.first_caption`."""
         part = bisect.bisect_right(self._starts, i) - 1
@@ -334,6 +340,13 @@ def remarks(source: Source) -> list[str]:
     """
     said = [line for line in (describe_skipped_files(source), *notes(source)) if line]
     return said + [f"{source.name}: {line}" for line in doubts(sample_captions(source))]
+
+
+def left_out(source: Source) -> int:
+    """Return how many good records were left out on purpose: held out, or not in a list to keep."""
+    if isinstance(source, Mixture):
+        return sum(map(left_out, source.sources))
+    return getattr(source, "left_out", 0)
 
 
 def notes(source: Source) -> list[str]:

@@ -6,6 +6,9 @@ import re
 from pathlib import Path
 from typing import Self
 
+KIND_OF_SUFFIX = {".tar": "webdataset"} | dict.fromkeys(
+    (".csv", ".tsv", ".jsonl", ".parquet"), "csv"
+)
 _OPTIONS = re.compile(r"\?(\w+=[^?&]+(?:&\w+=[^?&]+)*)$")
 
 
@@ -27,10 +30,19 @@ class Spec:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Take a SPEC apart. Paths may hold question marks, as globs do, but no `?name=value`."""
+        """Take a SPEC apart. Paths may hold question marks, as globs do, but no `?name=value`.
+
+        Raises:
+            ValueError: If an option is given twice, or if the text holds what no path can.
+        """
+        if "\0" in text:
+            raise ValueError(f"{text!r} holds a NUL, which no path does")
         found = _OPTIONS.search(text)
         plain = text[: found.start()] if found else text
-        options = dict(part.split("=", 1) for part in found[1].split("&")) if found else {}
+        parts = [part.split("=", 1) for part in found[1].split("&")] if found else []
+        options = dict(parts)
+        if len(options) < len(parts):
+            raise ValueError(f"{text}: an option is given twice")
         kind, _, path = plain.partition(":")
         return cls(text, kind, os.path.expanduser(path), options)
 
@@ -53,11 +65,11 @@ def spec_of_path(text: str) -> str | None:
     True
     """
     path = Path(text).expanduser()
+    if not text:
+        return None
     if path.is_dir():
         inside = (("dataset_info.json", "tfds"), ("*.tar", "webdataset"))
         kind = next((kind for pattern, kind in inside if any(path.glob(pattern))), "folder")
-    elif path.is_file():
-        kind = "webdataset" if path.suffix == ".tar" else "csv"
     else:
-        return None
-    return f"{kind}:{text}"
+        kind = KIND_OF_SUFFIX.get(path.suffix) if path.is_file() else None
+    return f"{kind}:{text}" if kind else None

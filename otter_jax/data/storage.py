@@ -7,6 +7,7 @@ members of a record are asked for together; for more records at a time, load by 
 import contextlib
 import glob
 import itertools
+import math
 import os
 import re
 import tempfile
@@ -16,6 +17,9 @@ from typing import Any, Protocol
 State = tuple[int, str]  # A file's size in bytes and version, as `state_of` gives them.
 Span = tuple[int, int]  # (offset, size) in bytes.
 
+MAX_FILES = 1_000_000  # That a pattern may stand for; the largest public sets have a third of it.
+
+_MOST_DIGITS = 18
 _SAMPLE = 256
 
 
@@ -95,7 +99,8 @@ class _RemoteReader:
         wanted = [(offset, offset + size) for offset, size in spans if size]
         starts, ends = map(list, zip(*wanted, strict=True)) if wanted else ([], [])
         names = [self._name] * len(wanted)
-        found = iter(self._system.cat_ranges(names, starts, ends, on_error="raise"))
+        with _naming(self._path):
+            found = iter(self._system.cat_ranges(names, starts, ends, on_error="raise"))
         return [_of_full_size(next(found) if size else b"", size, self._path) for _, size in spans]
 
 
@@ -110,14 +115,23 @@ def state_of(path: str) -> State:
 
     Raises:
         FileNotFoundError: If there is no such file.
+        ValueError: If it is a folder, or what would be waited for without end: a pipe, a device.
     """
     if not is_remote(path):
+        refuse_no_file(path)
         return _local_state(os.stat(path))
     system, name = _file_system(path)
-    info = system.info(name)
+    with _naming(path):
+        info = system.info(name)
     names = ("ETag", "etag", "blob_id", "mtime", "LastModified", "last_modified", "updated",
              "created")  # fmt: skip
     return int(info["size"]), next((str(info[key]) for key in names if info.get(key)), "")
+
+
+def refuse_no_file(path: str) -> None:
+    """Refuse what is there but no file with contents to seek in, such as a pipe (ValueError)."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path} is no regular file but a folder, a pipe or a device")
 
 
 def exists(path: str) -> bool:
@@ -142,7 +156,8 @@ def local_copy(path: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="otter_jax_") as folder:
         system, name = _file_system(path)
         copy = os.path.join(folder, "copy")
-        system.get_file(name, copy)
+        with _naming(path):
+            system.get_file(name, copy)
         yield copy
 
 
@@ -155,7 +170,7 @@ def find_files(pattern: str, suffix: str) -> list[str]:
 
     Raises:
         FileNotFoundError: If a glob or a folder matches nothing.
-        ValueError: If a brace range runs backwards.
+        ValueError: If a brace range runs backwards, or is longer than any data set is.
     """
     found: list[str] = []
     for expanded in _expand_braces(pattern):
@@ -170,7 +185,8 @@ def _is_folder(path: str) -> bool:
     if glob.has_magic(path):
         return False
     system, name = _file_system(path)
-    return bool(system.isdir(name))
+    with _naming(path):
+        return bool(system.isdir(name))
 
 
 def _match(pattern: str, suffix: str) -> list[str]:
@@ -179,7 +195,8 @@ def _match(pattern: str, suffix: str) -> list[str]:
         return [pattern]
     if is_remote(pattern):
         system, name = _file_system(pattern)
-        matches = sorted(system.unstrip_protocol(match) for match in system.glob(name))
+        with _naming(pattern):
+            matches = sorted(system.unstrip_protocol(match) for match in system.glob(name))
     else:
         matches = sorted(glob.glob(pattern))
     if not matches:
@@ -212,18 +229,34 @@ def _file_system(path: str) -> tuple[Any, str]:
         raise ModuleNotFoundError(f"{path}: {scheme}:// needs another package: {error}") from None
 
 
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Make an OSError that names the path of what a store's client raises, of types of its own."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split()) or "no reason given"
+        raise OSError(f"{path}: {type(error).__name__}: {said:.200}") from error
+
+
 def _expand_braces(pattern: str) -> list[str]:
     """Expand `{000..331}` and `{a,b}` the way a shell does, leading zeros kept."""
     pieces = re.split(r"\{([^{}]*)\}", pattern)  # literal, choice, literal, choice, ..., literal
     choices = [[p] if i % 2 == 0 else _brace_choices(p) for i, p in enumerate(pieces)]
+    if math.prod(map(len, choices)) > MAX_FILES:
+        raise ValueError(f"{pattern:.100}: its braces stand for more than {MAX_FILES:,} files")
     return ["".join(combination) for combination in itertools.product(*choices)]
 
 
-def _brace_choices(text: str) -> list[str]:
-    limits = re.fullmatch(r"(\d+)\.\.(\d+)", text)
+def _brace_choices(text: str) -> Sequence[str]:
+    limits = re.fullmatch(r"([0-9]+)\.\.([0-9]+)", text)
     if limits is None:
         return text.split(",")
     first, last = limits.groups()
+    if max(len(first), len(last)) > _MOST_DIGITS or int(last) - int(first) >= MAX_FILES:
+        raise ValueError(f"shard range {{{text:.60}}} has more than {MAX_FILES:,} files")
     if int(first) > int(last):
         raise ValueError(f"shard range {{{text}}} runs backwards; write {{{last}..{first}}}")
     return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]

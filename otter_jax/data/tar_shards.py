@@ -155,8 +155,15 @@ class TarShards:
             members = shard.read_all(entry.spans)
         metadata = parse_metadata(members[_METADATA])
         captions = self._captions(clean_caption(members[_CAPTION]), metadata)
-        key = entry.key.decode("utf-8", "surrogateescape")
-        return Record(key, members[_IMAGE], captions[0], metadata, captions)
+        return Record(_name(entry.key), members[_IMAGE], captions[0], metadata, captions)
+
+    def key(self, i: int) -> str:
+        """Return what pair `i` is called, from the index alone."""
+        return _name(self._index[i].key)
+
+
+def _name(key: bytes) -> str:
+    return key.decode("utf-8", "surrogateescape")
 
 
 def scan_shard(path: str, captions: CaptionRule = choose_captions) -> Scan:

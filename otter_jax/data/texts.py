@@ -1,5 +1,6 @@
 """Captions to token ids, with the tokenizer that belongs to the text tower."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from otter_jax.data.caption_cleaning import clean
 # A tokenizer as a whole, or the vocabulary from which its class makes one: that of WordPiece, or of
 # byte-pair encoding, which is nothing without its merges.
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
+OWN_MODEL_TYPE = "otter_jax"  # In the config.json of models/export.py.
 SHORTEST = 3  # A start, an end, and a token in between.
 
 
@@ -140,14 +142,27 @@ def _mask_id(
     return max(vocabulary.values()) + 1 if token is None else vocabulary[token]
 
 
+def _model_type(folder: Path) -> str | None:
+    """Return what kind of model a folder's config.json is of, None where it does not say."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # Whoever reads the model says what is wrong with it.
+        return None
+    return config.get("model_type") if isinstance(config, dict) else None
+
+
 def _read_tokenizer(folder: Path) -> Any:
     # Only the tokenizers are wanted; this keeps an installed torch from being imported.
     os.environ.setdefault("USE_TORCH", "0")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedConfig
 
+    # transformers asks config.json for the class, though the tokenizer's own file says it, and
+    # warns of this package's kind of model, which it does not know.
+    of_ours = _model_type(folder) == OWN_MODEL_TYPE
+    known = {"config": PreTrainedConfig()} if of_ours else {}
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, **known)
     except Exception as error:  # Of the many kinds that damaged or foreign files cause.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(

@@ -59,7 +59,7 @@ class CaptionFeature(NamedTuple):
 
 def _flat(value: Any) -> Iterator[Any]:
     """Yield the items of lists within lists."""
-    if isinstance(value, list | tuple | np.ndarray) and np.ndim(value):
+    if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim):
         for each in value:
             yield from _flat(each)
     elif type(value).__name__ == "RaggedTensor":  # TFDS's own, of NumPy arrays.

@@ -7,6 +7,7 @@ features of frozen towers once.
 import contextlib
 import dataclasses
 import functools
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
@@ -24,7 +25,8 @@ from otter_jax.data.resizing import resize_as, resized_side
 from otter_jax.data.templates import DEFAULT_TEMPLATE, read_templates
 from otter_jax.data.texts import Tokenizer
 from otter_jax.embedding.class_bank import class_bank
-from otter_jax.embedding.given_images import AnyImage, as_rgb, one_by_one
+from otter_jax.embedding.given_images import AnyImage, as_rgb, image_files, one_by_one, readable
+from otter_jax.embedding.nearest_rows import nearest_rows
 from otter_jax.json_files import read_json, write_json
 from otter_jax.models import blueprint, dual_encoder, export, pretrained
 from otter_jax.models.clip_text import stretch_positions
@@ -34,7 +36,7 @@ from otter_jax.models.lora import Lora
 from otter_jax.models.projections import make_projection, output_width
 from otter_jax.models.two_towers import KINDS, Kind
 from otter_jax.random_keys import named_key
-from otter_jax.terminal import progress
+from otter_jax.terminal import progress, say
 
 WORTH_PROGRESS = 1000  # Images: of fewer it is not said how far they are.
 MOST_TOKENS = 128  # Of a checkpoint's text tower that could take more.
@@ -237,6 +239,16 @@ class Encoder:
         mode, crop_share, interpolation = self.resize
         return export.Sizes(size, resized_side(size, crop_share), mode, interpolation)
 
+    def describe_transform(self) -> dict[str, Any]:
+        """Return how `transform` and the network prepare images, of JSON's types."""
+        image, sizes = self.model.bind(self.variables).image, self.sizes()
+        return {
+            "fit": self.fit,
+            **({"image_size": self.image_size} if sizes is None else sizes._asdict()),
+            "mean": list(image.mean),
+            "std": list(image.std),
+        }
+
     def replace(self, variables: Variables) -> "Encoder":
         """Return the same network with other arrays; nothing is compiled again."""
         return dataclasses.replace(self, variables=variables)
@@ -324,6 +336,41 @@ class Encoder:
         return [
             [(labels[number], float(row[number])) for number in numbers]
             for row, numbers in zip(rows, best, strict=True)
+        ]
+
+    def search(
+        self,
+        texts: Sequence[str],
+        images: str | os.PathLike | Iterable[str | os.PathLike],
+        k: int = 5,
+    ) -> list[list[tuple[Path, float]]]:
+        """Return the image files that fit each text best with their cosines, best first.
+
+        Args:
+            texts: what to look for.
+            images: a folder, whose image files and those below it are looked through, or paths of
+                files. Those that cannot be read are left out, and how many is said.
+            k: files wanted for each text; all where there are fewer.
+
+        Raises:
+            FileNotFoundError: if there is no such folder.
+            ValueError: for a URL, no texts, k below 1, or where not one image can be read.
+        """
+        texts = texts if isinstance(texts, str) else list(texts)  # Which `encode_text` refuses.
+        if k < 1 or not texts:
+            raise ValueError(f"found {len(texts)} texts and k={k}: both must be at least 1")
+        files, found = image_files(images), []
+        shown = progress(files, len(files), "images") if len(files) >= WORTH_PROGRESS else files
+        text = self.encode_text(texts)
+        rows = self.project_image(self.image_features(readable(shown, self.transform, found)))
+        if not found:
+            raise ValueError(f"not one of {len(files)} images can be read")
+        if left_out := len(files) - len(found):
+            say(f"{left_out} of {len(files)} images cannot be read and are left out")
+        similar, places = nearest_rows(text, rows, min(k, len(found)), self.mesh)
+        return [
+            [(found[place], float(cosine)) for place, cosine in zip(*each, strict=True)]
+            for each in zip(places, similar, strict=True)
         ]
 
     def transform(self, image: AnyImage) -> np.ndarray:

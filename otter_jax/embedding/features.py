@@ -30,7 +30,7 @@ from otter_jax.embedding.kept_parts import (
 )
 from otter_jax.models.dual_encoder import Variables
 from otter_jax.models.two_towers import Kind
-from otter_jax.terminal import heard, progress, working
+from otter_jax.terminal import heard, progress, say, working
 
 # Gives, of what was computed before, the parts that follow.
 ComputeParts = Callable[[Sequence[StoredArrays]], Iterable[StoredArrays]]
@@ -54,6 +54,16 @@ def rows_at_once(encoder: Encoder) -> int:
     """Return how many rows go through a tower at a time: all devices have as many."""
     devices = encoder.mesh.devices.size
     return -(-encoder.batch_size // devices) * devices
+
+
+def in_parts(items: Iterable[Any], encoder: Encoder, size: int = 1) -> Iterator[list[Any]]:
+    """Yield about `size` items at a time, in whole batches of a tower.
+
+    So their features are those of one call to the last bit, and `progress` can count them.
+    """
+    batch, items = rows_at_once(encoder), heard(items)
+    while part := list(islice(items, -(-size // batch) * batch)):
+        yield part
 
 
 class FeatureStore:
@@ -84,6 +94,7 @@ class FeatureStore:
         self.freeze_image = freeze_image
         self.freeze_text = freeze_text
         self.keep_trained = keep_trained
+        self._before = sorted(folder.glob("*.npz"))  # Files that this process has not written.
         self._memory: dict[str, StoredArrays] = {}
         self._trained: tuple[Variables | None, dict[str, str]] = (None, {})
         self._passing: set[str] = set()
@@ -151,6 +162,12 @@ class FeatureStore:
         return arrays
 
     def _compute_and_write(self, path: Path, compute: ComputeParts) -> StoredArrays:
+        if self._before:
+            say(
+                f"the features in {self.folder} (files: {len(self._before)}) are of other data or "
+                "weights, or of another version: computed anew"
+            )
+            self._before = []  # Said once.
         if jax.process_count() > 1:
             arrays = join(list(compute([])))
             write_arrays(path, arrays)

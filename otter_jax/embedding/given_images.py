@@ -1,7 +1,8 @@
 """What people have for an image: a file, Pillow's, an array of bytes or of numbers from 0 to 1."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from otter_jax.data.images import as_array
+from otter_jax.data.records import is_image_name
 
 AnyImage = Image.Image | np.ndarray | jax.Array | bytes | str | os.PathLike
 CHANNELS = (1, 3, 4)  # Grey, RGB, RGB with transparency.
@@ -29,6 +31,38 @@ def one_by_one(images: AnyImage | Iterable[AnyImage]) -> Iterable[AnyImage]:
     if not isinstance(images, Iterable) or (isinstance(images, np.ndarray) and images.ndim != 4):
         raise ValueError(f"images should be an image or several, found {_described(images)}")
     return images
+
+
+def image_files(images: str | os.PathLike | Iterable[str | os.PathLike]) -> list[Path]:
+    """Return the image files of a folder and of those below it, by name; or the paths given.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: for a URL, or if there is no image file.
+    """
+    if not isinstance(images, str | os.PathLike):
+        return [Path(path) for path in images]
+    if "://" in str(images):
+        raise ValueError(f"{images} is a URL: download its images, and name their folder")
+    if not Path(images).is_dir():
+        raise FileNotFoundError(f"{images}: there is no such folder")
+    found = sorted(path for path in Path(images).rglob("*") if is_image_name(path.name))
+    if not found:
+        raise ValueError(f"{images}: there is no image file in this folder, nor below it")
+    return found
+
+
+def readable(
+    files: Iterable[Path], transform: Callable[[Path], np.ndarray], found: list[Path]
+) -> Iterator[np.ndarray]:
+    """Yield the images that can be read, transformed, and note their files in `found`."""
+    for file in files:
+        try:
+            image = transform(file)
+        except (ValueError, OSError):
+            continue
+        found.append(file)
+        yield image
 
 
 def as_rgb(image: AnyImage) -> np.ndarray:

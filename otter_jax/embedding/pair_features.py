@@ -1,7 +1,6 @@
 """Features of a source's pairs as both towers are now, in files: more than memory would hold."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,9 +9,9 @@ import numpy as np
 from otter_jax.data import images
 from otter_jax.data.records import Record, RecordError, Source, read_in_order
 from otter_jax.embedding.encoder import Encoder
-from otter_jax.embedding.features import FeatureStore, rows_at_once
+from otter_jax.embedding.features import FeatureStore, in_parts
 from otter_jax.embedding.image_collections import ImageCollection, read_images, reading_ahead
-from otter_jax.terminal import heard, progress, say
+from otter_jax.terminal import progress, say
 
 PART = 256  # Pairs at a time.
 
@@ -68,7 +67,7 @@ def embed_pairs(
         say(f"{source.name}: {left_out} images cannot be read and are left out")
     keys, captions = zip(*(noted[int(number)] for number in readable), strict=True)
     text = _create(folder / "text.npy", len(readable), encoder.text_width)
-    parts = (encoder.text_features(part) for part in _parts(captions, encoder))
+    parts = (encoder.text_features(part) for part in in_parts(captions, encoder, PART))
     _fill(text, progress(parts, len(captions), "captions of pairs", count=len))
     return PairFeatures(image[: len(readable)], text, readable, keys)
 
@@ -92,20 +91,13 @@ def _embed_images(
     collection = ImageCollection(wanted, decode, source.fingerprint)
     rows = read_images(collection, encoder, unreadable)
     image = _create(folder / "image.npy", len(wanted), encoder.image_width)
-    parts = (encoder.image_features(part) for part in _parts(rows, encoder))
+    parts = (encoder.image_features(part) for part in in_parts(rows, encoder, PART))
     _fill(image, progress(parts, len(wanted), "images of pairs", count=len))
     return image, np.delete(wanted, list(unreadable)), noted
 
 
 def _create(path: Path, count: int, width: int) -> np.ndarray:
     return np.lib.format.open_memmap(path, "w+", np.float16, (count, width))
-
-
-def _parts(items: Iterable, encoder: Encoder) -> Iterator[list]:
-    """Yield about `PART` items at a time, in whole batches, as a feature store has them."""
-    size, items = rows_at_once(encoder), heard(items)
-    while part := list(islice(items, -(-PART // size) * size)):
-        yield part
 
 
 def _fill(rows: np.ndarray, parts: Iterable[np.ndarray]) -> None:

@@ -1,5 +1,6 @@
 """The sets a run is evaluated on: pairs give retrieval, labelled images give zero-shot ranking."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -68,8 +69,7 @@ def open_sets(
         ValueError: for a name that means nothing, listing what there is, or is given twice.
         FileNotFoundError: for a path at which there is nothing.
     """
-    if repeated := {spec for spec in specs if specs.count(spec) > 1}:
-        raise ValueError(f"config.evaluate.sets names {repeated.pop()!r} twice")
+    _refuse_repeated(specs)
     templates = read_templates(template)
     for text in specs:
         if text.startswith("probe:"):
@@ -100,7 +100,9 @@ def refuse_unknown_sets(specs: Sequence[str]) -> None:
     Raises:
         ValueError, FileNotFoundError: as `open_sets`, which looks at the contents as well.
     """
-    for text in filter(lambda each: isinstance(each, str), specs):  # Others are no SPECs at all.
+    texts = [each for each in specs if isinstance(each, str)]  # Others are no SPECs at all.
+    _refuse_repeated(texts)
+    for text in texts:
         plain = text.removeprefix("probe:")
         spec = EvaluationSpec.parse(plain, () if plain == text else tuple(OPTIONS))
         _refuse_unknown(spec)
@@ -113,6 +115,12 @@ def refuse_unknown_sets(specs: Sequence[str]) -> None:
             paths = storage.find_files(spec.path, "")
         if not any(Path(path).exists() for path in paths):
             raise FileNotFoundError(f"config.evaluate.sets: {text}: there is no {spec.path}")
+
+
+def _refuse_repeated(specs: Sequence[str]) -> None:
+    """Refuse a set that is given twice (ValueError): its results would stand under one name."""
+    if repeated := [spec for spec, times in Counter(specs).items() if times > 1]:
+        raise ValueError(f"config.evaluate.sets names {repeated[0]!r} twice")
 
 
 def _refuse_unknown(spec: EvaluationSpec) -> None:

@@ -11,7 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from otter_jax.models.descriptions import TRANSFORMERS_KEYS, Description, Guess, Keys, words
+from otter_jax.models.descriptions import (
+    TRANSFORMERS_KEYS,
+    Description,
+    Guess,
+    Keys,
+    refuse_other,
+    refuse_other_kinds,
+    words,
+)
 from otter_jax.models.weights import CheckpointArrays, CheckpointLayout
 
 EMBEDDING_NAMES = (
@@ -153,6 +161,19 @@ ALBERT_KEYS = BERT_KEYS.extended(
         "classifier_dropout_prob net_structure_type num_memory_blocks gap_size down_scale_factor"
     ),
 )
+MODULES_FILE, SENTENCES_FILE = "modules.json", "sentence_bert_config.json"
+# Of sentence-transformers' Transformer: how texts are read, and what of the output is taken.
+SENTENCES_KEYS = Keys(
+    only={
+        "transformer_task": ("feature-extraction",),
+        "unpad_inputs": (None, False),
+        **dict.fromkeys(("query_length", "document_length", "query_expansion"), (None,)),
+    },
+    harmless=words(
+        """do_lower_case max_seq_length model_args tokenizer_args config_args processing_kwargs
+        modality_config module_output_name tokenizer_name_or_path backend"""
+    ),
+)
 # Of sentence-transformers' Pooling. Without its prompt, a text has none.
 POOLING_KEYS = Keys(
     harmless=words(
@@ -176,6 +197,7 @@ MODEL_TYPES: Mapping[str, Keys] = {
 
 def described_fields(saved: Description) -> dict[str, Any]:
     """Return the settings that config.json says, with what its kind of model takes for granted."""
+    refuse_other(saved.get("model_type"), tuple(MODEL_TYPES), "model_type", "config.json")
     fields = MODEL_TYPES[saved["model_type"]].read(saved, "config.json")
     if saved["model_type"] == "distilbert":
         return fields | DISTILBERT_CONSTANTS
@@ -299,36 +321,63 @@ ALBERT_LAYOUT = CheckpointLayout(
 
 def transformer_folder(folder: Path) -> Path:
     """Return where a sentence-transformers folder has its transformer: there, or below it."""
-    if not (folder / "modules.json").is_file():
-        return folder
-    first = _read_json(folder / "modules.json")[0]
-    path = str(first.get("path", ""))
-    if Path(path).is_absolute() or ".." in Path(path).parts:
-        raise ValueError(f"{folder / 'modules.json'} leads out of its folder: {path!r}")
-    return folder / path
+    modules = _read_modules(folder)
+    return folder / modules[0][1] if modules else folder
 
 
 def read_pooling(folder: Path) -> dict[str, str]:
-    """Return {"pooling": "mean" or "cls"} as a sentence-transformers folder says, {} for others.
+    """Return `pooling` and `cleaning` as a sentence-transformers folder says, {} for others.
 
-    Its normalisation of the result is left out; towers return features as they are.
+    Its normalisation of the result is left out; towers return features as they are. How long its
+    texts may be is not looked at: `data.max_tokens` says it here.
 
     Raises:
         ValueError: the folder describes a pooling or a further layer that no tower here has.
     """
-    if not (folder / "modules.json").is_file():
-        return {}
     found = {}
-    for module in _read_json(folder / "modules.json"):
-        kind = module["type"].rsplit(".", 1)[-1]
+    for kind, path in _read_modules(folder):
+        settings = folder / path / SENTENCES_FILE
         if kind == "Pooling":
-            found["pooling"] = _read_pooling_mode(folder / module["path"] / "config.json")
+            found["pooling"] = _read_pooling_mode(folder / path / "config.json")
+        elif kind == "Transformer" and settings.is_file():
+            found |= _read_sentences(settings)
         elif kind not in ("Transformer", "Normalize"):
             raise ValueError(
-                f"{folder / 'modules.json'} has a layer {kind}; only Transformer, Pooling and "
+                f"{folder / MODULES_FILE} has a layer {kind}; only Transformer, Pooling and "
                 "Normalize are supported"
             )
     return found
+
+
+def _read_modules(folder: Path) -> list[tuple[str, str]]:
+    """Return the layers that a modules.json lists, by class and folder; none if there is no such.
+
+    Raises:
+        ValueError: it is no such list, or leads out of the folder.
+    """
+    file = folder / MODULES_FILE
+    if not file.is_file():
+        return []
+    listed = _read_json(file)
+    if not isinstance(listed, list) or not listed:
+        raise ValueError(f"{file} should hold a list of layers")
+    modules = []
+    for number, module in enumerate(listed):
+        refuse_other_kinds(module, f"{file}'s layer {number}")
+        kind, path = module.get("type"), module.get("path", "")
+        if not isinstance(kind, str) or not isinstance(path, str):
+            raise ValueError(f"{file}'s layer {number} should have a type and a path, as texts")
+        if Path(path).is_absolute() or ".." in Path(path).parts:
+            raise ValueError(f"{file} leads out of its folder: {path!r}")
+        modules.append((kind.rsplit(".", 1)[-1], path))
+    return modules
+
+
+def _read_sentences(path: Path) -> dict[str, str]:
+    """Return how sentence_bert_config.json has texts cleaned, {} for not at all."""
+    settings = _read_json(path)
+    SENTENCES_KEYS.read(settings, str(path))
+    return {"cleaning": "small"} if settings.get("do_lower_case") else {}
 
 
 def _read_pooling_mode(path: Path) -> str:

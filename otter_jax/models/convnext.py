@@ -133,7 +133,7 @@ class Block(nnx.Module):
             **like,
         )
         self.norm = LayerNorm(width, epsilon=config.layer_norm_eps, dtype=dtype)
-        small = {"kernel_init": jax.nn.initializers.truncated_normal(0.02), **like}
+        small = {"kernel_init": jax.nn.initializers.normal(0.02), **like}
         self.fc1 = Linear(width, EXPANSION * width, **small)
         self.response_norm = GlobalResponseNorm(EXPANSION * width) if config.response_norm else None
         self.fc2 = Linear(EXPANSION * width, width, **small)

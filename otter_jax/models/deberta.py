@@ -22,7 +22,7 @@ from otter_jax.models.bert_layouts import (
     ENCODER_NAMES,
     IGNORED,
 )
-from otter_jax.models.descriptions import Description, words
+from otter_jax.models.descriptions import Description, refuse_other_kinds, words
 from otter_jax.models.layers import Preset, dropout
 from otter_jax.models.transformer import mask_bias
 from otter_jax.models.weights import CheckpointArrays, CheckpointLayout
@@ -163,6 +163,7 @@ KEYS = BERT_KEYS.extended(
 def _fields(saved: Description, arrays: CheckpointArrays) -> dict[str, Any]:
     if not saved:
         raise ValueError("the weights do not tell its shape; they need the config.json beside them")
+    refuse_other_kinds(saved, "config.json")
     # -1 stands for as many as there are positions; the table of the published ones has these.
     longest = saved.get("max_relative_positions", -1)
     if longest > 0 and longest != saved.get("max_position_embeddings", 512):

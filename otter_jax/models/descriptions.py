@@ -7,7 +7,8 @@ no file says, because there is only a state dict, is a `Guess`, which is said al
 is nothing to go by, refused.
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,6 +24,114 @@ class Guess(NamedTuple):
 def words(text: str) -> frozenset[str]:
     """Return the words of a text: a long list of names, easy on the eye."""
     return frozenset(text.split())
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_size(value: Any) -> bool:
+    return _is_whole(value) and value > 0
+
+
+def _is_number(value: Any) -> bool:
+    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(map(_is_size, value))
+
+
+class Kind(NamedTuple):
+    """What the value of an entry must be, in words for whoever wrote another."""
+
+    words: str
+    admits: Callable[[Any], bool]
+
+
+MOST_LAYERS = 1000  # More are a mistake, which would be built for hours before it is found.
+
+SIZE = Kind("a whole number above 0", _is_size)
+LAYERS = Kind(
+    f"a whole number from 1 to {MOST_LAYERS}",
+    lambda value: _is_size(value) and value <= MOST_LAYERS,
+)
+COUNT = Kind("a whole number", _is_whole)
+NUMBER = Kind("a number", _is_number)
+TRUTH = Kind("true or false", lambda value: isinstance(value, bool))
+TEXT = Kind("a text", lambda value: isinstance(value, str))
+PART = Kind("an object", lambda value: isinstance(value, Mapping))
+SIDES = Kind("a whole number above 0, or two", lambda value: _is_size(value) or _are_sizes(value))
+SIZES = Kind("a list of whole numbers above 0", _are_sizes)
+TEXTS = Kind(
+    "a text or a list of them",
+    lambda value: (
+        isinstance(value, str)
+        or (isinstance(value, list | tuple) and all(isinstance(each, str) for each in value))
+    ),
+)
+CHANNELS = Kind(
+    "three numbers",
+    lambda value: (
+        isinstance(value, list | tuple) and len(value) == 3 and all(map(_is_number, value))
+    ),
+)
+# The same name has the same kind of value in every library's descriptions.
+KINDS_OF_ENTRIES: Mapping[str, Kind] = {
+    name: kind
+    for kind, names in {
+        LAYERS: "num_hidden_layers n_layers",
+        SIZE: """hidden_size dim num_attention_heads n_heads num_heads
+            heads intermediate_size hidden_dim vocab_size max_position_embeddings embedding_size
+            local_attention global_attn_every_n_layers head_width context_length""",
+        COUNT: """type_vocab_size pad_token_id eos_token_id eos_id num_register_tokens reg_tokens
+            position_buckets relative_attention_num_buckets max_relative_positions resample""",
+        NUMBER: """layer_norm_eps eps norm_eps dropout attention_dropout hidden_dropout_prob
+            attention_probs_dropout_prob attn_drop_rate pos_drop_rate drop_path_rate mlp_dropout
+            embedding_dropout initializer_range crop_pct rescale_factor global_rope_theta
+            local_rope_theta rope_theta""",
+        TRUTH: """qkv_bias attention_bias mlp_bias norm_bias use_swiglu_ffn relative_attention
+            position_biased_input share_att_key downsample_in_bottleneck downsample_in_first_stage
+            tie_word_embeddings strip_sep_token no_causal_mask final_ln_after_pool quick_gelu
+            do_center_crop do_lower_case""",
+        TEXT: """hidden_act activation hidden_activation layer_type clean pool_type norm_rel_ebd
+            architecture model_type interpolation resize_mode crop_mode timm_model_name timm_pool
+            hf_model_name hf_pooler_type global_pool act_layer rope_type""",
+        TEXTS: "pos_att_type layer_types",
+        PART: """pretrained_cfg model_args preprocess_cfg model_cfg vision_cfg text_cfg
+            tokenizer_kwargs act_kwargs norm_kwargs vision_config text_config vision_config_dict
+            text_config_dict rope_parameters""",
+        SIDES: "image_size patch_size img_size",
+        SIZES: "depths hidden_sizes input_size",
+        CHANNELS: "mean std image_mean image_std",
+    }.items()
+    for name in names.split()
+}
+
+# Settings that a tower may be without.
+NULLABLE = (
+    "eos_token_id",
+    "pad_token_id",
+    "pos_att_type",
+    "layer_types",
+    "image_size",
+    "patch_size",
+)
+
+
+def refuse_other_kinds(description: Any, source: str) -> None:
+    """Refuse what is no object, or an entry of it that is not of its kind."""
+    if not isinstance(description, Mapping):
+        raise ValueError(f"{source} is {_short(description)}; it must be an object")
+    for name, value in description.items():
+        refuse_other_kind(value, name, source)
+
+
+def refuse_other_kind(value: Any, name: str, source: str) -> None:
+    """Refuse a value that is not of its entry's kind; null is of every kind."""
+    kind = KINDS_OF_ENTRIES.get(name)
+    if kind is not None and value is not None and not kind.admits(value):
+        raise ValueError(f"{source} says {name}={_short(value)}; it must be {kind.words}")
 
 
 @dataclass(frozen=True)
@@ -67,8 +176,11 @@ class Keys:
             ValueError: an entry is unknown, or has a value that the tower does not compute.
         """
         settings = {self.fields[name]: value for name, value in self.defaults.items()}
+        refuse_other_kinds(description, source)
         for name, value in description.items():
             if name in self.fields:
+                if value is None and name not in NULLABLE:
+                    raise ValueError(f"{source} says {name}=null, which says nothing; it is needed")
                 settings[self.fields[name]] = value
             elif name in self.only:
                 refuse_other(value, self.only[name], name, source)

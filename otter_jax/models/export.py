@@ -35,7 +35,7 @@ from otter_jax.models.export_open_clip import export_open_clip
 from otter_jax.models.preprocessing import INTERPOLATIONS
 from otter_jax.models.pretrained import from_pretrained
 from otter_jax.models.projections import kind_of
-from otter_jax.models.weights import CheckpointLayout, checkpoint_arrays
+from otter_jax.models.weights import CheckpointLayout, checkpoint_arrays, first_layout
 
 MODEL_TYPE = "otter_jax"
 DATA_KEY = "data"
@@ -204,9 +204,7 @@ def _own(module: DualEncoder) -> tuple[Fields, Arrays]:
 
 def _own_arrays(tower: nnx.Module) -> Arrays:
     form = hugging_face_form(tower)
-    return (
-        form.arrays(tower) if form else checkpoint_arrays(tower, tower.checkpoint_layouts[0].names)
-    )
+    return form.arrays(tower) if form else checkpoint_arrays(tower, first_layout(tower).names)
 
 
 def _prefixed(prefix: str, arrays: Mapping[str, np.ndarray]) -> Arrays:

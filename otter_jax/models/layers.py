@@ -324,7 +324,8 @@ def batch_norm(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalise [..., C] with the statistics of the batch itself, in float32 (Ioffe, Szegedy 2015).
 
-    Under jit the batch may be spread over devices; its statistics are those of the whole.
+    Under jit the batch may be spread over devices; its statistics are those of the whole. The
+    variance is what cancellation leaves where a channel's mean is a thousand times its deviation.
 
     Returns:
         The normalised batch, and the mean and (biased) variance [C], which carry no gradient.

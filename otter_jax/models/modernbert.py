@@ -17,7 +17,13 @@ from jax.typing import DTypeLike
 
 from otter_jax.models.bert import pool_tokens
 from otter_jax.models.bert_layouts import IGNORED
-from otter_jax.models.descriptions import TRANSFORMERS_KEYS, Description, refuse_other, words
+from otter_jax.models.descriptions import (
+    TRANSFORMERS_KEYS,
+    Description,
+    refuse_other,
+    refuse_other_kinds,
+    words,
+)
 from otter_jax.models.layers import (
     Embed,
     LayerNorm,
@@ -226,6 +232,7 @@ def _fields(saved: Description, arrays: CheckpointArrays) -> dict[str, Any]:
     thetas["local_rope_theta"] = saved.get("local_rope_theta", 10000.0)
     for name, field in ((FULL, "full_rope_theta"), (LOCAL, "local_rope_theta")):
         of_type = rotary.get(name) or {}
+        refuse_other_kinds(of_type, f"config.json's {name}")
         kind = of_type.get("rope_type", "default")
         refuse_other(kind, ("default",), f"{name}'s rope_type", "config.json")
         thetas[field] = of_type.get("rope_theta", thetas[field])

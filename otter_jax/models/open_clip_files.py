@@ -7,7 +7,7 @@ is brought here into the form in which the tower's own checkpoint layout reads i
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from otter_jax.models.descriptions import Description, Keys, refuse_other, words
+from otter_jax.models.descriptions import Description, Keys, refuse_other, refuse_other_kinds, words
 from otter_jax.models.two_towers import Kind
 
 SOURCE = "open_clip_config.json"
@@ -67,6 +67,7 @@ def describe(kind: Kind, config: Description) -> TowerDescription:
     if not isinstance(tower := model.get(part), Mapping):
         raise ValueError(f"{SOURCE} has no {part}")
     source = f"{SOURCE}'s {part}"
+    refuse_other_kinds(tower, source)
     if tower.get("timm_model_name"):
         return _timm_tower(tower, source)
     cleaning = _cleaning(tower, source) if kind == "text" else {}

@@ -7,7 +7,14 @@ config.json, open_clip's in the `preprocess_cfg` of open_clip_config.json.
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from otter_jax.models.descriptions import Description, Keys, refuse_other, words
+from otter_jax.models.descriptions import (
+    SIZE,
+    Description,
+    Keys,
+    refuse_other,
+    refuse_other_kinds,
+    words,
+)
 
 INTERPOLATIONS = (
     "nearest",
@@ -76,6 +83,7 @@ def read_preprocessing(
 
 def _of_open_clip(entries: Description) -> dict[str, Any]:
     source = "open_clip_config.json's preprocess_cfg"
+    refuse_other_kinds(entries, source)
     mode = entries.get("resize_mode", "shortest")
     refuse_other(mode, ("shortest", "squash"), "resize_mode", source)
     interpolation = entries.get("interpolation", "bicubic")
@@ -85,17 +93,24 @@ def _of_open_clip(entries: Description) -> dict[str, Any]:
 
 def _of_timm(entries: Description) -> dict[str, Any]:
     source = "config.json's pretrained_cfg"
+    refuse_other_kinds(entries, source)
     mode = entries.get("crop_mode", "center")
     refuse_other(mode, ("center", "squash"), "crop_mode", source)
     interpolation = entries.get("interpolation", "bicubic")
     refuse_other(interpolation, INTERPOLATIONS, "interpolation", source)
     mode = "squash" if mode == "squash" else "shortest"
-    crop_share = float(entries.get("crop_pct", 0.875))
+    crop_share = _share(entries.get("crop_pct") or 0.875, source)
     return _statistics(entries) | {"resize": Resize(mode, crop_share, interpolation)}
 
 
 def _statistics(entries: Description) -> dict[str, Any]:
-    return {name: tuple(entries[name]) for name in ("mean", "std") if name in entries}
+    return {name: tuple(entries[name]) for name in ("mean", "std") if entries.get(name)}
+
+
+def _share(value: float, source: str) -> float:
+    if not 0 < value <= 1:
+        raise ValueError(f"{source} says crop_pct={value}; it must be above 0 and at most 1")
+    return float(value)
 
 
 def _of_hugging_face(entries: Description) -> dict[str, Any]:
@@ -114,23 +129,27 @@ def _resize_of_hugging_face(entries: Description, source: str) -> Resize | None:
     interpolation, size = INTERPOLATIONS[number], entries.get("size")
     if size is None:
         return None
-    crop = _side(entries.get("crop_size")) if entries.get("do_center_crop") else None
+    cut = entries.get("crop_size") if entries.get("do_center_crop") else None
+    crop = None if cut is None else _side(cut, "crop_size", source)
     if isinstance(size, Mapping) and "shortest_edge" not in size:
-        side = _side(size)
+        side = _side(size, "size", source)
         return side and Resize("squash", (crop or side) / side, interpolation)
-    side = size["shortest_edge"] if isinstance(size, Mapping) else size
-    if "crop_pct" in entries:  # ConvNeXt's, which leaves nothing out from 384 pixels on.
+    named = size["shortest_edge"] if isinstance(size, Mapping) else size
+    side = _side(named, "size", source)
+    if entries.get("crop_pct"):  # ConvNeXt's, which leaves nothing out from 384 pixels on.
         if side >= 384:
             return Resize("squash", 1.0, interpolation)
-        return Resize("shortest_floor", entries["crop_pct"], interpolation)
+        return Resize("shortest_floor", _share(entries["crop_pct"], source), interpolation)
     if crop is None:  # A lone number meant a square before there were names for it.
         return None if isinstance(size, Mapping) else Resize("squash", 1.0, interpolation)
+    if crop > side:
+        raise ValueError(f"{source} cuts {crop} pixels out of images of {side}")
     return Resize("shortest_floor", crop / side, interpolation)
 
 
-def _side(size: Any) -> int | None:
+def _side(size: Any, name: str, source: str) -> int | None:
     """Return the side of a square size, None for others."""
-    if isinstance(size, Mapping):
-        sides = {size.get("height"), size.get("width")}
-        return sides.pop() if len(sides) == 1 else None
-    return size if isinstance(size, int) else None
+    sides = [size.get("height"), size.get("width")] if isinstance(size, Mapping) else [size]
+    if not all(map(SIZE.admits, sides)):
+        raise ValueError(f"{source} says {name}={size!r:.60}; its sides must be {SIZE.words}")
+    return sides[0] if len(set(sides)) == 1 else None

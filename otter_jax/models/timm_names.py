@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from otter_jax.models.descriptions import Description, Keys, refuse_other, words
+from otter_jax.models.descriptions import Description, Keys, refuse_other, refuse_other_kinds, words
 
 SOURCE = "config.json"
 
@@ -76,6 +76,7 @@ def architecture_of(description: Description, known: Mapping[str, Any], tower: s
 
 def global_pool_of(description: Description) -> str | None:
     """Return the pooling that the arguments or the entry beside them say, None if neither does."""
+    refuse_other_kinds(description, SOURCE)
     arguments = description.get("model_args") or {}
     return arguments.get("global_pool", description.get("global_pool"))
 

@@ -119,7 +119,8 @@ def load_weights(
     Either everything fits, or the tower is left as it was.
 
     Args:
-        tower: a tower with `checkpoint_layouts`, of which one must recognise the arrays.
+        tower: a tower, of whose `checkpoint_layouts` one must recognise the arrays; if it has none,
+            they are named by its own paths.
         arrays: the checkpoint's arrays by name.
         allow_missing: patterns (with * and ?) of names that may be absent; those weights stay.
         allow_unexpected: patterns of names that are passed over, beside those that the layout
@@ -129,7 +130,7 @@ def load_weights(
         ValueError: names are missing or unexpected, or shapes differ; one table lists them, or the
             first twenty.
     """
-    layout = recognise_layout(tower, arrays) or tower.checkpoint_layouts[0]
+    layout = recognise_layout(tower, arrays) or first_layout(tower)
     passed_over = (*layout.ignored, *allow_unexpected)
     assign_arrays(tower, layout.respell(arrays), layout.names, allow_missing, passed_over)
 
@@ -176,6 +177,11 @@ def checkpoint_arrays(
 ) -> dict[str, np.ndarray]:
     """Return a module's weights as a checkpoint has them: the inverse of `assign_arrays`."""
     return {name: entry.checkpoint_array() for name, entry in _entries(module, names).items()}
+
+
+def first_layout(tower: nnx.Module) -> CheckpointLayout:
+    """Return how a tower's weights are named in files of this package's own."""
+    return next(iter(getattr(tower, "checkpoint_layouts", ())), CheckpointLayout("", ()))
 
 
 def recognise_layout(

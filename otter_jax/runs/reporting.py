@@ -88,7 +88,7 @@ class Reporter(AbstractContextManager):
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         """Close the files."""
-        self._task.__exit__()
+        self._task.close()
         for file in self._files:
             try:
                 file.close()
@@ -146,7 +146,9 @@ class Reporter(AbstractContextManager):
             left = duration((self._total_steps - step) / rate)
             pace = [f"{rate:.1f} steps/s" if rate >= 1 else f"{rate:.2g} steps/s", f"{left} left"]
         self._task.show(step, "  ".join([parts[0], *pace]))
-        if not self._task.is_shown or step == self._total_steps:  # Of the bar, the last line stays.
+        if step == self._total_steps:
+            self._task.close()  # The last line stays, and evaluation has bars of its own.
+        if not self._task.is_shown:
             say(f"step {step:>6} of {self._total_steps}  {'  '.join([*parts, *pace])}")
 
     def evaluation(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -219,6 +220,14 @@ def refuse_unwritable(workdir: Path) -> None:
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise ValueError(f"--workdir={workdir} cannot be written: see {place}")
+    if place == workdir.absolute():
+        return
+    try:  # Some file systems, such as /proc, say yes and mean no.
+        tempfile.TemporaryDirectory(dir=place).cleanup()
+    except OSError as error:
+        raise ValueError(
+            f"--workdir={workdir}: no folder can be made in {place} ({error.strerror})"
+        ) from None
 
 
 def refuse_other_data(source: Source, workdir: Path) -> None:

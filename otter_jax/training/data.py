@@ -16,9 +16,9 @@ from otter_jax.data import batches, text_augmentations
 from otter_jax.data.groups import group_name, hash_groups, refuse_unknown_column
 from otter_jax.data.pair_loader import PairLoader, Views
 from otter_jax.data.records import count_reasons, refuse_too_many_bad
-from otter_jax.data.sources import Source, count_by_source, skipped_files
+from otter_jax.data.sources import Source, count_by_source, left_out, skipped_files
 from otter_jax.embedding import trust
-from otter_jax.embedding.features import fingerprint
+from otter_jax.embedding.features import fingerprint, in_parts
 from otter_jax.embedding.image_collections import compute_features, from_source, named_records
 from otter_jax.embedding.pair_features import PairFeatures, embed_pairs
 from otter_jax.json_files import read_json, write_json
@@ -74,6 +74,7 @@ def open_training_data(parts: Parts, source: Source) -> TrainingData:
         seed=config.seed,
         views=views,
         decoding=config.data.decoding,
+        resize=parts.encoder.resize,
     )
     return TrainingData(source, loader, np.arange(len(source)), loader.unreadable)
 
@@ -155,12 +156,14 @@ def write_data_note(parts: Parts, data: TrainingData) -> None:
                 "source": parts.config.data.train,
                 "pairs": len(data.source) - len(unreadable),
                 "fingerprint": data.source.fingerprint,
+                "left_out": left_out(data.source),
                 "skipped": data.source.skipped,
                 "skipped_files": skipped_files(data.source),
                 "unreadable_by_reason": count_reasons(unreadable.values()),
                 "unreadable": dict(sorted(unreadable.items())),
             },
             "evaluate": {each.name: each.contents() for each in parts.sets},
+            "images": parts.encoder.describe_transform(),
         },
     )
 
@@ -173,7 +176,7 @@ def read_unreadable(workdir: Path) -> dict[str, str]:
 
 def refuse_bad_data(config: ConfigDict, source: Source, unreadable: dict[str, str]) -> None:
     """Refuse data of which too much is bad, as far as is known by now (ValueError)."""
-    total = len(source) + sum(source.skipped.values())
+    total = len(source) + sum(source.skipped.values()) + left_out(source)
     bad = Counter(source.skipped) + Counter(count_reasons(unreadable.values()))
     refuse_too_many_bad(bad, total, config.data.max_bad_share)
 
@@ -217,10 +220,11 @@ def estimate_trust(
     elif "text_features" in fixed:
         pairs = PairFeatures(fixed["image_features"], fixed["text_features"], data.records)
     else:
-        rows = zip(fixed["tokens"], fixed["token_mask"], strict=True)
-        rows = progress(rows, len(data.records), "captions of pairs")
-        text = parts.place_encoder().token_features(rows)
-        pairs = PairFeatures(fixed["image_features"], text, data.records)
+        encoder = parts.place_encoder()
+        rows = in_parts(zip(fixed["tokens"], fixed["token_mask"], strict=True), encoder)
+        embedded = map(encoder.token_features, rows)
+        said = progress(embedded, len(data.records), "captions of pairs", count=len)
+        pairs = PairFeatures(fixed["image_features"], np.concatenate(list(said)), data.records)
     found = trust.estimate(
         pairs.image, pairs.text, **config.trust, seed=config.seed, mesh=parts.mesh
     )

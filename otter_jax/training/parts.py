@@ -13,6 +13,7 @@ from otter_jax import config as config_lib
 from otter_jax import objectives, sharding
 from otter_jax.data.caption_checks import sample_captions
 from otter_jax.data.held_out import hold_out
+from otter_jax.data.kept_pairs import keep_listed
 from otter_jax.data.sources import Source, open_source
 from otter_jax.embedding.encoder import Encoder, build_module, make_encoder
 from otter_jax.embedding.features import FeatureStore
@@ -104,13 +105,17 @@ def open_held_out(config: ConfigDict, workdir: Path) -> list[EvaluationSet]:
 
 
 def open_whole(config: ConfigDict, workdir: Path) -> Source:
-    """Open `data.train`, those held out among them; errors as of `open_source`."""
-    return open_source(
+    """Open those of `data.train` that `data.keep` names, those held out among them.
+
+    Errors are those of `open_source` and `keep_listed`, and ValueError for data that are too bad.
+    """
+    source = open_source(
         config.data.train,
         cache_dir=workdir,
         every_caption=config.data.captions == "all",
         progress=progress,
     )
+    return keep_listed(source, config.data.keep, progress) if config.data.keep else source
 
 
 def describe_run(parts: Parts, source: Source, total_steps: int) -> None:

@@ -66,10 +66,22 @@ def _put(array: jax.ShapeDtypeStruct, place: jax.sharding.Sharding) -> jax.Shape
 def describe_model(
     config: ConfigDict,
 ) -> tuple[dual_encoder.FunctionalModel, dual_encoder.Variables]:
-    """Return a config's model with shapes for arrays, as if nothing of it were pretrained."""
+    """Return a config's model with shapes for arrays, as if nothing of it were pretrained.
+
+    Raises:
+        ValueError: a tower is one that only its checkpoint names.
+    """
     config = config.copy_and_resolve_references()
-    for tower in (config.model.image, config.model.text):
+    for kind, tower in (("image", config.model.image), ("text", config.model.text)):
+        if tower.name == "auto":
+            raise ValueError(
+                f"config.model.{kind}.name=auto is the checkpoint's, which is not looked at here; "
+                f"name the tower, as in --config.model.{kind}.name="
+                f"{'clip_vit_b32' if kind == 'image' else 'clip_text'}"
+            )
         tower.pretrained = None
+        if tower.projection == "pretrained":
+            tower.projection = "linear_no_bias"  # As every CLIP has.
     return dual_encoder.split_shapes(lambda: build_module(config))
 
 

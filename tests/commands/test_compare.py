@@ -12,7 +12,7 @@ from otter_jax.commands import compare
 from otter_jax.commands import main as commands
 from otter_jax.config import default_config
 from otter_jax.evaluation import comparison
-from otter_jax.evaluation.finished_runs import read_runs
+from otter_jax.evaluation.finished_runs import Run, read_runs
 
 
 def write_run(folder: Path, hits: dict[str, float], **changes: object) -> str:
@@ -114,6 +114,12 @@ def test_what_cannot_be_compared_is_refused(
     paths = [argument.format(*runs, copy=copy) for argument in arguments]
     with pytest.raises(SystemExit, match=message):
         commands.main(["compare", *paths, f"--output={tmp_path}"])
+
+
+def test_what_is_not_set_is_called_so() -> None:
+    run = Run(Path("run"), {"seed": 0, "objective.epsilon": None}, {})
+    said = comparison.describe(run, ["objective.epsilon", "seed"], "all")
+    assert said == "objective.epsilon=unset, seed=0"
 
 
 def test_a_baseline_is_the_plain_method_and_blanks_do_not_matter() -> None:

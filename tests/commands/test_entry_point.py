@@ -1,16 +1,26 @@
 """One entry point: what it lists, and that every refusal is one line."""
 
 import importlib
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+import otter_jax
 from otter_jax.commands import main
+from otter_jax.commands.command_line import make_folder, unknown_flags
 
 
 def test_usage_lists_every_command(capsys: pytest.CaptureFixture) -> None:
     main.main([])
     shown = capsys.readouterr().out
     assert "usage: otter-jax COMMAND" in shown and all(name in shown for name in main.COMMANDS)
+
+
+def test_the_version_is_said(capsys: pytest.CaptureFixture) -> None:
+    main.main(["--version"])
+    assert capsys.readouterr().out == f"otter_jax {otter_jax.__version__}\n"
 
 
 @pytest.mark.parametrize("name", main.COMMANDS)
@@ -27,7 +37,9 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trian"], "unknown command 'trian': choose from train, evaluate, inspect"),
+        (["trian"], "unknown command 'trian': did you mean train\\? There are train, evaluate"),
+        (["fly"], "unknown command 'fly': choose from train, evaluate, inspect"),
+        (["evaluate", "--wrkdir=x"], "unknown flag --wrkdir: did you mean --workdir"),
         (["export"], r"required: workdir, folder; otter-jax export --help lists the options"),
         (["compare", "nowhere"], "nowhere is not a finished run: it has no results.json"),
         (["inspect"], "required: --data"),
@@ -39,3 +51,30 @@ def test_refusals_are_one_line(arguments: list, message: str) -> None:
     with pytest.raises(SystemExit, match=message) as end:
         main.main(arguments)
     assert str(end.value).startswith("otter_jax: ") and "\n" not in str(end.value)
+
+
+def test_folders_that_cannot_be_made_are_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder, reason in (("file", "it is a file"), ("file/x", "no folder can be made")):
+        with pytest.raises(ValueError, match=f"^--out=.*{folder}: {reason}"):
+            make_folder("--out", tmp_path / folder)
+    assert make_folder("--out", tmp_path / "a" / "b").is_dir()
+
+
+def test_flags_are_told_from_keys_and_numbers() -> None:
+    known = ["config", "workdir", "distributed"]
+    right = ["--config=x", "-workdir", "y", "--nodistributed", "--config.seed", "-1", "--", "z=--a"]
+    assert unknown_flags(right, known) is None
+    assert unknown_flags([*right, "--far=1"], known) == "unknown flag --far: --help lists the flags"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    code = (
+        "from otter_jax.commands.command_line import ending_in_one_line\n"
+        "with ending_in_one_line():\n    print('x' * 10**6, flush=True)"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as program:
+        program.stdout.close()
+        assert program.stderr.read() == b""
+    assert program.returncode == 141  # As of a program that SIGPIPE ends.

@@ -101,6 +101,8 @@ def test_trust_of_every_pair(pairs_folder: Path, tiny_model: Path, tmp_path: Pat
     assert table["record"] == list(range(48))
     assert table["key"][:2] == ["00000", "00001"]
     assert np.mean(table["trust"]) == pytest.approx(1 - share, abs=0.2)
+    kept = [k for k, trust in zip(table["key"], table["trust"], strict=True) if trust >= 0.5]
+    assert (tmp_path / "keep.txt").read_text().splitlines() == kept
     for name in ("trust.png", "least_trusted.png", "most_trusted.png"):
         with Image.open(tmp_path / name) as picture:
             picture.load()
@@ -119,6 +121,7 @@ def test_trust_is_said_without_files(
     assert "wrong pairs         estimated share " in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"at least 31 different pairs.*found 12$"):
         inspect.main([*command, "--limit=12"])
+    assert "captions as they are" not in capsys.readouterr().out  # Before anything is read.
 
 
 def test_the_table_is_csv_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

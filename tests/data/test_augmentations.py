@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from otter_jax.data import augmentations, images
+from otter_jax.data.resizing import resize_as
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "augmentations" / "torchvision.npz"
 ADJUSTMENTS = ("adjust_brightness", "adjust_contrast", "adjust_saturation", "adjust_hue")
@@ -152,6 +153,20 @@ def test_any_image_gives_the_size_and_the_same_twice(
     assert first.flags.c_contiguous
     np.testing.assert_array_equal(first, second)
     np.testing.assert_array_equal(image, original)
+
+
+def test_without_randomness_the_weights_own_way_is_taken() -> None:
+    image, rng = noise(), np.random.default_rng(0)
+    resize = ("squash", 1.0, "bilinear")
+    found = augmentations.augment(image, 16, rng, "none", resize=resize)
+    np.testing.assert_array_equal(found, resize_as(image, 16, *resize))
+    usual = augmentations.augment(image, 16, rng, "none")
+    assert (found != usual).any()
+    padded = augmentations.augment(image, 16, rng, "none", "pad", resize=resize)
+    np.testing.assert_array_equal(padded, augmentations.augment(image, 16, rng, "none", "pad"))
+    both = {augmentations.augment(image, 16, rng, "none", flip=True, resize=resize).tobytes()
+            for _ in range(20)}  # fmt: skip
+    assert both == {found.tobytes(), np.ascontiguousarray(found[:, ::-1]).tobytes()}
 
 
 def test_unknown_augmentation() -> None:

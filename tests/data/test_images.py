@@ -1,6 +1,7 @@
 """Decoding against pictures whose pixels are known; transforms against Pillow and by property."""
 
 import base64
+import importlib
 import io
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -340,6 +341,25 @@ class TestFurtherFormats:
         assert found.shape == (24, 16, 3)
         assert_near(found[4, 8], RED, 16)
         assert_near(found[20, 8], GREEN, 16)
+
+    @pytest.mark.parametrize(
+        ("file_format", "package"), [("HEIF", "pillow_heif"), ("JXL", "pillow_jxl")]
+    )
+    def test_formats_of_the_extra(self, file_format: str, package: str) -> None:
+        if hasattr(plugin := importlib.import_module(package), "register_heif_opener"):
+            plugin.register_heif_opener()  # As its writer needs, too.
+        exif = Image.Exif()
+        exif[274] = 6
+        image = two_colours().resize((240, 160), Image.Resampling.NEAREST)
+        data = encode(image, file_format, exif=exif.tobytes(), quality=95)
+        assert images.format_and_mode(data) == f"{file_format} RGB"
+        found = images.decode(data)
+        assert found.shape == (240, 160, 3)
+        assert_near(found[40, 80], RED, 8)
+        assert_near(found[200, 80], GREEN, 8)
+        assert reason(data[: len(data) // 2]) in ("truncated", "damaged", "not an image")
+        transparent = encode(Image.new("RGBA", (64, 64), (255, 0, 0, 0)), file_format)
+        assert_near(images.decode(transparent)[32, 32], WHITE, 4)
 
     @pytest.mark.parametrize(
         ("data", "package"),

@@ -17,9 +17,15 @@ from otter_jax.data.shard_index import ROW, Scan, choose_file, load_index, open_
 Shards = list[tuple[list[bytes], list[list[int]]]]  # By shard: keys; three offsets, three sizes.
 
 
+def counts_of(numbers: list[list[int]]) -> list[int]:
+    """How many captions records have: all one, or as many as one, two or four bytes hold."""
+    limit = (1, 2**8, 2**16, 2**32)[numbers[0][1] % 4] if numbers else 1
+    return [row[0] % limit if limit > 1 else 1 for row in numbers]
+
+
 def scan_of(keys: list[bytes], numbers: list[list[int]]) -> Scan:
     rows = np.array([(row[:3], row[3:]) for row in numbers], ROW)
-    counts = np.array([row[0] % 2**32 for row in numbers], np.uint32)
+    counts = np.array(counts_of(numbers), np.uint32)
     return Scan(rows, keys, counts, {"no image": len(keys)}, digest=repr((keys, numbers)))
 
 
@@ -67,7 +73,8 @@ def test_entries_come_back_as_they_were_scanned(
     for number, (shard, key, row) in enumerate(flat):
         spans = list(zip(row[:3], row[3:], strict=True))
         assert index[number] == index[number - len(flat)] == (shard, key, spans)
-    np.testing.assert_array_equal(index.caption_counts, [row[0] % 2**32 for _, _, row in flat])
+    counts = [count for _, numbers in shards for count in counts_of(numbers)]
+    np.testing.assert_array_equal(index.caption_counts, counts)
     with pytest.raises(IndexError):
         index[len(flat)]
     assert [each.skipped for each in index.segments] == [

@@ -54,6 +54,13 @@ def test_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(open_source("webdataset:~/00000.tar")) == 1
 
 
+def test_a_bare_path_is_answered_with_its_spec(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("")
+    with pytest.raises(ValueError, match=f"unknown data source '{path}'; write csv:{path}"):
+        open_source(str(path))
+
+
 @pytest.mark.parametrize("spec", ["", "cc3m", "webdataset:", "webdataset", "hdf5:a", "csv:"])
 def test_unknown_specs_are_told_the_valid_forms(spec: str) -> None:
     with pytest.raises(ValueError, match=r"unknown data source .*open_clipart, webdataset:PATH"):

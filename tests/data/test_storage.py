@@ -39,6 +39,47 @@ def test_shards_in_a_store(
     assert source[1].image == f"pixels of b{numbers[0]}".encode()
 
 
+class ClientError(Exception):
+    """As a client of a store has its own, for example httpx.ConnectError."""
+
+
+@pytest.mark.parametrize(
+    ("call", "pattern"), [("isdir", "a.tar"), ("info", "00000.tar"), ("glob", "*.tar"),
+                          ("get_file", "00000.tar"), ("cat_ranges", "00000.tar")],
+)  # fmt: skip
+def test_what_a_client_raises_names_the_path(
+    store: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch, call: str, pattern: str
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise ClientError("name or service\nnot known")
+
+    spec = f"webdataset:memory://bucket/{pattern}"
+    source = open_source(spec) if call == "cat_ranges" else None
+    monkeypatch.setattr(type(store), call, fail)
+    with pytest.raises(OSError, match=r"^memory://bucket/.*: ClientError: name or service not"):
+        open_source(spec) if source is None else source[0]
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "csv"])
+def test_pipes_are_not_waited_for(kind: str, tmp_path: Path) -> None:
+    for suffix in ("csv", "parquet", "tar"):
+        os.mkfifo(tmp_path / f"pipe.{suffix}")
+        with pytest.raises(ValueError, match=rf"pipe\.{suffix} is no regular file but a"):
+            open_source(f"{kind}:{tmp_path}/pipe.{suffix}")
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "csv"])
+@pytest.mark.parametrize(
+    "braces",
+    ["{0..99999999999}", "{0..1000000}", "{0..999}{0..999}{0..1}", "{1.." + 5000 * "9" + "}",
+     "{a,b}" * 20],
+)  # fmt: skip
+def test_endless_braces_are_refused_at_once(kind: str, braces: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="more than 1,000,000 files") as error:
+        open_source(f"{kind}:{tmp_path}/{braces}")
+    assert len(str(error.value)) < 300
+
+
 def test_index_of_a_store_is_kept_in_the_folder_given(
     store: fsspec.AbstractFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
-from tfds_schemas import SETS, build, example, letters, text_of  # noqa: E402
+from tensorflow_datasets.proto import tf_example_pb2  # noqa: E402
+from tfds_schemas import PNG, SETS, build, example, letters, text_of  # noqa: E402
 
 from otter_jax.data.sources import open_source  # noqa: E402
 from otter_jax.data.tfds_captions import (  # noqa: E402
@@ -88,6 +89,34 @@ def test_a_name_with_a_slash_is_a_feature_like_any_other(tmp_path: Path) -> None
     spec = prepare(tmp_path, {"image/filename": "Text", "label": "ClassLabel:3", "a": {"b": "str"}})
     assert captions(f"{spec}?caption=image/filename") == {(f"filename_{n:05d}",) for n in range(4)}
     assert captions(f"{spec}?caption=a/b") == {(f"b_{n:05d}",) for n in range(4)}
+
+
+def stored_example(features: dict[str, list[Any]]) -> bytes:
+    """A record as TFDS stores it; its own writer needs TensorFlow for lists of unequal lists."""
+    example = tf_example_pb2.Example()
+    for key, values in features.items():
+        kind = {bytes: "bytes_list", float: "float_list", int: "int64_list"}[type(values[0])]
+        getattr(example.features.feature[key], kind).value.extend(values)
+    return example.SerializeToString()
+
+
+def test_captions_of_every_object_in_an_image() -> None:
+    """As in ref_coco, where objects have unequal numbers of expressions."""
+    described = {"image": "Image", "objects": [{"area": "int64", "refexp": [{"raw": "Text"}]}]}
+    features = build(described)
+    raw = "objects/refexp/raw/ragged"
+    record = stored_example(
+        {
+            "image": [PNG],
+            "objects/area": [3, 4, 5],
+            f"{raw}_flat_values": [b"the left cat", b"a cat", b"the dog"],
+            f"{raw}_row_lengths_0": [2, 0, 1],
+        }
+    )
+    stored = features.deserialize_example_np(record, decoders={"image": tfds.decode.SkipDecoding()})
+    [caption] = caption_features(features)
+    assert caption.is_list and caption.name == SETS["ref_coco"]["caption"]
+    assert caption.texts(stored) == ["the left cat", "a cat", "the dog"]
 
 
 @pytest.mark.parametrize(

@@ -397,3 +397,38 @@ def test_what_is_public_is_listed_before_it_is_loaded() -> None:
     assert {"load", "list_towers"} <= set(dir(otter_jax))
     towers = otter_jax.list_towers()
     assert "resnet50" in towers["image"] and "bert" in towers["text"]
+
+
+def test_the_images_of_a_folder_are_searched(
+    model: encoder.Encoder, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "below"
+    folder.mkdir()
+    arrays = photos(5)
+    for number, array in enumerate(arrays):
+        Image.fromarray(array).save(folder / f"{number}.png")
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    (tmp_path / "notes.txt").write_text("no image either")
+    texts = ["a red circle", "a blue square"]
+    found = model.search(texts, tmp_path, k=3)
+    assert "1 of 6 images cannot be read" in capsys.readouterr().out
+    cosines = model.encode_text(texts) @ model.encode_image(arrays).T
+    for row, answers in zip(cosines, found, strict=True):
+        best = np.argsort(-row)[:3]
+        assert [path.name for path, _ in answers] == [f"{number}.png" for number in best]
+        np.testing.assert_allclose([cosine for _, cosine in answers], row[best], atol=1e-5)
+
+
+def test_what_cannot_be_searched_is_refused(model: encoder.Encoder, tmp_path: Path) -> None:
+    for images, message in (
+        ("https://example.org/a.zip", "is a URL: download"),
+        (tmp_path / "none", "no such folder"),
+        (tmp_path, "no image file"),
+        ([tmp_path / "none.png"], "not one of 1 images"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            model.search(["a cat"], images)
+    with pytest.raises(ValueError, match="found 0 texts and k=5"):
+        model.search([], tmp_path)
+    with pytest.raises(ValueError, match="is a URL: download the image"):
+        model.encode_image("https://example.org/cat.jpg")

@@ -38,7 +38,9 @@ def refuse() -> None:
     raise AssertionError("computed again")
 
 
-def test_frozen_tower_runs_once(tiny_config: Callable, tmp_path: Path) -> None:
+def test_frozen_tower_runs_once(
+    tiny_config: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     config = tiny_config(**{"model.image.frozen": True})
     made, store = make_store(config, tmp_path)
     first = store.embed_images(made, "some", lambda: iter(pictures()))
@@ -47,8 +49,11 @@ def test_frozen_tower_runs_once(tiny_config: Callable, tmp_path: Path) -> None:
     np.testing.assert_array_equal(first, store.embed_images(made, "some", refuse))
     _, later = make_store(config, tmp_path)  # Another start of the run.
     np.testing.assert_array_equal(first, later.embed_images(made, "some", refuse))
-    with pytest.raises(AssertionError, match="computed again"):
-        store.embed_images(made, "others", refuse)
+    assert "computed anew" not in capsys.readouterr().out
+    for _ in range(2):  # It is said, once, that what is there is of no use.
+        with pytest.raises(AssertionError, match="computed again"):
+            later.embed_images(made, "others", refuse)
+    assert capsys.readouterr().out.count("(files: 1) are of other data") == 1
 
 
 def test_trained_tower_runs_once_an_evaluation(tiny_config: Callable, tmp_path: Path) -> None:

@@ -21,6 +21,13 @@ def test_ids_and_several_names(tmp_path: Path) -> None:
     np.testing.assert_array_equal(labels, [[1, 0], [-1, -1], [0, -1]])
 
 
+def test_the_first_name_is_the_id_unless_classes_share_it(tmp_path: Path) -> None:
+    text = "cat|kitty\ncrane|bird\ncrane|machine\nn04\tdog|hound\n"
+    found = class_lists.read_class_list(write(tmp_path / "c", text))
+    assert found.ids == ("cat", "crane|bird", "crane|machine", "n04")
+    assert found.names[0] == ("cat", "kitty") and found.names[3] == ("dog", "hound")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -279,11 +280,15 @@ def test_pairs_with_a_class_list(parts: tuple, tmp_path: Path) -> None:
         open_one(spec)
 
 
+PARENT = str(Path(__file__).parent)
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
         ("imagenot", "unknown set 'imagenot'; choose from open_clipart"),
         ("folder", "unknown set 'folder'.* folder:PATH"),
+        (PARENT, f"unknown set {PARENT!r}; write folder:{PARENT}"),
         ("folder:/x?class=/y", "unknown option 'class'; there are: classes"),
         ("laion:/x", "unknown set 'laion:/x'.* webdataset:PATH, tfds"),
         ("probe:csv:/x", "a probe is written probe:folder:PATH"),
@@ -294,7 +299,7 @@ def test_what_means_nothing_is_refused(spec: str, message: str) -> None:
         open_one(spec)
     if not spec.startswith("probe:csv"):  # Early, only the path is looked at.
         with pytest.raises(ValueError, match=message):
-            sets.refuse_unknown_sets(["open_clipart", spec])
+            sets.refuse_unknown_sets(["open_clipart", 3, spec])
 
 
 @pytest.mark.parametrize("form", ["folder:{}", "csv:{}", "imagenet1k:{}?classes=x", "webdataset:{}",
@@ -308,9 +313,12 @@ def test_missing_paths_are_refused_before_anything_is_opened(tmp_path: Path, for
     sets.refuse_unknown_sets([form.format(tmp_path), "tfds:mnist:test", "webdataset:gs://a/b.tar"])
 
 
-def test_one_set_twice_is_refused() -> None:
-    with pytest.raises(ValueError, match="names 'openmoji' twice"):
-        list(sets.open_sets(["openmoji", "openmoji"], image_size=32))
+@pytest.mark.parametrize("spec", ["openmoji", "webdataset:gs://a/b.tar?captions=lines"])
+def test_one_set_twice_is_refused(spec: str) -> None:
+    with pytest.raises(ValueError, match=rf"names '{re.escape(spec)}' twice"):
+        list(sets.open_sets([spec, spec], image_size=32))
+    with pytest.raises(ValueError, match=rf"names '{re.escape(spec)}' twice"):  # Opening nothing.
+        sets.refuse_unknown_sets([spec, "open_clipart", spec])
 
 
 def test_only_unreadable_images(parts: tuple, tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
 """Tests of what descriptions mean: nothing passed over in silence, transformers' own defaults."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from models.test_export import TOWERS, dual_encoder, random_tower
 from safetensors.numpy import save_file
 
 from otter_jax.models import (
@@ -23,7 +25,8 @@ from otter_jax.models import (
     two_tower_configs,
     vit_layouts,
 )
-from otter_jax.models.descriptions import Guess, Keys, split_guesses, words
+from otter_jax.models.descriptions import KINDS_OF_ENTRIES, Guess, Keys, split_guesses, words
+from otter_jax.models.export import export_dual_encoder, export_tower
 
 KEYS = Keys(
     fields={"heads": "num_attention_heads"},
@@ -185,6 +188,105 @@ def test_a_lone_file_says_what_it_is_taken_for(
     caplog.clear()
     from_pretrained(weights, num_attention_heads=6, hidden_act="gelu", pooling="mean")
     assert not caplog.messages
+
+
+KINDS_OF_FOLDERS = ("bert", "distilbert", "mpnet", "vit", "clip text", "resnet", "clip", "timm")
+WRONG = (None, "x", -1, 0, 1.5, [], {}, True, 10**12, [1], ["a"], {"a": 1}, float("nan"))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A checkpoint of each kind, with what describes its images or sentences beside it."""
+    root = tmp_path_factory.mktemp("kinds")
+    pixels = {"image_mean": [0.5] * 3, "crop_size": {"height": 24, "width": 24}, "resample": 3}
+    pixels |= {"size": {"shortest_edge": 24}, "do_center_crop": True, "rescale_factor": 1 / 255}
+    for kind in KINDS_OF_FOLDERS:
+        if kind == "timm":
+            (root / kind).mkdir()
+            arguments = {"num_heads": 4, "act_layer": "gelu"}
+            write_vit(root / kind, architecture="vit_base_patch16_224", model_args=arguments)
+        elif kind == "clip":
+            model = dual_encoder("clip vit", "clip text", "linear_no_bias")
+            export_dual_encoder(model, root / kind)
+            config = json.loads((root / kind / "config.json").read_text())
+            del config["otter_jax"]  # As transformers writes it.
+            (root / kind / "config.json").write_text(json.dumps(config))
+        else:
+            export_tower(random_tower(*TOWERS[kind]), root / kind)
+        if kind in ("vit", "clip"):
+            (root / kind / "preprocessor_config.json").write_text(json.dumps(pixels))
+    return {kind: root / kind for kind in KINDS_OF_FOLDERS}
+
+
+def places(value: Any, path: tuple = ()) -> list[tuple]:
+    """The way to every entry of what JSON holds."""
+    if not isinstance(value, dict | list):
+        return [path]
+    below = value.items() if isinstance(value, dict) else enumerate(value)
+    return [path, *(place for key, each in below for place in places(each, (*path, key)))]
+
+
+def changed(value: Any, path: tuple, new: Any) -> Any:
+    if not path:
+        return new
+    copy = value.copy()
+    copy[path[0]] = changed(copy[path[0]], path[1:], new)
+    return copy
+
+
+@settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(st.data(), st.sampled_from(KINDS_OF_FOLDERS), st.sampled_from(WRONG))
+def test_wrong_entries_are_refused_in_words(
+    folders: dict[str, Path], data: st.DataObject, kind: str, new: Any
+) -> None:
+    names = ("*config.json", "modules.json", "*/config.json")
+    files = [file for name in names for file in sorted(folders[kind].glob(name))]
+    file = data.draw(st.sampled_from(files))
+    written = file.read_text()
+    path = data.draw(st.sampled_from(places(json.loads(written))))
+    try:
+        file.write_text(json.dumps(changed(json.loads(written), path, new)))
+        with contextlib.suppress(ValueError, FileNotFoundError):
+            from_pretrained(folders[kind])
+    finally:
+        file.write_text(written)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"num_attention_heads": None}, "num_attention_heads=null, which says nothing"),
+        ({"num_attention_heads": "4"}, "says num_attention_heads='4'; it must be a whole number"),
+        ({"num_hidden_layers": 10**12}, "must be a whole number from 1 to 1000"),
+        ({"layer_norm_eps": float("nan")}, "says layer_norm_eps=nan; it must be a number"),
+        ({"hidden_act": {}}, "says hidden_act={}; it must be a text"),
+    ],
+)
+def test_entries_of_another_kind_are_named(entry: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        bert_layouts.BERT_KEYS.read(entry, "config.json")
+
+
+def test_every_setting_has_its_kind() -> None:
+    known = {*KINDS_OF_ENTRIES, "classifier_dropout"}
+    for model_type, keys in MODEL_TYPES.items():
+        assert not set(keys.fields) - known, model_type
+
+
+def test_sentences_are_lowered_as_their_folder_says(tmp_path: Path) -> None:
+    export_tower(random_tower(*TOWERS["bert"]), tmp_path)
+    sentences = tmp_path / "sentence_bert_config.json"
+    sentences.write_text(json.dumps({"max_seq_length": 256, "do_lower_case": False}))
+    assert from_pretrained(tmp_path).config.cleaning == "none"
+    sentences.write_text(json.dumps({"max_seq_length": 256, "do_lower_case": True}))
+    assert from_pretrained(tmp_path).config.cleaning == "small"
+    sentences.write_text(json.dumps({"transformer_task": "text-generation"}))
+    with pytest.raises(ValueError, match="transformer_task='text-generation'; only 'feature-extr"):
+        from_pretrained(tmp_path)
 
 
 def open_clip(kind: str, **entries: Any) -> Any:

@@ -117,6 +117,11 @@ def test_packages_without_one_checkpoint_are_refused(packages: Path):
         find_pretrained("package:tower_none")
 
 
+def test_a_module_that_is_no_package_is_not_to_be_installed():
+    with pytest.raises(FileNotFoundError, match="'os' is a lone module, no package"):
+        find_pretrained("package:os")
+
+
 @pytest.mark.parametrize(
     ("name", "command"),
     [

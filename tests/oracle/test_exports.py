@@ -115,3 +115,15 @@ def test_sentence_transformers_reads_a_text_tower(
     theirs = library.SentenceTransformer(str(tmp_path), device="cpu").encode(TEXTS)
     ours = np.asarray(nnx.jit(lambda tower, *text: tower(*text).pooled)(tower, *tokenizer(TEXTS)))
     np.testing.assert_allclose(theirs, ours, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("image", ["clip vit", "resnet"])
+def test_reading_a_folder_here_says_nothing(
+    tmp_path: Path, tokenizer_folder: Path, capfd: pytest.CaptureFixture, image: str
+) -> None:
+    model = dual_encoder(image, "clip text", "linear_no_bias")
+    export_dual_encoder(model, tmp_path, {"image_size": 24, "fit": "crop", "max_tokens": 8})
+    encoder.Tokenizer(tokenizer_folder, 8).save(tmp_path)
+    capfd.readouterr()
+    encoder.load(tmp_path)
+    assert capfd.readouterr() == ("", "")

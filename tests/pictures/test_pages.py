@@ -36,8 +36,12 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A finished run of two evaluated steps, whose names are hostile."""
-    folder = start_run(tmp_path / "run", **{"data.train": f"folder:{EVIL}", "total_steps": 4})
+    return write_finished_run(tmp_path / "run")
+
+
+def write_finished_run(folder: Path) -> Path:
+    """A run of two evaluated steps, whose names are hostile."""
+    start_run(folder, **{"data.train": f"folder:{EVIL}", "total_steps": 4})
     (folder / "data.json").write_text(
         json.dumps(
             {

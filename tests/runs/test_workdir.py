@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from otter_jax.runs import workdir as workdirs
-from otter_jax.runs.workdir import WorkdirLock, claimed, refuse_in_use
+from otter_jax.runs.workdir import WorkdirLock, claimed, refuse_in_use, refuse_unwritable
 
 
 def hold(folder: str, ready: "multiprocessing.synchronize.Event") -> None:
@@ -145,3 +145,11 @@ def test_where_nothing_was_trained_another_config_begins_anew(
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     with pytest.raises(ValueError, match="seed: 1 -> 0"), claimed(tiny_config(), tmp_path):
         pytest.fail("trained by another config")
+
+
+def test_a_place_where_no_folder_can_be_made_is_refused(tmp_path: Path) -> None:
+    refuse_unwritable(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())  # Nothing is left of the trial.
+    if Path("/proc").is_dir():  # Its permissions promise what it does not keep.
+        with pytest.raises(ValueError, match=r"^--workdir=/proc/x"):
+            refuse_unwritable(Path("/proc/x"))

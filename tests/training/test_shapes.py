@@ -30,12 +30,16 @@ def shrunk(name: str) -> ConfigDict:
     config.batch_size, config.data.image_size = PAIRS, 64
     if config.objective.queue_size is not None:
         config.objective.queue_size = 2 * PAIRS
+    for tower, default in ((config.model.image, "clip_vit_b32"), (config.model.text, "clip_text")):
+        if tower.name == "auto":  # What the checkpoint has.
+            tower.name = default
     with config.unlocked():
         for tower in (config.model.image, config.model.text):
             tower.overrides.update(SMALL[tower.name])
             tower.trainable = None  # It names layers that are not there any more.
-    if config.model.image.name == "clip_resnet50":
+    if config.model.image.name == "clip_resnet50" or config.model.embed_dim is None:
         config.model.embed_dim = 16  # The attention pool leads to the embedding by itself.
+    config.data.max_tokens = config.data.max_tokens or 77
     return config
 
 
@@ -53,3 +57,8 @@ def test_presets_lower_for_accelerators(name: str) -> None:
         assert (f"tensor<{PAIRS}x{PAIRS}x" in program) == (config.objective.name == "slip")
         # Forms for CPUs pool by comparing windows.
         assert ("reduce_window" in program) == (config.model.image.name == "resnet50")
+
+
+def test_a_tower_that_only_its_checkpoint_names_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"config\.model\.image\.name=auto .* name the tower"):
+        describe_step(read_preset("finetune_clip"), sharding.make_mesh())

@@ -3,12 +3,14 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import write_shard
 
-from otter_jax import train
+from otter_jax import objectives, train
 from otter_jax.commands import prepare
+from otter_jax.training.data import open_training_data
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +100,15 @@ def test_training_on_every_caption(
     assert json.loads((tmp_path / "run" / "data.json").read_text())["train"]["pairs"] == 24
     last = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1]
     assert json.loads(last)["step"] == 6  # Two epochs of 24 pairs, and not of 12.
+
+
+@pytest.mark.parametrize("decoding", [1, 2])
+def test_how_images_are_decoded_is_said_by_the_config(tiny_config: Callable, decoding: int) -> None:
+    config = tiny_config(**{
+        "data.decoding": decoding, "data.augmentation": "random_resized_crop",
+        "data.fit": "crop", "objective.name": "infonce",
+    })  # fmt: skip
+    method = objectives.make_method(**config.objective)
+    encoder = SimpleNamespace(tokenizer=None)
+    parts = SimpleNamespace(config=config, method=method, encoder=encoder)
+    assert open_training_data(parts, []).load.decodes_crops == (decoding == 2)

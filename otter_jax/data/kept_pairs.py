@@ -1,0 +1,122 @@
+"""Lists of pairs to keep: `config.data.keep`, made by trust, by another model's scores, or by hand.
+
+A list is a text file with the key of a pair in each line, as `otter-jax inspect --trust` and the
+demo write it, or a table (.csv, .parquet) with the columns `key` and `trust` or `score`, and how
+much of the latter a pair must have: `trust.parquet?above=0.5`.
+"""
+
+import csv
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from otter_jax.data.held_out import restrict
+from otter_jax.data.records import Progress, RecordError, Source, key_of, no_progress
+from otter_jax.data.text_files import split_lines
+
+KEY, VALUES, ABOVE = "key", ("trust", "score"), "?above="
+
+
+def keep_listed(source: Source, listed: str, progress: Progress = no_progress) -> Source:
+    """Return the pairs of a source that a list names; their order stays.
+
+    Args:
+        source: All pairs.
+        listed: Path of the list, with `?above=NUMBER` behind that of a table.
+        progress: Shows how far reading is, where keys are not known without it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no such list, or names no pair of the source.
+        ModuleNotFoundError: If it is a Parquet file and pyarrow is not installed.
+    """
+    names = read_list(listed)
+    keys = [_key_or_none(source, n) for n in progress(range(len(source)), len(source), "keys")]
+    kept = np.array([key in names for key in keys], bool)
+    if not kept.any():
+        shown = ", ".join(repr(name) for name in sorted(names)[:3])
+        raise ValueError(
+            f"config.data.keep={listed}: none of its {len(names):,} keys ({shown}, ...) is that of "
+            f"a pair of {source.name}, which are like {keys[0]!r}"
+        )
+    return restrict(source, kept)
+
+
+def _key_or_none(source: Source, number: int) -> str | None:
+    try:
+        return key_of(source, number)
+    except RecordError:  # Counted when it is read.
+        return None
+
+
+def read_list(listed: str) -> set[str]:
+    """Return the keys that a list names; errors as of `keep_listed`."""
+    name, _, above = listed.partition(ABOVE)
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"config.data.keep: there is no file {path}")
+    if path.suffix not in (".csv", ".parquet"):
+        if above:
+            raise ValueError(f"config.data.keep={listed}: a list without scores has no {ABOVE}")
+        names = {line for line in split_lines(path.read_text(encoding="utf-8-sig")) if line}
+    else:
+        rows = _parquet_rows(path) if path.suffix == ".parquet" else _csv_rows(path)
+        names = set(_above(listed, rows, _threshold(listed, above)))
+    if not names:
+        raise ValueError(f"config.data.keep={listed} names no pair")
+    return names
+
+
+def _threshold(listed: str, above: str) -> float:
+    try:
+        threshold = float(above)
+    except ValueError:
+        threshold = math.nan
+    if not math.isfinite(threshold):
+        raise ValueError(
+            f"config.data.keep={listed}: say how much a pair must have, as {ABOVE}0.5 behind the "
+            "table's path"
+        )
+    return threshold
+
+
+def _above(listed: str, rows: Iterable[Mapping[str, object]], threshold: float) -> Iterator[str]:
+    """Yield the keys of the rows whose trust or score is at least the threshold."""
+    for number, row in enumerate(rows, start=1):
+        value = next((row[name] for name in VALUES if row.get(name) is not None), None)
+        if row.get(KEY) is None or value is None:
+            raise ValueError(
+                f"config.data.keep={listed}: row {number} lacks {KEY!r}, or one of "
+                f"{', '.join(map(repr, VALUES))}; it has {', '.join(map(str, row))}"
+            )
+        try:
+            score = float(value)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"config.data.keep={listed}: row {number} has {value!r} where a number belongs"
+            ) from None
+        if "trust" in row and not 0 <= threshold <= 1:
+            raise ValueError(f"config.data.keep={listed}: trust lies in [0, 1]")
+        if score >= threshold:
+            yield str(row[KEY])
+
+
+def _csv_rows(path: Path) -> Iterator[Mapping[str, object]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        yield from csv.DictReader(file)
+
+
+def _parquet_rows(path: Path) -> Iterator[Mapping[str, object]]:
+    try:
+        from pyarrow import parquet
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f"config.data.keep={path}: Parquet needs pyarrow: pip install 'otter_jax[parquet]'"
+        ) from None
+    known = {KEY, *VALUES}
+    with parquet.ParquetFile(path) as table:
+        columns = [name for name in table.schema_arrow.names if name in known]
+        for batch in table.iter_batches(columns=columns or None):
+            yield from batch.to_pylist()
