@@ -91,3 +91,20 @@ def test_the_steps_asked_for_are_traced(tmp_path: Path, monkeypatch: pytest.Monk
                 profiler.after(now, jnp.ones(()))
     # The second run ends within its trace.
     assert calls == [(2, tmp_path), (3, "stop"), (5, tmp_path), (6, "stop")]
+
+
+def test_no_gradient_is_computed_below_the_lowest_layer_that_is_trained(
+    tiny_config: Callable,
+) -> None:
+    def flops(**changes: object) -> float:
+        config = vit_config(tiny_config, **{"objective.name": "infonce"}, **changes)
+        with config.unlocked():
+            config.model.image.overrides.update(
+                hidden_size=64, intermediate_size=256, num_hidden_layers=12
+            )
+        train_step, state = build(config, mesh_of(1))
+        batch = sharding.put_batch(mesh_of(1), batch_of(config=config))
+        return train_step.lower(state, batch).cost_analysis()["flops"]
+
+    locked = {"model.image.trainable": r"blocks\.11|final_norm|projection"}
+    assert flops(**locked) < 0.45 * flops()
