@@ -24,6 +24,7 @@ from otter_jax.data import images as image_functions
 from otter_jax.data.resizing import resize_as, resized_side
 from otter_jax.data.templates import DEFAULT_TEMPLATE, read_templates
 from otter_jax.data.texts import Tokenizer
+from otter_jax.embedding import published
 from otter_jax.embedding.class_bank import class_bank
 from otter_jax.embedding.given_images import AnyImage, as_rgb, image_files, one_by_one, readable
 from otter_jax.embedding.nearest_rows import nearest_rows
@@ -498,10 +499,12 @@ def load(path: str | Path, *, step: int | None = None) -> Encoder:
     Neither needs the pretrained weights that training began with. Where the latest checkpoint is
     damaged, that is said, and the one before is used. A checkpoint with two towers and its
     tokenizer beside it, by its path or its name in the Hugging Face Hub, is a model too: CLIP,
-    SigLIP and whatever else `otter_jax.models.from_pretrained` reads.
+    SigLIP and whatever else `otter_jax.models.from_pretrained` reads. "quickstart", where there is
+    no such folder, is a finished quickstart that comes with the package; its towers are those of
+    the extra [quickstart].
 
     Args:
-        path: of the workdir, folder or checkpoint; or a name in the Hub.
+        path: of the workdir, folder or checkpoint; or a name in the Hub; or "quickstart".
         step: of a workdir, the checkpoint to take; the latest if None, or the best where the run
             has a config.checkpoint.best. config.checkpoint.keep says how many there are.
 
@@ -515,7 +518,8 @@ def load(path: str | Path, *, step: int | None = None) -> Encoder:
     if export.is_exported(folder):
         return _load_exported(folder)
     if not _is_workdir(folder):
-        return _load_two_towers(path)
+        is_ours = str(path) in published.published_names()
+        return _load_published(str(path)) if is_ours else _load_two_towers(path)
     from otter_jax import config
     from otter_jax.runs import best_step, checkpoints
 
@@ -547,6 +551,8 @@ def refuse_no_model(path: str | Path) -> None:
         FileNotFoundError, ModuleNotFoundError: as `load`.
     """
     folder = Path(path).expanduser()
+    if str(path) in published.published_names():
+        return
     if not export.is_exported(folder) and not _is_workdir(folder):
         find_pretrained(path)
 
@@ -555,6 +561,15 @@ def _is_workdir(folder: Path) -> bool:
     """Return whether a run has written the folder: its config.json is not a model's."""
     path = folder / "config.json"
     return path.is_file() and "objective" in read_json(path)
+
+
+def _load_published(name: str) -> Encoder:
+    """Return a model that comes with the package, whose towers are other packages'."""
+    settings, trained = published.read_published(name)
+    model, variables = dual_encoder.split(build_module(settings))
+    variables = variables._replace(params=published.with_published(variables.params, trained))
+    mesh = sharding.make_mesh()
+    return make_encoder(settings, model, sharding.put_state(mesh, variables), mesh)
 
 
 def _load_two_towers(path: str | Path) -> Encoder:

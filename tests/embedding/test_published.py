@@ -1,0 +1,60 @@
+"""Published models: what the package holds of them, and publishing one of our own."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from otter_jax.config import load_config
+from otter_jax.embedding import published
+from otter_jax.embedding.encoder import load
+from otter_jax.train import train
+
+
+@pytest.mark.parametrize("name", published.published_names())
+def test_a_published_model_is_whole(name: str) -> None:
+    config, arrays = published.read_published(name)
+    assert arrays["image_projection.kernel"].shape == (1280, config.model.embed_dim)
+    assert set(arrays) == {"image_projection.kernel", "image_projection.bias", "log_scale",
+                           "distillation_log_scale"}  # fmt: skip
+    last = json.loads((published.FOLDER / name / "metrics.jsonl").read_text().splitlines()[-1])
+    results = json.loads((published.FOLDER / name / "results.json").read_text())
+    for each in config.evaluate.sets:
+        assert results[each]
+        for metric, value in results[each].items():
+            assert last.get(f"eval/{each}/{metric}", value) == value
+    assert sum(path.stat().st_size for path in (published.FOLDER / name).iterdir()) < 5e6
+
+
+def test_what_is_published_is_what_was_trained(
+    tiny_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(published, "FOLDER", tmp_path / "published")
+    towers = {"model.image.frozen": True, "model.text.frozen": True}
+    config = tiny_config(**towers, **{"total_steps": 2, "evaluate.sets": (),
+                                      "data.augmentation": "none"})  # fmt: skip
+    train(config, tmp_path / "run")
+    encoder = load(tmp_path / "run")
+    published.publish("ours", tmp_path / "run", encoder.variables.params, "a test")
+    assert published.published_names() == ["ours"]
+    settings, arrays = published.read_published("ours")
+    assert settings.to_dict() == load_config(tmp_path / "run" / "config.json").to_dict()
+    blank = jax.tree.map(np.zeros_like, encoder.variables.params)
+    restored = published.with_published(blank, arrays)
+    jax.tree.map(np.testing.assert_array_equal, restored, encoder.variables.params)
+
+    weights = tmp_path / "published" / "ours" / published.WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match=r"trained\.safetensors is damaged: install the package"):
+        load("ours")
+
+
+def test_a_trained_tower_is_not_published(tmp_path: Path, tiny_config: Callable) -> None:
+    config = tiny_config(**{"total_steps": 1, "evaluate.sets": ()})
+    train(config, tmp_path / "run")
+    params = load(tmp_path / "run").variables.params
+    with pytest.raises(ValueError, match="only models with frozen towers"):
+        published.publish("ours", tmp_path / "run", params, "a test")
