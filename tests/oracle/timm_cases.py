@@ -91,7 +91,7 @@ def small_model(name: str, small: Sequence[dict], **arguments: object) -> torch.
         try:
             with torch.device("meta"):
                 sketch = timm.create_model(name, **fewer, **arguments)
-        except TypeError:
+        except (TypeError, AssertionError):  # It takes no such argument, or makes nothing of it.
             continue
         if sum(p.numel() for p in sketch.parameters()) > LARGEST:
             raise ValueError("too large")
