@@ -9,7 +9,10 @@ from timm.models import save_for_hf
 
 from tests.oracle.comparing import Case, Reference, images, randomise
 
-PATTERNS = ("resnet*", "vit*", "deit*", "convnext*", "dinov2*", "siglip*")
+PATTERNS = (
+    *("resnet*", "vit*", "deit*", "convnext*"),
+    *("resnext*", "wide_resnet*", "regnet*", "eva*", "*mobileclip*", "swin_*", "beit*"),
+)
 # A block or a stage each, by the first of these arguments that a model takes.
 SMALL = ({"depth": 1}, {"depths": (1, 1, 1, 1)}, {"layers": (1, 1, 1, 1)}, {})
 LARGEST = 600e6  # Parameters, of models that none of these makes small.
