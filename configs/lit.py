@@ -6,8 +6,9 @@ Command:  python main.py --config=configs/lit.py --workdir=runs/lit
           towers of your own: --config.model.image.name=... --config.model.image.pretrained=...
           --config.model.text.name=... --config.model.text.pretrained=...
 Hardware: two CPU cores, no accelerator.
-Time:     TIME
-Expected: EXPECTED
+Time:     about nine minutes on a busy machine, of which 100 steps take five.
+Expected: held-out recall@10 of images to texts 42 % (chance 1.9 %), OpenMoji hit@10 5.8 % (chance
+          0.6 %); one run, seed 0.
 
 For two towers that have never met. The image tower and its features stay as they are, so these are
 computed once; the text tower and the linear layer behind it learn what they mean.

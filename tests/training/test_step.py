@@ -48,6 +48,8 @@ def batch_of(rows: int = 16, config=None) -> dict[str, np.ndarray]:
         views = views_of(config, options)
         if options.uses_trust:
             batch["trust"] = np.full(rows, 0.25, np.float32)
+        if options.known_positives is not None:
+            batch["group"] = np.stack([np.arange(rows) // 3, np.zeros(rows)], 1).astype(np.int32)
     for key in pair_loader.IMAGE_KEYS[: views.images]:
         batch[key] = rng.integers(0, 255, size=(rows, 32, 32, 3), dtype=np.uint8)
     for number in ("", "2") if views.second_text else ("",):
@@ -261,6 +263,17 @@ def test_trust_goes_to_the_loss_in_micro_batches_and_on_devices(tiny_config: Cal
     estimated = vit_config(tiny_config, **{"objective.alpha": "estimated", "micro_batch": 8})
     metrics, state = trained(number, 1, steps=1)
     own_metrics, own_state = trained(estimated, 8, steps=1)
+    np.testing.assert_allclose(own_metrics["loss"], metrics["loss"], rtol=1e-5)
+    assert_close(own_state.variables, state.variables, rtol=1e-3, atol=1e-5)
+
+
+def test_known_positives_go_to_the_loss_in_micro_batches_and_on_devices(
+    tiny_config: Callable,
+) -> None:
+    changes = {"objective.name": "infonce", "objective.known_positives": "ignore"}
+    metrics, state = trained(vit_config(tiny_config, **changes), 1, steps=1)
+    split = vit_config(tiny_config, **changes, micro_batch=8)
+    own_metrics, own_state = trained(split, 8, steps=1)
     np.testing.assert_allclose(own_metrics["loss"], metrics["loss"], rtol=1e-5)
     assert_close(own_state.variables, state.variables, rtol=1e-3, atol=1e-5)
 
