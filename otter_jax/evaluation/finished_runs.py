@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from otter_jax import config as config_lib
-from otter_jax.evaluation.tables import sets_of
 from otter_jax.json_files import read_json_object
+from otter_jax.runs.reporting import sets_of
 
 
 @dataclasses.dataclass(frozen=True)

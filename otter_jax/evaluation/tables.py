@@ -1,20 +1,14 @@
 """Results as a CSV: a line for every metric of every set."""
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from otter_jax.runs.reporting import OTHERS, sets_of
 from otter_jax.terminal import aligned
-
-OTHERS = ("before", "chance")  # Keys of results.json that are no sets.
-
-
-def sets_of(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, float]]]:
-    """Yield the sets of results.json and their metrics, without what stands beside them."""
-    return ((k, each) for k, each in results.items() if k not in OTHERS and isinstance(each, dict))
 
 
 def interpolation_table(curve: Mapping[float, Mapping[str, Mapping[str, float]]]) -> list[str]:

@@ -20,6 +20,7 @@ from PIL import Image
 from otter_jax import config as config_lib
 from otter_jax.pictures.charts import Chart, make_chart
 from otter_jax.runs.history import Curves, History, read_history
+from otter_jax.runs.reporting import sets_of
 
 FILE = "report.html"
 MOST_BYTES = 5_000_000  # Of a page.
@@ -173,9 +174,7 @@ def results_of(history: History) -> Table | None:
     """Return the final table, in percent: after, before, chance, and the change."""
     rows = []
     before, chance = (history.results.get(key, {}) for key in ("before", "chance"))
-    for name, metrics in history.results.items():
-        if name in ("before", "chance"):
-            continue
+    for name, metrics in sets_of(history.results):
         for metric, value in metrics.items():
             old, luck = (known.get(name, {}).get(metric) for known in (before, chance))
             change = "-" if old is None else f"{100 * (value - old):+.1f}"

@@ -22,6 +22,7 @@ from otter_jax.runs.machine import FILE as MACHINE_FILE
 from otter_jax.runs.machine import describe_machine
 from otter_jax.terminal import Task, aligned, duration, say
 
+OTHERS = ("before", "chance")  # Keys of results.json that are no sets, but hold theirs.
 MOST_SHOWN = 6  # Metrics of a set in a line.
 
 
@@ -220,6 +221,11 @@ def start_wandb(project: str, workdir: Path) -> Any:
     )
 
 
+def sets_of(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, float]]]:
+    """Yield the sets of results.json and their metrics, without what stands beside them."""
+    return ((k, each) for k, each in results.items() if k not in OTHERS and isinstance(each, dict))
+
+
 def results_table(results: Mapping[str, Any]) -> str:
     """Return the final table: every metric after training, before it, by chance, and the change.
 
@@ -228,9 +234,7 @@ def results_table(results: Mapping[str, Any]) -> str:
             in points.
     """
     rows = [("", "after", "before", "chance", "change")]
-    for name, metrics in results.items():
-        if name in ("before", "chance") or not isinstance(metrics, dict):
-            continue
+    for name, metrics in sets_of(results):
         for metric, value in metrics.items():
             before, chance = (
                 results.get(key, {}).get(name, {}).get(metric) for key in ("before", "chance")
