@@ -14,6 +14,8 @@ WIDTH, HEIGHT = 420, 230  # Units; as wide as a telephone shows, so that letters
 LEFT, RIGHT, TOP, BOTTOM = 52, 410, 10, 200  # Of the axes among them.
 POINTED_AT = 60  # Points of a curve that say their value when pointed at.
 TICKS = 5
+SHARES_TICKS = (1, 2, 2.5, 5, 10)  # Apart; all divide 100 %, which no tick must exceed.
+AS_GOOD_AS_CONSTANT = 1e-5  # Span of values over their size, below which ticks would read alike.
 STEPS = ticker.EngFormatter(sep="")  # 20000 is written 20k.
 
 
@@ -81,7 +83,8 @@ def make_chart(
         for curve, each in zip(curves.values(), steps, strict=True)
     ]
     marked = min(POINTED_AT, points // 4)
-    across, upward = _ticks(np.concatenate(steps)), _ticks(np.concatenate(values))
+    across = _ticks(np.concatenate(steps))
+    upward = _ticks(np.concatenate(values), share=share)
     lines = []
     for name, each, height in zip(curves, steps, values, strict=True):
         kept = thin(height, points)
@@ -100,12 +103,23 @@ def make_chart(
     )
 
 
-def _ticks(values: np.ndarray) -> np.ndarray:
-    """Return round numbers that enclose the values."""
+def _ticks(values: np.ndarray, share: bool = False) -> np.ndarray:
+    """Return round numbers that enclose the values, none below 0 unless a value is.
+
+    Args:
+        values: float [n].
+        share: whether they are shares in percent; then no tick is above 100 unless a value is.
+    """
     low, high = float(values.min()), float(values.max())
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    return ticker.MaxNLocator(TICKS).tick_values(low, high)
+    size = max(abs(low), abs(high))
+    if high - low <= AS_GOOD_AS_CONSTANT * size:
+        low, high = low - size / 2, high + size / 2
+        if share and values.max() <= 100:
+            high = min(high, 100.0)
+        if size == 0:
+            high = 1.0
+    steps = SHARES_TICKS if share else None
+    return ticker.MaxNLocator(TICKS, steps=steps).tick_values(low, high)
 
 
 def _placed(values: np.ndarray, ticks: np.ndarray, start: float, end: float) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Charts keep what matters of a curve, and say the numbers that were given."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,3 +39,23 @@ def test_a_constant_a_share_and_one_step() -> None:
     assert chart.lines[0].last == "25.0 % at step 5"
     assert all(text.endswith("%") for _, text in chart.upward)
     assert np.isfinite([place for place, _ in chart.upward + chart.across]).all()
+
+
+@pytest.mark.parametrize(("most", "share"), [(1.0, True), (1e6, False)])
+@given(data=st.data())
+def test_the_axis_of_a_constant_stays_within_what_it_can_be(
+    data: st.DataObject, most: float, share: bool
+) -> None:
+    value = data.draw(st.just(0.0) | st.floats(1e-6, most))
+    noise = data.draw(st.sampled_from([0.0, 1e-8]))  # As of sums in float32.
+    chart = charts.make_chart("x", {"x": {1: value, 2: value * (1 - noise)}}, share=share)
+    ticks = [float(text.removesuffix(" %")) for _, text in chart.upward]
+    assert ticks == sorted(set(ticks))
+    assert 0 <= ticks[0] <= value * (100 if share else 1) * (1 + 1e-5)
+    assert value * (100 if share else 1) * (1 - 1e-5) <= ticks[-1] <= (100 if share else np.inf)
+    assert all(charts.TOP <= y <= charts.BOTTOM for _, y, _ in chart.lines[0].marks)
+
+
+def test_a_constant_below_zero_has_an_axis_around_it() -> None:
+    upward = charts.make_chart("x", {"x": {1: -3.0}}).upward
+    assert float(upward[0][1]) < -3 < float(upward[-1][1]) <= 0
