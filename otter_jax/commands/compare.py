@@ -26,13 +26,16 @@ from otter_jax.evaluation import comparison, comparison_tables, finished_runs
 def main(arguments: Sequence[str]) -> None:
     """Compare what the command line says; print the tables and write them."""
     options = parse(arguments)
-    runs = finished_runs.read_runs([Path(path) for path in options.runs])
+    paths, passed_over = finished_runs.runs_among(options.runs, finished=True)
+    runs = finished_runs.read_runs(paths)
     found = comparison.compare(runs, options.baseline, options.setting, options.metric or ["*"])
     text = comparison_tables.markdown(found)
     folder = make_folder("--output", Path(options.output))
     (folder / "comparison.md").write_text(text, encoding="utf-8")
     comparison_tables.write_csv(folder / "comparison.csv", found)
     print(text)
+    if passed_over:
+        print(passed_over)
     print(f"written to {folder / 'comparison.md'} and comparison.csv")
 
 

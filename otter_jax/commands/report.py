@@ -22,10 +22,11 @@ from otter_jax.runs.history import History, damage_of_last_checkpoint, read_hist
 def main(arguments: Sequence[str]) -> None:
     """Write the page on the runs that the command line names."""
     options = parse(arguments)
-    histories = [read_history(path) for path in options.runs]
+    paths, passed_over = finished_runs.runs_among(options.runs, finished=False)
+    histories = [read_history(path) for path in paths]
     if len({each.path.resolve() for each in histories}) < len(histories):
         raise ValueError("a run is given twice")
-    default = options.runs[0] / pages.FILE if len(histories) == 1 else Path(pages.FILE)
+    default = paths[0] / pages.FILE if len(histories) == 1 else Path(pages.FILE)
     path = options.output or default
     path.parent.mkdir(parents=True, exist_ok=True)
     remarks = list(remarks_on(histories))
@@ -33,8 +34,9 @@ def main(arguments: Sequence[str]) -> None:
     pages.write_page(path, histories, tables, remarks)
     for name, each in zip(pages.run_names(histories), histories, strict=True):
         print(f"{name}: {pages.status_of(each)}")
-    for remark in remarks:
-        print(remark)
+    for line in [*remarks, passed_over]:
+        if line:
+            print(line)
     print(f"written to {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -25,19 +25,45 @@ class Run:
         return self.config["seed"]
 
 
-def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """Read config.json and results.json of workdirs.
+def runs_among(paths: Sequence[Path], *, finished: bool) -> tuple[list[Path], str]:
+    """Tell runs from what else lies beside them, such as what `runs/*` stands for.
+
+    Args:
+        paths: files and folders.
+        finished: whether only finished runs are wanted.
+
+    Returns:
+        The workdirs, and a line that names what was passed over and why; "" where nothing was.
 
     Raises:
-        FileNotFoundError: for a folder that is no finished run.
-        ValueError: for a folder that is given twice.
+        FileNotFoundError: for a path that leads nowhere, or where no run is left.
+    """
+    kind = "finished run" if finished else "run"
+    runs, others = [], []
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is not a {kind}: there is no such folder")
+        if not (path / "config.json").is_file():
+            others.append(f"{path} (no run)")
+        elif finished and not (path / "results.json").is_file():
+            others.append(f"{path} (not finished)")
+        else:
+            runs.append(path)
+    if not runs:
+        raise FileNotFoundError(f"what is given holds no {kind}: {', '.join(others)}")
+    return runs, f"passed over: {', '.join(others)}" if others else ""
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """Read config.json and results.json of finished runs' workdirs.
+
+    Raises:
+        ValueError: for a folder that is given twice, or a damaged file.
     """
     runs = []
     for path in paths:
         if path.resolve() in [run.path.resolve() for run in runs]:
             raise ValueError(f"{path} is given twice")
-        if not (path / "results.json").is_file():
-            raise FileNotFoundError(f"{path} is not a finished run: it has no results.json")
         results = read_json_object(path / "results.json")
         flat = {
             f"{name}  {metric}": value

@@ -91,6 +91,25 @@ def test_the_command_prints_and_writes_tables(
     assert rows[0]["difference"] == "" and rows[0]["method"] == "objective.name=infonce"
 
 
+def test_what_is_no_finished_run_is_passed_over(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    beside = [tmp_path / name for name in ("features", "under_way", "notes.txt")]
+    for folder in beside[:2]:
+        folder.mkdir()
+    (beside[1] / "config.json").write_text("{}")
+    beside[2].touch()
+    given = [str(beside[0]), *runs, *map(str, beside[1:]), f"--output={tmp_path}"]
+    compare.main(given)
+    assert (
+        f"passed over: {beside[0]} (no run), {beside[1]} (not finished), {beside[2]} (no run)\n"
+        in capsys.readouterr().out
+    )
+    assert "| objective.name=otter | 1 | 1 | 0, 1, 2 |" in (tmp_path / "comparison.md").read_text()
+    with pytest.raises(FileNotFoundError, match=r"no finished run: .*under_way \(not finished\)"):
+        compare.main([str(beside[1])])
+
+
 def test_one_run_has_no_spread(runs: list[str], tmp_path: Path) -> None:
     compare.main([runs[0], f"--output={tmp_path}"])
     assert "| all runs | emoji  hit@1 | 10.0 |" in (tmp_path / "comparison.md").read_text()

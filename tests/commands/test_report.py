@@ -50,6 +50,16 @@ def test_runs_under_way_are_shown_and_not_compared(
     assert not any("Paired" in text for text in Page(tmp_path / "page.html").texts)
 
 
+def test_what_is_no_run_is_passed_over(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features = tmp_path / "features"
+    features.mkdir()
+    main.main(["report", str(features), runs[0]])
+    assert f"passed over: {features} (no run)\n" in capsys.readouterr().out
+    assert (Path(runs[0]) / "report.html").is_file()
+
+
 def test_bad_input_ends_in_one_line(runs: list[str], tmp_path: Path) -> None:
     for arguments, message in (
         ([str(tmp_path)], "holds no run"),
