@@ -19,6 +19,7 @@ from pathlib import Path
 from otter_jax.commands import compare
 from otter_jax.commands.command_line import Parser
 from otter_jax.config import describe_unknown_key
+from otter_jax.evaluation.comparison import NotEvaluatedError
 from otter_jax.preset_files import find_preset
 from otter_jax.terminal import say
 
@@ -53,7 +54,10 @@ def main(arguments: Sequence[str]) -> None:
             failed.append(name)
     finished = [str(folder / name) for name in runs if (folder / name / "results.json").is_file()]
     if finished:
-        compare.main([*finished, f"--output={folder}"])
+        try:
+            compare.main([*finished, f"--output={folder}"])
+        except NotEvaluatedError as reason:
+            say(f"there is nothing to compare: {reason}")
     if failed:
         raise ValueError(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
 

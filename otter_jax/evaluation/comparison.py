@@ -21,6 +21,10 @@ IGNORED = ("seed", "evaluate.", "log_every_steps", *config_lib.BOOKKEEPING_KEYS)
 ALL = "all runs"  # The one setting where --setting names none.
 
 
+class NotEvaluatedError(ValueError):
+    """There is nothing to compare: no run has results."""
+
+
 class Cell(NamedTuple):
     """One method, setting and metric."""
 
@@ -93,9 +97,12 @@ def compare(
         metrics: patterns with * of which a metric, such as "openmoji  hit@1", matches one.
 
     Raises:
+        NotEvaluatedError: if none of the runs was evaluated.
         ValueError: if no metric matches, for two runs of one method, setting and seed, a key that
             does not exist, or a baseline that is no method.
     """
+    if not any(run.results for run in runs):
+        raise NotEvaluatedError("none of these runs was evaluated: config.evaluate.sets is empty")
     for key in setting:
         if key not in runs[0].config:
             raise ValueError(f"--setting={key}: there is no such config key")

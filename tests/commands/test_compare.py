@@ -110,6 +110,12 @@ def test_what_is_no_finished_run_is_passed_over(
         compare.main([str(beside[1])])
 
 
+def test_runs_without_evaluation_are_called_so(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", {})
+    with pytest.raises(SystemExit, match="none of these runs was evaluated: config"):
+        commands.main(["compare", run, f"--output={tmp_path}"])
+
+
 def test_one_run_has_no_spread(runs: list[str], tmp_path: Path) -> None:
     compare.main([runs[0], f"--output={tmp_path}"])
     assert "| all runs | emoji  hit@1 | 10.0 |" in (tmp_path / "comparison.md").read_text()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from otter_jax import config as config_lib
 from otter_jax.commands import main, sweep
 
 
@@ -47,6 +48,31 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
+def leave_what_training_leaves(command: list[str], results: dict) -> subprocess.CompletedProcess:
+    """Stand in for a run's training: `compare` reads no more than this."""
+    flags = dict(each.removeprefix("--").split("=", 1) for each in command if "=" in each)
+    config = config_lib.default_config()
+    config.objective.name = flags["config.objective.name"]
+    config.seed = int(flags["config.seed"])
+    workdir = Path(flags["workdir"])
+    (workdir / "config.json").write_text(json.dumps(config_lib.as_dict(config)))
+    (workdir / "results.json").write_text(json.dumps(results))
+    return subprocess.CompletedProcess(command, 0)
+
+
+def test_a_sweep_without_evaluation_ends_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, check: leave_what_training_leaves(command, {})
+    )
+    main.main(["sweep", "--config=quickstart", f"--workdir={tmp_path}",
+               "--set", "objective.name=infonce,kd", "--config.evaluate.sets=()"])  # fmt: skip
+    assert (
+        "there is nothing to compare: none of these runs was evaluated" in capsys.readouterr().out
+    )
+
+
 def test_runs_go_on_share_features_and_are_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -59,13 +85,7 @@ def test_runs_go_on_share_features_and_are_compared(
         started.append((name, flags["config.seed"], (workdir / "features").resolve()))
         if name == "kd":
             return subprocess.CompletedProcess(command, 1)
-        from otter_jax import config as config_lib
-
-        config = config_lib.default_config()
-        config.objective.name, config.seed = name, int(flags["config.seed"])
-        (workdir / "config.json").write_text(json.dumps(config_lib.as_dict(config)))
-        (workdir / "results.json").write_text(json.dumps({"set": {"hit@1": 0.5}}))
-        return subprocess.CompletedProcess(command, 0)
+        return leave_what_training_leaves(command, {"set": {"hit@1": 0.5}})
 
     monkeypatch.setattr(subprocess, "run", train)
     command = ["sweep", "--config=quickstart", f"--workdir={tmp_path}", "--seeds=0,1",
