@@ -1,7 +1,8 @@
 """Compares finished runs: otter-jax compare RUN1 RUN2 ... [--baseline=NAME].
 
 Runs that differ in nothing but their seed are one method; methods are called by what differs
-between them, such as `objective.name=otter`. Printed, and written as comparison.md and
+between them, such as `objective.name=otter`; where that is more than three keys, by their folders,
+and the keys are listed below. Printed, and written as comparison.md and
 comparison.csv into --output, are
 
   - every metric of every method: mean and standard deviation over the seeds;
@@ -47,7 +48,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--baseline",
-        help="method that others are compared to, by its name or a part of it; default: the first",
+        help="method that others are compared to, by its name or a part of it, or by what stands "
+        "over its column; default: the first",
     )
     parser.add_argument(
         "--setting",

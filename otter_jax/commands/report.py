@@ -74,7 +74,13 @@ def tables_of(histories: Sequence[History], baseline: str | None) -> list[Table]
     untrained = [_others(each, "before") for each in histories]
     chances = [_others(each, "chance") for each in histories]
     tables = [results_table(found, untrained, chances)]
-    return [*tables, differences_table(found)] if len(found.methods) > 1 else tables
+    if len(found.methods) > 1:
+        tables.append(differences_table(found))
+    if found.differing:
+        head = ("key", *found.columns.values())
+        rows = [(key, *values) for key, values in found.differing.items()]
+        tables.append(Table("What differs between them", head, rows))
+    return tables
 
 
 def results_table(
@@ -100,10 +106,10 @@ def results_table(
             _mean([run[metric] for run in each if metric in run]) for each in (untrained, chances)
         ]
         rows.append((" ".join(metric.split()), *shown, *map(pages.in_percent, beside)))
-    caption = (
-        "Results in percent; ± half the 95 % interval of the mean where there are several seeds"
-    )
-    return Table(caption, ("metric", *found.methods, "before", "chance"), rows)
+    caption = "Results in percent"
+    if found.several_seeds:
+        caption += "; ± half the 95 % interval of the mean where there are several seeds"
+    return Table(caption, ("metric", *found.columns.values(), "before", "chance"), rows)
 
 
 def differences_table(found: Comparison) -> Table:
@@ -113,8 +119,10 @@ def differences_table(found: Comparison) -> Table:
     for row in found.rows:
         differences = [found.difference(method, row) for method in others]
         rows.append((" ".join(row[1].split()), *map(describe_difference, differences)))
-    caption = f"Paired difference to {found.baseline}, in points; ± half its 95 % interval"
-    return Table(caption, ("metric", *others), rows)
+    caption = f"Paired difference to {found.columns[found.baseline]}, in points"
+    if found.several_seeds:
+        caption += "; ± half its 95 % interval"
+    return Table(caption, ("metric", *(found.columns[method] for method in others)), rows)
 
 
 def describe_difference(difference: tuple[float, float, int] | None) -> str:

@@ -5,7 +5,8 @@ See compare.py for what they mean.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ CONFIDENCE = 0.95
 UNSET = "unset"  # What --help calls a key without a value.
 # What a run's name must not hang on: how it is kept and looked at, not what it learns.
 IGNORED = ("seed", "evaluate.", "log_every_steps", *config_lib.BOOKKEEPING_KEYS)
+MOST_KEYS = 3  # Of a method's name as the head of a column; with more, its runs' name stands there.
 ALL = "all runs"  # The one setting where --setting names none.
 
 
@@ -49,9 +51,16 @@ class Comparison:
     """All cells, in the order of the table, and the baseline's name."""
 
     methods: list[str]
+    columns: dict[str, str]  # By method, what stands over its column.
+    differing: dict[str, list[str]]  # By config key, each method's value; empty if columns say it.
     baseline: str
     rows: list[tuple[str, str]]  # Setting and metric.
     cells: dict[tuple[str, str, str], Cell]  # By method, setting and metric.
+
+    @property
+    def several_seeds(self) -> bool:
+        """Whether any mean is over more than one seed, and so has a spread."""
+        return any(len(cell.values) > 1 for cell in self.cells.values())
 
     def difference(self, method: str, row: tuple[str, str]) -> tuple[float, float, int] | None:
         """Return the mean paired difference to the baseline, half its interval, and how many pairs.
@@ -92,7 +101,7 @@ def compare(
 
     Args:
         runs: finished runs.
-        baseline: a method's name or a part of it; the first run's method if not given.
+        baseline: a method's name or a part of it, or its column's; the first run's if not given.
         setting: config keys that say on what methods are compared.
         metrics: patterns with * of which a metric, such as "openmoji  hit@1", matches one.
 
@@ -106,14 +115,13 @@ def compare(
     for key in setting:
         if key not in runs[0].config:
             raise ValueError(f"--setting={key}: there is no such config key")
-    differing = differing_keys(runs)
-    method_keys = [key for key in differing if key not in setting]
+    method_keys = [key for key in differing_keys(runs) if key not in setting]
     cells: dict[tuple[str, str, str], Cell] = {}
     rows: dict[tuple[str, str], None] = {}
-    methods: dict[str, None] = {}
+    methods: dict[str, list[Run]] = {}
     for run in runs:
         method, place = describe(run, method_keys, "run"), describe(run, setting, ALL)
-        methods[method] = None
+        methods.setdefault(method, []).append(run)
         wanted = [m for m in run.results if any(matches(m, pattern) for pattern in metrics)]
         for metric in wanted:
             rows[place, metric] = None
@@ -128,8 +136,15 @@ def compare(
         raise ValueError(
             f"--metric={' '.join(metrics)}: there is no such metric; there are {known}"
         )
-    names = list(methods)
-    return Comparison(names, choose_baseline(names, baseline), list(rows), cells)
+    columns = {method: method for method in methods}
+    differing: dict[str, list[str]] = {}
+    if len(method_keys) > MOST_KEYS:
+        columns = name_columns(methods)
+        firsts = [of_method[0] for of_method in methods.values()]
+        differing = {key: [value_of(run, key) for run in firsts] for key in method_keys}
+    named = [method for method, column in columns.items() if column == baseline]
+    chosen = named[0] if named else choose_baseline(list(methods), baseline)
+    return Comparison(list(methods), columns, differing, chosen, list(rows), cells)
 
 
 def matches(metric: str, pattern: str) -> bool:
@@ -149,8 +164,32 @@ def differing_keys(runs: Sequence[Run]) -> list[str]:
 
 def describe(run: Run, keys: Iterable[str], otherwise: str) -> str:
     """Describe a run by its values of some keys: `objective.name=otter, batch_size=256`."""
-    values = ((key, run.config.get(key)) for key in keys)
-    return ", ".join(f"{k}={UNSET if v is None else v}" for k, v in values) or otherwise
+    return ", ".join(f"{key}={value_of(run, key)}" for key in keys) or otherwise
+
+
+def value_of(run: Run, key: str) -> str:
+    """Return the value of a config key, as it is shown."""
+    value = run.config.get(key)
+    return UNSET if value is None else str(value)
+
+
+def name_columns(methods: Mapping[str, Sequence[Run]]) -> dict[str, str]:
+    """Return a name of every method, after its runs' folders; no two are alike.
+
+    Args:
+        methods: by method, its runs; of several, the seeds at their names' ends are left out.
+    """
+    columns = {}
+    for method, runs in methods.items():
+        names = [run.path.resolve().name for run in runs]
+        bare = {
+            re.sub(rf"[\W_]*(seed)?[\W_]*{run.seed}$", "", name)
+            for run, name in zip(runs, names, strict=True)
+        }
+        shared = len(runs) > 1 and len(bare) == 1 and bare.pop()
+        columns[method] = shared or names[0]
+    alike = len(set(columns.values())) < len(columns)
+    return {method: str(runs[0].path) for method, runs in methods.items()} if alike else columns
 
 
 def choose_baseline(methods: Sequence[str], wanted: str | None) -> str:

@@ -15,11 +15,11 @@ def percent(value: float, deviation: float = math.nan) -> str:
 
 def markdown(found: Comparison) -> str:
     """Return the tables as Markdown, in percent."""
+    columns = [found.columns[method] for method in found.methods]
     lines = [
-        f"Percent, mean ± standard deviation over seeds; in brackets the paired difference to "
-        f"{found.baseline} ± half its {100 * CONFIDENCE:.0f} % confidence interval.",
+        heading(found),
         "",
-        "| setting | metric | " + " | ".join(found.methods) + " |",
+        "| setting | metric | " + " | ".join(columns) + " |",
         "|---" * (2 + len(found.methods)) + "|",
     ]
     lines += [
@@ -36,8 +36,26 @@ def markdown(found: Comparison) -> str:
     ]
     for method, (wins, ties) in found.wins().items():
         seeds = sorted({s for c in found.cells.values() if c.method == method for s in c.values})
-        lines.append(f"| {method} | {wins} | {ties} | {', '.join(map(str, seeds))} |")
+        # A lone 0 would read as if there were none.
+        said = f"seed {seeds[0]}" if len(seeds) == 1 else ", ".join(map(str, seeds)) or "-"
+        lines.append(f"| {found.columns[method]} | {wins} | {ties} | {said} |")
+    if found.differing:
+        lines += ["", "| differs | " + " | ".join(columns) + " |"]
+        lines += ["|---" * (1 + len(columns)) + "|"]
+        lines += [f"| {key} | {' | '.join(each)} |" for key, each in found.differing.items()]
     return "\n".join(lines) + "\n"
+
+
+def heading(found: Comparison) -> str:
+    """Return what the numbers of the table are; of spreads, only where there are several seeds."""
+    text = "Percent"
+    if found.several_seeds:
+        text += ", mean ± standard deviation over seeds"
+    if len(found.methods) > 1:
+        text += f"; in brackets the paired difference to {found.columns[found.baseline]}"
+        if found.several_seeds:
+            text += f" ± half its {100 * CONFIDENCE:.0f} % confidence interval"
+    return f"{text}."
 
 
 def markdown_cell(found: Comparison, method: str, row: tuple[str, str]) -> str:

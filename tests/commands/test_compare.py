@@ -116,9 +116,60 @@ def test_runs_without_evaluation_are_called_so(tmp_path: Path) -> None:
         commands.main(["compare", run, f"--output={tmp_path}"])
 
 
-def test_one_run_has_no_spread(runs: list[str], tmp_path: Path) -> None:
-    compare.main([runs[0], f"--output={tmp_path}"])
-    assert "| all runs | emoji  hit@1 | 10.0 |" in (tmp_path / "comparison.md").read_text()
+def test_a_run_without_evaluation_among_others_has_no_numbers(
+    runs: list[str], tmp_path: Path
+) -> None:
+    bare = write_run(tmp_path / "bare", {}, **{"objective.name": "kd"})
+    compare.main([runs[0], bare, f"--output={tmp_path}"])
+    text = (tmp_path / "comparison.md").read_text()
+    assert "| emoji  hit@1 | 10.0 | - |" in text and "| objective.name=kd | 0 | 0 | - |" in text
+
+
+def test_one_seed_has_no_spread(runs: list[str], tmp_path: Path) -> None:
+    for given in (runs[:1], [runs[0], runs[3]]):
+        compare.main([*given, f"--output={tmp_path}"])
+        text = (tmp_path / "comparison.md").read_text()
+        assert "| all runs | emoji  hit@1 | 10.0 |" in text
+        assert "±" not in text and text.count("| seed 0 |") == len(given)
+
+
+def test_methods_that_differ_in_much_are_called_as_their_runs(tmp_path: Path) -> None:
+    much = {"objective.name": "otter", "batch_size": 8, "model.embed_dim": 64, "total_steps": 9}
+    paths = [
+        write_run(
+            tmp_path / f"{name}_seed{seed}", {"hit@1": hit + 0.1 * seed}, seed=seed, **changes
+        )
+        for name, hit, changes in (
+            ("plain", 0.5, {"objective.name": "infonce"}),
+            ("big", 0.6, much),
+        )
+        for seed in (1, 2)
+    ]
+    compare.main([*paths, "--baseline=big", f"--output={tmp_path}"])
+    text = (tmp_path / "comparison.md").read_text()
+    assert "| setting | metric | plain | big |" in text and "| big | 1 | 0 | 1, 2 |" in text
+    assert "difference to big ±" in text and "(-10.0 ± 0.0)" in text
+    assert text.count("objective.name") == 1 and "| objective.name | infonce | otter |" in text
+    assert "| total_steps | unset | 9 |" in text
+
+
+@pytest.mark.parametrize(
+    ("folders", "columns"),
+    [
+        ([("a=1,seed=0", 0), ("a=1,seed=10", 10)], "a=1"),
+        ([("lora_r8", 8)], "lora_r8"),  # A single run's number may be anything.
+        ([("first", 0), ("second", 1)], "first"),
+        ([("0", 0), ("1", 1)], "0"),
+    ],
+)
+def test_seeds_are_no_part_of_a_columns_name(folders: list, columns: str) -> None:
+    runs = [Run(Path(name), {"seed": seed}, {}) for name, seed in folders]
+    assert comparison.name_columns({"method": runs}) == {"method": columns}
+
+
+def test_columns_of_folders_that_are_called_alike_are_their_paths() -> None:
+    methods = {name: [Run(Path(name, "run"), {"seed": 0}, {})] for name in "ab"}
+    assert comparison.name_columns(methods) == {"a": "a/run", "b": "b/run"}
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,18 @@ def test_several_runs_are_compared(runs: list[str], tmp_path: Path) -> None:
     assert "+2.0 ± 2.5 (3 seeds)" in Page(tmp_path / "page.html").texts
 
 
+def test_what_much_differs_in_is_said_once(tmp_path: Path) -> None:
+    much = {"objective.name": "otter", "batch_size": 8, "model.embed_dim": 64, "total_steps": 9}
+    paths = [
+        write_run(tmp_path / name, {"hit@1": 0.5}, **changes)
+        for name, changes in (("plain", {"objective.name": "infonce"}), ("big", much))
+    ]
+    tables = report.tables_of([read_history(Path(path)) for path in paths], None)
+    assert [table.head[1:3] for table in tables] == [("plain", "big"), ("big",), ("plain", "big")]
+    assert "±" not in "".join(table.caption for table in tables)
+    assert ("total_steps", "unset", "9") in tables[-1].rows
+
+
 def test_one_run_has_its_page_beside_it(
     runs: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
