@@ -79,7 +79,7 @@ def make_chart(
     """
     steps = [np.array(sorted(curve)) for curve in curves.values()]
     values = [
-        np.array([curve[step] for step in each]) * (100 if share else 1)
+        np.array([curve[step] for step in each]) * (100 if share else 1) + 0.0  # Makes -0 a 0.
         for curve, each in zip(curves.values(), steps, strict=True)
     ]
     marked = min(POINTED_AT, points // 4)
@@ -113,11 +113,9 @@ def _ticks(values: np.ndarray, share: bool = False) -> np.ndarray:
     low, high = float(values.min()), float(values.max())
     size = max(abs(low), abs(high))
     if high - low <= AS_GOOD_AS_CONSTANT * size:
-        low, high = low - size / 2, high + size / 2
-        if share and values.max() <= 100:
+        low, high = low - size / 2, high + size / 2 if size else 1.0
+        if share and size <= 100 * (1 + AS_GOOD_AS_CONSTANT):  # Rounding may have gone beyond 1.
             high = min(high, 100.0)
-        if size == 0:
-            high = 1.0
     steps = SHARES_TICKS if share else None
     return ticker.MaxNLocator(TICKS, steps=steps).tick_values(low, high)
 

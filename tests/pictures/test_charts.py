@@ -59,3 +59,9 @@ def test_the_axis_of_a_constant_stays_within_what_it_can_be(
 def test_a_constant_below_zero_has_an_axis_around_it() -> None:
     upward = charts.make_chart("x", {"x": {1: -3.0}}).upward
     assert float(upward[0][1]) < -3 < float(upward[-1][1]) <= 0
+
+
+def test_rounding_puts_no_axis_beyond_all_and_writes_no_minus_before_0() -> None:
+    chart = charts.make_chart("x", {"x": {1: 1 + 2**-23}}, share=True)
+    assert chart.upward[-1][1] == "100 %"
+    assert charts.make_chart("x", {"x": {1: -0.0}}).lines[0].last == "0 at step 1"
