@@ -41,7 +41,7 @@ def keep_listed(source: Source, listed: str, progress: Progress = no_progress) -
             f"config.data.keep={listed}: none of its {len(names):,} keys ({shown}, ...) is that of "
             f"a pair of {source.name}, which are like {keys[0]!r}"
         )
-    return restrict(source, kept)
+    return restrict(source, kept, "not in data.keep")
 
 
 def _key_or_none(source: Source, number: int) -> str | None:

@@ -14,7 +14,8 @@ from otter_jax import objectives, sharding
 from otter_jax.data.caption_checks import sample_captions
 from otter_jax.data.held_out import hold_out
 from otter_jax.data.kept_pairs import keep_listed
-from otter_jax.data.sources import Source, open_source
+from otter_jax.data.records import in_words
+from otter_jax.data.sources import Source, left_out, open_source
 from otter_jax.embedding.encoder import Encoder, build_module, make_encoder
 from otter_jax.embedding.features import FeatureStore
 from otter_jax.evaluation.sets import EvaluationSet, held_out_set, open_sets
@@ -128,7 +129,9 @@ def describe_run(parts: Parts, source: Source, total_steps: int) -> None:
         f"{f', LoRA of rank {tower.lora.rank}' if tower.lora.rank else ''})"
         for kind, tower in (("image", config.model.image), ("text", config.model.text))
     ]
-    say(f"objective {config.objective.name} on {len(source):,} pairs of {source.name}")
+    others = left_out(source)
+    without = f" (left out: {in_words(others)})" if others else ""
+    say(f"objective {config.objective.name} on {len(source):,} pairs of {source.name}{without}")
     say(", ".join(towers))
     say(f"{trained:,} trained parameters, {frozen:,} frozen")
     if config.optimizer.groups:

@@ -98,7 +98,7 @@ def test_pairs_are_kept_by_what_they_are_called(
     kept = keep_listed(source, str(tmp_path / "keep.txt"))
     wanted = [source[number] for number in range(1, len(source), 2)]
     assert [kept[number] for number in range(len(kept))] == wanted
-    assert len(kept) + left_out(kept) == len(source)
+    assert left_out(kept) == {"not in data.keep": len(source) - len(kept)}
     assert kept.fingerprint != source.fingerprint
 
 
@@ -111,7 +111,7 @@ def test_parts_of_several_sources_stay_parts(specs: dict[str, str], tmp_path: Pa
     kept = keep_listed(source, str(tmp_path / "keep.txt"))
     assert [kept[number].key for number in range(len(kept))] == keys[::3]
     assert np.all(np.array(kept.lengths) < np.array(source.lengths))
-    assert left_out(kept) == len(source) - len(kept)
+    assert left_out(kept) == {"not in data.keep": len(source) - len(kept)}
 
 
 def test_a_list_of_another_set_is_refused(specs: dict[str, str], tmp_path: Path) -> None:
@@ -133,7 +133,8 @@ def test_a_run_trains_on_what_is_kept(
     })  # fmt: skip
     train(config, tmp_path / "run")
     note = json.loads((tmp_path / "run" / "data.json").read_text())["train"]
-    assert (note["pairs"], note["left_out"]) == (10, 2)
+    assert (note["pairs"], note["left_out"]) == (10, {"not in data.keep": 2})
+    assert "left out: not in data.keep" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_cleaned_set_is_written(specs: dict[str, str], tmp_path: Path) -> None:
