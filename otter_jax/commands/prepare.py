@@ -164,7 +164,7 @@ def _convert(options: argparse.Namespace, folder: Path, run: Runner) -> dict[str
     for remark in remarks(source):
         say(remark)
     if options.keep:
-        source = keep_listed(source, options.keep, progress)
+        source = keep_listed(source, options.keep, progress, say)
         count = sum(left_out(source).values())
         say(f"{count:,} pairs are not in {options.keep}, and are not written")
     job = Job(source, folder, options.name, options.recipe, options.records_per_shard)

@@ -110,13 +110,21 @@ def open_whole(config: ConfigDict, workdir: Path) -> Source:
 
     Errors are those of `open_source` and `keep_listed`, and ValueError for data that are too bad.
     """
-    source = open_source(
-        config.data.train,
-        cache_dir=workdir,
-        every_caption=config.data.captions == "all",
-        progress=progress,
-    )
-    return keep_listed(source, config.data.keep, progress) if config.data.keep else source
+    try:
+        source = open_source(
+            config.data.train,
+            cache_dir=workdir,
+            every_caption=config.data.captions == "all",
+            progress=progress,
+        )
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"config.data.train: {error}; without data of your own, try "
+            "--config.data.train=open_clipart, which comes with a package"
+        ) from error
+    if not config.data.keep:
+        return source
+    return keep_listed(source, config.data.keep, progress, say)
 
 
 def describe_run(parts: Parts, source: Source, total_steps: int) -> None:
