@@ -137,8 +137,8 @@ class DataSection:
             a pair of its own, so that an epoch has all of them.
         keep: a list of the pairs to train on, by their keys, or a table with each pair's trust or
             score, FILE?above=0.5, see data/kept_pairs.py. Unset: all.
-        group: with objective.known_positives, a column of the table, or a key of the tar's json,
-            that is equal where pairs match each other. Unset: the captions.
+        group: with objective.known_positives, a column of a .csv, .tsv or .jsonl, or a key of the
+            tar's json, that is equal where pairs match each other. Unset: the captions.
         held_out: share of the pairs that is not trained on but evaluated, as the set `held_out`;
             drawn by the seed, equal images and captions staying together. 0: none.
         max_bad_share: where more of the records cannot be used, the run stops.
@@ -318,7 +318,12 @@ class ParameterGroup:
                 f"pattern={self.pattern!r} is no regular expression: {error}"
             ) from None
         for name in ("learning_rate", "weight_decay", "warmup_steps"):
-            if (value := getattr(self, name)) is not None and not 0 <= value < math.inf:
+            kinds = (int,) if name == "warmup_steps" else (int, float)
+            if (value := getattr(self, name)) is None:
+                continue
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                raise ValueError(f"{name}={value!r}: it must be a number, whole for warmup_steps")
+            if not 0 <= value < math.inf:
                 raise ValueError(f"{name}={value}: it must not be negative or infinite")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay={self.layer_decay}: it must lie in (0, 1]")
@@ -837,6 +842,8 @@ def _check_loss_ratio(config: ConfigDict) -> None:
 
 def _check_interpolate(config: ConfigDict) -> None:
     shares = config.evaluate.interpolate
+    if shares and not config.evaluate.sets and not config.data.held_out:
+        raise ValueError("config.evaluate.interpolate: nothing is measured, set evaluate.sets")
     if not all(isinstance(share, int | float) and 0 <= share <= 1 for share in shares):
         raise ValueError(
             f"config.evaluate.interpolate={shares}: it must be shares in [0, 1], (0, 0.5, 1)"

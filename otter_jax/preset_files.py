@@ -17,11 +17,15 @@ def preset_names() -> list[str]:
 
 
 def find_preset(name: str) -> Path:
-    """Return the file of a preset.
+    """Return the file of a preset, or of a config of one's own that is named by its path.
 
     Raises:
         FileNotFoundError: if there is none of that name, listing those that there are.
     """
+    if name.endswith(".py"):
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"there is no config file {name}")
+        return Path(name)
     for folder in FOLDERS:
         if (path := folder / f"{name}.py").is_file():
             return path
@@ -29,9 +33,17 @@ def find_preset(name: str) -> Path:
 
 
 def read_preset(name: str) -> ConfigDict:
-    """Return the config of a preset, `NAME` or `NAME:ARGUMENT` as on the command line."""
+    """Return the config of a preset or a file, `NAME` or `NAME:ARGUMENT` as on the command line.
+
+    Raises:
+        FileNotFoundError: as `find_preset`.
+        ValueError: if it has no function `get_config`.
+    """
     name, _, argument = name.partition(":")
-    spec = importlib.util.spec_from_file_location(f"otter_jax_preset_{name}", find_preset(name))
+    path = find_preset(name)
+    spec = importlib.util.spec_from_file_location(f"otter_jax_preset_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"{path} has no function get_config, which returns a config")
     return module.get_config(argument) if argument else module.get_config()

@@ -128,13 +128,7 @@ def refuse_bad_start(config: ConfigDict, workdir: Path) -> objectives.Method:
 
 def open_pairs(config: ConfigDict, workdir: Path, method: objectives.Method) -> Source:
     """Open the pairs to train on; refuse them if they are too few, too bad, or have changed."""
-    try:
-        source = open_whole(config, workdir)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"config.data.train: {error}; without data of your own, try "
-            "--config.data.train=open_clipart, which comes with a package"
-        ) from error
+    source = open_whole(config, workdir)
     for remark in remarks(source):
         say(remark)
     refuse_bad_data(config, source, {})

@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,3 +85,8 @@ def test_a_name_means_one_thing_where_modules_meet() -> None:
             shared = {each for each in defined[one] & defined[other] if each[0] != "_"}
             clashes |= {(one, other, each) for each in shared}
     assert not clashes
+
+
+def test_no_two_test_files_are_called_alike() -> None:
+    names = Counter(path.name for path in Path(__file__).parent.rglob("test_*.py"))
+    assert [name for name, times in names.items() if times > 1] == []  # pytest imports by name.

@@ -34,6 +34,11 @@ def main(arguments: Sequence[str]) -> None:
     if any(re.match("--model($|=)", each) for each in arguments):
         measure_models(parse(arguments))
         return
+    if sets := [each for each in arguments if re.match("--sets($|=)", each)]:
+        raise ValueError(
+            f"{sets[0]} goes with --model; with --workdir write "
+            "--config.evaluate.sets='(\"SPEC\",)'"
+        )
     given = dict(each.removeprefix("--").partition("=")[::2] for each in arguments)
     if wrong := unknown_flags(arguments, (*flags.FLAGS, "model", "sets")):
         raise ValueError(wrong)

@@ -31,7 +31,7 @@ from otter_jax.data.records import read_in_order, read_records
 from otter_jax.data.sources import Source, open_source, remarks, skipped_files
 
 SAMPLES, COLUMNS, THUMBNAIL = 24, 6, 160
-KEEP_LIST = "keep.txt"
+KEEP_LIST, KEEP_ABOVE = "keep.txt", 0.5
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -65,7 +65,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--keep_above",
         type=float,
-        default=0.5,
         metavar="TRUST",
         help="how much a pair of keep.txt is trusted at least, in [0, 1]; default: 0.5",
     )
@@ -122,9 +121,11 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
     if options.out is not None and towers is not None:
         write_trust(options.out, source, pairs, estimate)
         kept = write_keep_list(options.out, pairs["key"], estimate.alpha >= options.keep_above)
+        unseen = len(source) - len(numbers)
+        others = f" (the {unseen:,} that --limit passed over are not among them)" if unseen else ""
         say(
             f"written to {options.out}: {', '.join(trust_files())}, and the {kept:,} pairs that "
-            f"are trusted by {options.keep_above:g} or more; to train on those alone: "
+            f"are trusted by {options.keep_above:g} or more{others}; to train on those alone: "
             f"--config.data.keep={options.out / KEEP_LIST}"
         )
     if options.out is not None:
@@ -140,6 +141,10 @@ def _refuse_bad_options(options: argparse.Namespace) -> None:
         raise ValueError(f"--out={options.out} is a file; name a folder")
     if options.batch_size < 2:
         raise ValueError(f"--batch_size={options.batch_size}; it must be at least 2")
+    if options.keep_above is None:
+        options.keep_above = KEEP_ABOVE
+    elif not options.trust or options.out is None:
+        raise ValueError(f"--keep_above={options.keep_above} goes with --trust and --out=FOLDER")
     if not 0 <= options.keep_above <= 1:
         raise ValueError(f"--keep_above={options.keep_above}; it must lie in [0, 1]")
     if options.seed < 0:

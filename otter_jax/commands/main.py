@@ -13,7 +13,7 @@ COMMANDS = {
     "train": "train a model, or go on where the run was interrupted",
     "evaluate": "measure the model of a run, or any models, on any sets",
     "inspect": "show what a set of pairs holds, and which captions are probably wrong",
-    "plan": "say what a config needs on a TPU slice, without one",
+    "plan": "say what a config needs of TPUs or GPUs that are not there",
     "prepare": "convert pairs into a TFDS data set",
     "export": "write the model of a run under Hugging Face's names",
     "sweep": "run one config with several values and seeds, then compare",

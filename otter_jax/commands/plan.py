@@ -139,8 +139,10 @@ def in_mebibytes(sizes: dict[str, int]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print what a config needs on each kind of devices, write it down and draw it where asked."""
-    parser = Parser(prog="otter-jax plan", description=__doc__)
-    parser.add_argument("--config", required=True, help="a preset's name")
+    parser = Parser(
+        prog="otter-jax plan", description=__doc__, epilog="keys of the config: --config.KEY=VALUE"
+    )
+    parser.add_argument("--config", required=True, help="a preset's name, or a file")
     parser.add_argument(
         "--topology", required=True, help="v5e:4x4, v4-32 or h100:2x8; several with commas"
     )
@@ -164,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if not plans[-1].fits:
                 for line in remedies(config, topology):
                     say(line)
-        out = options.out or Path("plans") / options.config
+        out = options.out or Path("plans") / Path(options.config.partition(":")[0]).stem
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "plan.json", [each.as_dict() for each in plans])
         draw_plans(out / "plan.png", options.config, plans)

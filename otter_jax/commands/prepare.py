@@ -164,8 +164,9 @@ def _convert(options: argparse.Namespace, folder: Path, run: Runner) -> dict[str
     for remark in remarks(source):
         say(remark)
     if options.keep:
-        source = keep_listed(source, options.keep, progress)
-        say(f"{left_out(source):,} pairs are not in {options.keep}, and are not written")
+        source = keep_listed(source, options.keep, progress, say)
+        count = sum(left_out(source).values())
+        say(f"{count:,} pairs are not in {options.keep}, and are not written")
     job = Job(source, folder, options.name, options.recipe, options.records_per_shard)
     begin(job)
     missing = find_missing(job, progress)

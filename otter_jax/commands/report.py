@@ -28,6 +28,8 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError("a run is given twice")
     default = paths[0] / pages.FILE if len(histories) == 1 else Path(pages.FILE)
     path = options.output or default
+    if path.is_dir():
+        path /= pages.FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     remarks = list(remarks_on(histories))
     tables = tables_of(histories, options.baseline) if len(histories) > 1 else []

@@ -48,7 +48,7 @@ class Row(NamedTuple):
     key: str
     image: Path | None
     captions: tuple[str, ...]
-    columns: dict[str, str]
+    columns: dict[str, Any]
 
 
 class TextTable:
@@ -278,7 +278,8 @@ class CsvTable(TextTable):
         if not fields:
             raise RecordError("broken row")
         cells = [fields[i] for i in self._caption_columns]
-        return self._row(fields[self._image_column], cells)
+        row = self._row(fields[self._image_column], cells)
+        return row._replace(columns=dict(zip(self._columns, fields, strict=True)))
 
     def _row(self, image: object, cells: Sequence[object]) -> Row:
         """Return the row with an image and some cells of captions; RecordError if it is no pair."""

@@ -11,13 +11,20 @@ LOOKED_AT = 20  # Records: where none of so many has the group's column, it is m
 
 
 def group_name(record: Record, caption: str, column: str | None) -> str:
-    """Return a pair's group: what `column` of its metadata says, else the caption seen of it."""
-    return str(record.metadata[column]) if column in record.metadata else caption.strip()
+    """Return a pair's group: what `column` of its metadata says, else the caption seen of it.
+
+    A column that is empty says nothing.
+    """
+    said = record.metadata.get(column)
+    return caption.strip() if said in (None, "") else str(said)
 
 
 def hash_groups(names: Iterable[str]) -> np.ndarray:
     """Return 64 bits of a hash of each group's name, int32 [N, 2]."""
-    digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names]
+    digests = [
+        hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        for name in names
+    ]
     return np.frombuffer(b"".join(digests), np.int32).reshape(-1, 2)
 
 

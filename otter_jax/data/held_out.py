@@ -6,6 +6,7 @@ each of which belongs to many images, only equal images are.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -35,15 +36,16 @@ class Subset:
         numbers: Which of them, ascending.
         name: As the source's.
         skipped: As the source's.
-        left_out: How many records of the source are not among them.
+        left_out: How many records of the source are not among them, by why.
         fingerprint: The source's with the numbers'.
     """
 
-    def __init__(self, source: Source, numbers: np.ndarray) -> None:
-        """Keep the records of these numbers."""
+    def __init__(self, source: Source, numbers: np.ndarray, why: str = "not chosen") -> None:
+        """Keep the records of these numbers; `why` says what is wrong with the others."""
         self.source, self.numbers = source, np.asarray(numbers, np.int64)
         self.name, self.skipped = source.name, source.skipped
-        self.left_out = left_out(source) + len(source) - len(self.numbers)
+        others = {why: len(source) - len(self.numbers)}
+        self.left_out = dict(Counter(left_out(source)) + Counter(others))
         self.skipped_files = skipped_files(source)
         self.notes = notes(source)
         found = hashlib.sha256(f"some of {source.fingerprint}".encode())
@@ -113,19 +115,20 @@ def hold_out(source: Source, share: float, seed: int, progress: Progress = no_pr
             f"{'none' if held.all() else 'all'} to train on, as pairs of equal images or captions "
             "stay together; hold out another share, or name a set of its own in evaluate.sets"
         )
-    return Split(restrict(source, ~held), restrict(source, held), class_names)
+    train = restrict(source, ~held, "held out")
+    return Split(train, restrict(source, held, "trained on"), class_names)
 
 
-def restrict(source: Source, kept: np.ndarray) -> Source:
+def restrict(source: Source, kept: np.ndarray, why: str) -> Source:
     """Return the records of a source for which `kept`, bool [n], is true.
 
-    Of a `Mixture` the parts stay parts.
+    Of a `Mixture` the parts stay parts. `why` says what is wrong with the others.
     """
     if not isinstance(source, Mixture):
-        return Subset(source, np.flatnonzero(kept))
+        return Subset(source, np.flatnonzero(kept), why)
     ends = np.cumsum(source.lengths)
     parts = zip(source.sources, np.split(kept, ends[:-1]), strict=True)
-    return Mixture([Subset(part, np.flatnonzero(own)) for part, own in parts], source.name)
+    return Mixture([Subset(part, np.flatnonzero(own), why) for part, own in parts], source.name)
 
 
 def are_class_names(captions: Sequence[str]) -> bool:

@@ -165,12 +165,15 @@ def as_array(image: Image.Image | np.ndarray | bytes | str | os.PathLike) -> np.
     Raises:
         ImageError: If it is broken, too large, or of an unknown range of values, see `decode`.
         ValueError: If it is no image at all, or an array of another type or shape.
+        FileNotFoundError: If there is no file of this path.
     """
     if isinstance(image, bytes):
         return decode(image)
     if isinstance(image, str | os.PathLike) and os.path.isfile(image):
         return decode(Path(image).read_bytes())
-    if isinstance(image, str) and "://" in image:
+    if isinstance(image, os.PathLike) or (isinstance(image, str) and "://" not in image):
+        raise FileNotFoundError(f"there is no image file {os.fspath(image):.200}")
+    if isinstance(image, str):
         raise ValueError(f"{image:.200} is a URL: download the image, and give its path")
     if isinstance(image, Image.Image):
         try:

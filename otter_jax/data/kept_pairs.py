@@ -6,8 +6,9 @@ much of the latter a pair must have: `trust.parquet?above=0.5`.
 """
 
 import csv
+import io
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,19 @@ from otter_jax.data.text_files import split_lines
 KEY, VALUES, ABOVE = "key", ("trust", "score"), "?above="
 
 
-def keep_listed(source: Source, listed: str, progress: Progress = no_progress) -> Source:
+def keep_listed(
+    source: Source,
+    listed: str,
+    progress: Progress = no_progress,
+    remark: Callable[[str], None] = lambda line: None,
+) -> Source:
     """Return the pairs of a source that a list names; their order stays.
 
     Args:
         source: All pairs.
         listed: Path of the list, with `?above=NUMBER` behind that of a table.
         progress: Shows how far reading is, where keys are not known without it.
+        remark: Is told, in a line, how many keys are of no pair of the source.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -41,7 +48,11 @@ def keep_listed(source: Source, listed: str, progress: Progress = no_progress) -
             f"config.data.keep={listed}: none of its {len(names):,} keys ({shown}, ...) is that of "
             f"a pair of {source.name}, which are like {keys[0]!r}"
         )
-    return restrict(source, kept)
+    if unknown := len(names.difference(keys)):
+        remark(
+            f"config.data.keep={listed}: {unknown:,} of its {len(names):,} keys are of no pair here"
+        )
+    return restrict(source, kept, "not in data.keep")
 
 
 def _key_or_none(source: Source, number: int) -> str | None:
@@ -57,12 +68,13 @@ def read_list(listed: str) -> set[str]:
     path = Path(name).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"config.data.keep: there is no file {path}")
-    if path.suffix not in (".csv", ".parquet"):
+    suffix = path.suffix.lower()
+    if suffix not in (".csv", ".tsv", ".parquet"):
         if above:
             raise ValueError(f"config.data.keep={listed}: a list without scores has no {ABOVE}")
-        names = {line for line in split_lines(path.read_text(encoding="utf-8-sig")) if line}
+        names = {line for line in split_lines(_text(path)) if line}
     else:
-        rows = _parquet_rows(path) if path.suffix == ".parquet" else _csv_rows(path)
+        rows = _parquet_rows(path) if suffix == ".parquet" else _csv_rows(path)
         names = set(_above(listed, rows, _threshold(listed, above)))
     if not names:
         raise ValueError(f"config.data.keep={listed} names no pair")
@@ -103,9 +115,20 @@ def _above(listed: str, rows: Iterable[Mapping[str, object]], threshold: float) 
             yield str(row[KEY])
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"config.data.keep={path} is not in UTF-8 ({error})") from None
+
+
 def _csv_rows(path: Path) -> Iterator[Mapping[str, object]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        yield from csv.DictReader(file)
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    rows = csv.DictReader(io.StringIO(_text(path), newline=""), delimiter=delimiter)
+    try:
+        yield from rows
+    except csv.Error as error:
+        raise ValueError(f"config.data.keep={path}: line {rows.line_num}: {error}") from None
 
 
 def _parquet_rows(path: Path) -> Iterator[Mapping[str, object]]:
@@ -115,8 +138,14 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, object]]:
         raise ModuleNotFoundError(
             f"config.data.keep={path}: Parquet needs pyarrow: pip install 'otter_jax[parquet]'"
         ) from None
+    import pyarrow
+
     known = {KEY, *VALUES}
-    with parquet.ParquetFile(path) as table:
+    try:
+        opened = parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"config.data.keep={path} is no whole Parquet file ({error})") from None
+    with opened as table:
         columns = [name for name in table.schema_arrow.names if name in known]
         for batch in table.iter_batches(columns=columns or None):
             yield from batch.to_pylist()

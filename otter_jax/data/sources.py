@@ -342,11 +342,11 @@ def remarks(source: Source) -> list[str]:
     return said + [f"{source.name}: {line}" for line in doubts(sample_captions(source))]
 
 
-def left_out(source: Source) -> int:
-    """Return how many good records were left out on purpose: held out, or not in a list to keep."""
+def left_out(source: Source) -> dict[str, int]:
+    """Return how many records were left out on purpose, by why: held out, or on no list to keep."""
     if isinstance(source, Mixture):
-        return sum(map(left_out, source.sources))
-    return getattr(source, "left_out", 0)
+        return dict(sum((Counter(left_out(part)) for part in source.sources), Counter()))
+    return getattr(source, "left_out", {})
 
 
 def notes(source: Source) -> list[str]:

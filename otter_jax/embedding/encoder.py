@@ -305,6 +305,8 @@ class Encoder:
         if isinstance(labels, str):
             raise ValueError(f"labels should be a list of strings, found the string {labels!r}")
         labels = list(labels)
+        if wrong := [label for label in labels if not isinstance(label, str)]:
+            raise ValueError(f"labels should be strings, found {wrong[0]!r}")
         bank = class_bank(self.encode_text, labels, read_templates(template))
         log_scale = np.asarray(self.variables.params["log_scale"])
         scale = objectives.scale_from_log(log_scale, *self.scale_bounds)
@@ -329,8 +331,8 @@ class Encoder:
         Raises:
             ValueError: for k below 1, and as `classify`.
         """
-        if k < 1:
-            raise ValueError(f"k={k}: it must be at least 1")
+        if not isinstance(k, int) or k < 1:
+            raise ValueError(f"k={k!r}: it must be a whole number, at least 1")
         labels = labels if isinstance(labels, str) else list(labels)  # Which `classify` refuses.
         rows = self.classify(images, labels, template)
         best = np.argsort(-rows, axis=1, kind="stable")[:, :k]
@@ -512,6 +514,10 @@ def load(path: str | Path, *, step: int | None = None) -> Encoder:
         FileNotFoundError: if it is neither, or has no finished checkpoint, or none of this step.
         ValueError: if the folder, or every checkpoint that is asked for, is damaged.
     """
+    if not str(path):
+        raise ValueError("the path of a model is empty")
+    if step is not None and (not isinstance(step, int) or isinstance(step, bool)):
+        raise ValueError(f"step={step!r}: it must be a whole number")
     folder = Path(path).expanduser()
     if step is not None and not _is_workdir(folder):
         raise ValueError(f"{path} is no workdir: it has no checkpoint of step {step}")
@@ -551,6 +557,8 @@ def refuse_no_model(path: str | Path) -> None:
         FileNotFoundError, ModuleNotFoundError: as `load`.
     """
     folder = Path(path).expanduser()
+    if not str(path):
+        raise ValueError("the path of a model is empty")
     if str(path) in published.published_names():
         return
     if not export.is_exported(folder) and not _is_workdir(folder):

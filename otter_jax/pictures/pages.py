@@ -267,6 +267,7 @@ def training_data(history: History) -> Table:
         ("pairs used", f"{train['pairs']:,}" if "pairs" in train else "not counted yet"),
         ("fingerprint", train.get("fingerprint", "-")[:16]),
     ]
+    rows += _reasons("left out", train.get("left_out"))
     rows += _reasons("skipped", train.get("skipped"))
     rows += _reasons("files skipped", train.get("skipped_files"))
     rows += _reasons("image unreadable", train.get("unreadable_by_reason"))

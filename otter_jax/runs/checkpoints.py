@@ -323,9 +323,16 @@ def has_frozen_beside(folder: Path) -> bool:
 
 
 def _read_checksums(folder: Path) -> dict[str, str]:
-    """Return the checksums of a checkpoint's files; none of one of an earlier version."""
+    """Return the checksums of a checkpoint's files; none of one of an earlier version.
+
+    Raises:
+        ValueError: the file of the checksums is damaged.
+    """
     path = folder / CHECKSUMS
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it should hold a checksum by file")
+    return found
 
 
 def _checksum(path: Path, *, flush: bool = False) -> str:

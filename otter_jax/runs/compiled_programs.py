@@ -26,7 +26,12 @@ def keep_compiled_programs(where: str) -> None:
 
     Args:
         where: a folder; "auto" for one in the user's cache, and "none" to keep nothing.
+
+    Raises:
+        ValueError: `where` is empty.
     """
+    if not where:
+        raise ValueError("config.compiled_programs is empty: name a folder, auto or none")
     if jax.config.jax_compilation_cache_dir is not None or where == "none":
         return
     folder = (cache_folder() if where == "auto" else Path(where).expanduser()) / machine()

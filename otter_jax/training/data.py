@@ -176,7 +176,7 @@ def read_unreadable(workdir: Path) -> dict[str, str]:
 
 def refuse_bad_data(config: ConfigDict, source: Source, unreadable: dict[str, str]) -> None:
     """Refuse data of which too much is bad, as far as is known by now (ValueError)."""
-    total = len(source) + sum(source.skipped.values()) + left_out(source)
+    total = len(source) + sum(source.skipped.values()) + sum(left_out(source).values())
     bad = Counter(source.skipped) + Counter(count_reasons(unreadable.values()))
     refuse_too_many_bad(bad, total, config.data.max_bad_share)
 

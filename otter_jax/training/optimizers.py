@@ -67,7 +67,7 @@ def make_optimizer(
     if optimizer.gradient_clip is not None:
         clip = optax.clip_by_global_norm(optimizer.gradient_clip)
     rest = _descent(optimizer, schedule, optimizer.weight_decay)
-    if not groups:
+    if not groups or total_steps == 0:  # Nothing is trained in no steps.
         return optax.chain(clip, *rest)
     by_label = {REST: optax.chain(*rest)}
     for label, group in _labelled(groups):

@@ -14,7 +14,8 @@ from otter_jax import objectives, sharding
 from otter_jax.data.caption_checks import sample_captions
 from otter_jax.data.held_out import hold_out
 from otter_jax.data.kept_pairs import keep_listed
-from otter_jax.data.sources import Source, open_source
+from otter_jax.data.records import in_words
+from otter_jax.data.sources import Source, left_out, open_source
 from otter_jax.embedding.encoder import Encoder, build_module, make_encoder
 from otter_jax.embedding.features import FeatureStore
 from otter_jax.evaluation.sets import EvaluationSet, held_out_set, open_sets
@@ -109,13 +110,21 @@ def open_whole(config: ConfigDict, workdir: Path) -> Source:
 
     Errors are those of `open_source` and `keep_listed`, and ValueError for data that are too bad.
     """
-    source = open_source(
-        config.data.train,
-        cache_dir=workdir,
-        every_caption=config.data.captions == "all",
-        progress=progress,
-    )
-    return keep_listed(source, config.data.keep, progress) if config.data.keep else source
+    try:
+        source = open_source(
+            config.data.train,
+            cache_dir=workdir,
+            every_caption=config.data.captions == "all",
+            progress=progress,
+        )
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"config.data.train: {error}; without data of your own, try "
+            "--config.data.train=open_clipart, which comes with a package"
+        ) from error
+    if not config.data.keep:
+        return source
+    return keep_listed(source, config.data.keep, progress, say)
 
 
 def describe_run(parts: Parts, source: Source, total_steps: int) -> None:
@@ -128,7 +137,9 @@ def describe_run(parts: Parts, source: Source, total_steps: int) -> None:
         f"{f', LoRA of rank {tower.lora.rank}' if tower.lora.rank else ''})"
         for kind, tower in (("image", config.model.image), ("text", config.model.text))
     ]
-    say(f"objective {config.objective.name} on {len(source):,} pairs of {source.name}")
+    others = left_out(source)
+    without = f" (left out: {in_words(others)})" if others else ""
+    say(f"objective {config.objective.name} on {len(source):,} pairs of {source.name}{without}")
     say(", ".join(towers))
     say(f"{trained:,} trained parameters, {frozen:,} frozen")
     if config.optimizer.groups:

@@ -34,7 +34,8 @@ def test_rows_come_back_as_they_were_written(folder: Path) -> None:
     text = 'image,caption\na.jpg,a cat\nb.jpg,"two lines,\nof ""one"" caption"\r\nc.jpg, naïve 猫 '
     source = table(folder, text)
     assert captions(source) == ["a cat", 'two lines,\nof "one" caption', "naïve 猫"]
-    assert source[0] == ("a.jpg", b"pixels of a", "a cat", {}, ("a cat",))
+    columns = {"image": "a.jpg", "caption": "a cat"}
+    assert source[0] == ("a.jpg", b"pixels of a", "a cat", columns, ("a cat",))
     assert source[-1].image == b"pixels of c" and source.skipped == {}
     with pytest.raises(IndexError):
         source[3]

@@ -1,5 +1,6 @@
 """Lists of pairs to keep, against what is plainly in them."""
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,7 @@ def test_every_kind_of_list_names_the_same(tmp_path: Path) -> None:
         ("trust.csv", TABLE, "?above=0.95", "names no pair"),
         ("trust.csv", "name,trust\na,1\n", "?above=0.5", "row 1 lacks 'key'.* it has name, trust"),
         ("trust.csv", "key,trust\na,high\n", "?above=0.5", "row 1 has 'high' where a number"),
+        ("trust.parquet", "PAR1", "?above=0.5", "is no whole Parquet file"),
     ],
 )
 def test_what_is_no_list_is_one_line(
@@ -95,10 +97,12 @@ def test_pairs_are_kept_by_what_they_are_called(
     keys = [source[number].key for number in range(len(source))]
     assert [key_of(source, number) for number in range(len(source))] == keys
     (tmp_path / "keep.txt").write_text("\n".join([*keys[1::2], "of another set"]))
-    kept = keep_listed(source, str(tmp_path / "keep.txt"))
+    said = []
+    kept = keep_listed(source, str(tmp_path / "keep.txt"), remark=said.append)
+    assert said[0].endswith(f": 1 of its {len(keys[1::2]) + 1} keys are of no pair here")
     wanted = [source[number] for number in range(1, len(source), 2)]
     assert [kept[number] for number in range(len(kept))] == wanted
-    assert len(kept) + left_out(kept) == len(source)
+    assert left_out(kept) == {"not in data.keep": len(source) - len(kept)}
     assert kept.fingerprint != source.fingerprint
 
 
@@ -111,7 +115,7 @@ def test_parts_of_several_sources_stay_parts(specs: dict[str, str], tmp_path: Pa
     kept = keep_listed(source, str(tmp_path / "keep.txt"))
     assert [kept[number].key for number in range(len(kept))] == keys[::3]
     assert np.all(np.array(kept.lengths) < np.array(source.lengths))
-    assert left_out(kept) == len(source) - len(kept)
+    assert left_out(kept) == {"not in data.keep": len(source) - len(kept)}
 
 
 def test_a_list_of_another_set_is_refused(specs: dict[str, str], tmp_path: Path) -> None:
@@ -133,7 +137,8 @@ def test_a_run_trains_on_what_is_kept(
     })  # fmt: skip
     train(config, tmp_path / "run")
     note = json.loads((tmp_path / "run" / "data.json").read_text())["train"]
-    assert (note["pairs"], note["left_out"]) == (10, 2)
+    assert (note["pairs"], note["left_out"]) == (10, {"not in data.keep": 2})
+    assert "left out: not in data.keep" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_cleaned_set_is_written(specs: dict[str, str], tmp_path: Path) -> None:
@@ -144,3 +149,21 @@ def test_a_cleaned_set_is_written(specs: dict[str, str], tmp_path: Path) -> None
     clean = open_source(f"tfds:{tmp_path / 'clean'}")
     found = [(clean[n].image, clean[n].caption) for n in range(len(clean))]
     assert found == [(source[n].image, source[n].caption) for n in (1, 5, 7)]
+
+
+def test_a_list_in_another_encoding_is_named(tmp_path: Path) -> None:
+    for name in ("keep.txt", "trust.csv?above=0.5"):
+        path = tmp_path / name.partition("?")[0]
+        path.write_bytes("key,trust\ncafé,1\n".encode("latin-1"))
+        with pytest.raises(ValueError, match=rf"{path.name} is not in UTF-8"):
+            read_list(f"{tmp_path}/{name}")
+
+
+def test_what_csv_can_make_nothing_of_is_named(tmp_path: Path) -> None:
+    (tmp_path / "trust.csv").write_text(f"key,trust\n{'a' * 200},1\n")
+    limit = csv.field_size_limit(100)
+    try:
+        with pytest.raises(ValueError, match=r"trust\.csv: line \d: field larger"):
+            read_list(f"{tmp_path / 'trust.csv'}?above=0.5")
+    finally:
+        csv.field_size_limit(limit)
