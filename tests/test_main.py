@@ -118,8 +118,8 @@ def test_a_preset_without_its_pairs_says_what_it_needs_and_how_to_do_without() -
     # The command line it gives is complete: only that it would train is not tried here.
     given = result.stderr.strip().splitlines()[-1].split()
     assert given[:3] == ["otter-jax", "train", "--config=otter_rn50"]
-    trained = run_main(*given[2:], "--config.total_steps=0", "--workdir=/dev/null/none")
-    assert "config.total_steps=0: it must be positive" in trained.stderr
+    trained = run_main(*given[2:], "--config.total_steps=-1", "--workdir=/dev/null/none")
+    assert "config.total_steps=-1: it must not be negative" in trained.stderr
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--config=quickstart", "--help"]])

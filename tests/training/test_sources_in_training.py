@@ -109,6 +109,6 @@ def test_how_images_are_decoded_is_said_by_the_config(tiny_config: Callable, dec
         "data.fit": "crop", "objective.name": "infonce",
     })  # fmt: skip
     method = objectives.make_method(**config.objective)
-    encoder = SimpleNamespace(tokenizer=None)
+    encoder = SimpleNamespace(tokenizer=None, resize=None)
     parts = SimpleNamespace(config=config, method=method, encoder=encoder)
     assert open_training_data(parts, []).load.decodes_crops == (decoding == 2)
