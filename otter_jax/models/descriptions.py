@@ -95,7 +95,8 @@ KINDS_OF_ENTRIES: Mapping[str, Kind] = {
         LAYERS: "num_hidden_layers n_layers",
         SIZE: """hidden_size dim num_attention_heads n_heads num_heads
             heads intermediate_size hidden_dim vocab_size max_position_embeddings embedding_size
-            local_attention global_attn_every_n_layers head_width context_length""",
+            local_attention global_attn_every_n_layers head_width context_length width stem_width
+            base_width embed_dim""",
         COUNT: """type_vocab_size pad_token_id eos_token_id eos_id num_register_tokens reg_tokens
             position_buckets relative_attention_num_buckets max_relative_positions resample""",
         NUMBER: "initializer_range crop_pct rescale_factor",
@@ -116,7 +117,7 @@ KINDS_OF_ENTRIES: Mapping[str, Kind] = {
             tokenizer_kwargs act_kwargs norm_kwargs vision_config text_config vision_config_dict
             text_config_dict rope_parameters""",
         SIDES: "image_size patch_size img_size",
-        SIZES: "depths hidden_sizes input_size",
+        SIZES: "depths hidden_sizes input_size widths stage_widths deep_stem",
         CHANNELS: "mean image_mean",
         DEVIATIONS: "std image_std",
     }.items()
@@ -134,10 +135,15 @@ NULLABLE = (
 )
 
 
+def refuse_no_object(description: Any, source: str) -> None:
+    """Refuse what is not names with values."""
+    if not PART.admits(description):
+        raise ValueError(f"{source} is {_short(description)}; it must be {PART.words}")
+
+
 def refuse_other_kinds(description: Any, source: str) -> None:
     """Refuse what is no object, or an entry of it that is not of its kind."""
-    if not isinstance(description, Mapping):
-        raise ValueError(f"{source} is {_short(description)}; it must be an object")
+    refuse_no_object(description, source)
     for name, value in description.items():
         refuse_other_kind(value, name, source)
 
@@ -145,7 +151,13 @@ def refuse_other_kinds(description: Any, source: str) -> None:
 def refuse_other_kind(value: Any, name: str, source: str) -> None:
     """Refuse a value that is not of its entry's kind; null is of every kind."""
     kind = KINDS_OF_ENTRIES.get(name)
-    if kind is not None and value is not None and not kind.admits(value):
+    if kind is not None and value is not None:
+        refuse_all_but(kind, value, name, source)
+
+
+def refuse_all_but(kind: Kind, value: Any, name: str, source: str) -> None:
+    """Refuse a value that is not of a kind."""
+    if not kind.admits(value):
         raise ValueError(f"{source} says {name}={_short(value)}; it must be {kind.words}")
 
 
