@@ -64,7 +64,7 @@ def read_settings(tower: str, config_class: type, saved: Any, source: str) -> di
     if not any(name in saved for name in later):
         saved = {**later, **saved}
     annotations = get_type_hints(config_class)
-    kinds = {name: kind_of(annotation) for name, annotation in annotations.items()}
+    kinds = {name: kind_of_field(annotation) for name, annotation in annotations.items()}
     read_entries(saved, kinds | {"resize": RESIZE} if "resize" in kinds else kinds, source)
     for name, value in saved.items():
         if annotations[name] is not bool:  # transformers has texts under some of these names.
@@ -105,21 +105,21 @@ def require(description: Any, name: str, source: str) -> Any:
     return description[name]
 
 
-def kind_of(annotation: Any) -> Kind:
+def kind_of_field(annotation: Any) -> Kind:
     """Return what a value must be, in JSON, for a field that is annotated so."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return _one_of(parts)
     if origin is types.UnionType:
-        return _any_of([kind_of(part) for part in parts])
+        return _any_of([kind_of_field(part) for part in parts])
     if origin is tuple and parts[-1] is Ellipsis:
-        kind = kind_of(parts[0])
+        kind = kind_of_field(parts[0])
         return Kind(
             f"a list, each entry {kind.words}",
             lambda value: isinstance(value, list | tuple) and all(map(kind.admits, value)),
         )
     if origin is tuple:
-        return _list_of([kind_of(part) for part in parts])
+        return _list_of([kind_of_field(part) for part in parts])
     return _KINDS[annotation]
 
 
@@ -148,7 +148,9 @@ def _list_of(kinds: Sequence[Kind]) -> Kind:
 # What `preprocessing.Resize` may be; crops that reach beyond the image have larger shares than 1.
 RESIZE = _any_of(
     [
-        _list_of([kind_of(get_type_hints(Resize)["mode"]), POSITIVE, _one_of(INTERPOLATIONS)]),
+        _list_of(
+            [kind_of_field(get_type_hints(Resize)["mode"]), POSITIVE, _one_of(INTERPOLATIONS)]
+        ),
         _KINDS[type(None)],
     ]
 )
