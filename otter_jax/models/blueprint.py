@@ -12,12 +12,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from otter_jax.models.descriptions import PART, SIZE, TEXT, TRUTH
 from otter_jax.models.dual_encoder import DualEncoder, Heads, TrainableParts
+from otter_jax.models.own_descriptions import read_entries, read_entry
 from otter_jax.models.pretrained import make_config, read_description
 from otter_jax.models.projections import kind_of, make_projection, settings_of
 from otter_jax.models.two_towers import KINDS
 
 Blueprint = dict[str, Any]  # Holds what JSON can hold.
+PERCEPTRON_KINDS = {"hidden": SIZE, "hidden_bias": TRUTH, "bias": TRUTH}
+SOURCE = "the description of the model"  # In messages.
 
 
 def describe_tower(tower: nnx.Module) -> Blueprint:
@@ -54,21 +58,27 @@ def build(
         trainable: by "image" and "text"; none if None.
 
     Raises:
-        ValueError: if it names what this version of the package does not have.
+        ValueError: if it names what this version of the package does not have, or lacks an entry,
+            or has one of another kind.
     """
     trainable = trainable or {kind: TrainableParts() for kind in KINDS}
+    embed_dim = read_entry(blueprint, "embed_dim", SIZE, SOURCE)
+    has_bias = read_entry(blueprint, "has_bias", TRUTH, SOURCE)
+    heads = _read_heads(blueprint)
+    sides = {kind: read_entry(blueprint, kind, PART, SOURCE) for kind in KINDS}
+    settings = {kind: _read_projection(side, f"{SOURCE}.{kind}") for kind, side in sides.items()}
 
     def make() -> DualEncoder:
-        towers = {kind: build_tower(blueprint[kind], dtype) for kind in KINDS}
+        towers = {kind: build_tower(sides[kind], dtype, f"{SOURCE}.{kind}") for kind in KINDS}
         projections = {
             kind: make_projection(
-                blueprint[kind]["projection"],
+                side["projection"],
                 towers[kind].width,
-                blueprint["embed_dim"],
+                embed_dim,
                 rngs=nnx.Rngs(0),
-                **blueprint[kind].get("projection_settings", {}),
+                **settings[kind],
             )
-            for kind in KINDS
+            for kind, side in sides.items()
         }
         return DualEncoder(
             towers["image"],
@@ -77,18 +87,30 @@ def build(
             projections["text"],
             image_trainable=trainable["image"],
             text_trainable=trainable["text"],
-            initial_bias=0.0 if blueprint["has_bias"] else None,
-            heads=Heads(**blueprint.get("heads", {})),
+            initial_bias=0.0 if has_bias else None,
+            heads=heads,
             rngs=nnx.Rngs(0),
         )
 
-    try:
-        return nnx.eval_shape(make)
-    except KeyError as error:
-        raise ValueError(f"the description of the model lacks {error}") from None
+    return nnx.eval_shape(make)
 
 
-def build_tower(blueprint: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> nnx.Module:
+def _read_heads(blueprint: Blueprint) -> Heads:
+    if "heads" not in blueprint:  # Of an early version, which had none.
+        return Heads()
+    names = [field.name for field in dataclasses.fields(Heads)]
+    return Heads(**read_entries(blueprint["heads"], dict.fromkeys(names, TRUTH), f"{SOURCE}.heads"))
+
+
+def _read_projection(side: Blueprint, source: str) -> dict[str, Any]:
+    """Return the settings of one side's projection, and refuse a kind that is no text."""
+    kind = read_entry(side, "projection", TEXT, source)
+    wanted = PERCEPTRON_KINDS if kind == "perceptron" else {}
+    saved = side.get("projection_settings", {})  # Version 0.1.0 had no projection with any.
+    return read_entries(saved, wanted, f"{source}.projection_settings")
+
+
+def build_tower(blueprint: Any, dtype: DTypeLike = jnp.float32, source: str = SOURCE) -> nnx.Module:
     """Return the tower of a description, to be called where only shapes are made."""
-    tower_class, fields = read_description(blueprint)
+    tower_class, fields = read_description(blueprint, source)
     return tower_class(make_config(tower_class, fields, {}), rngs=nnx.Rngs(0), dtype=dtype)

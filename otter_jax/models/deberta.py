@@ -22,7 +22,12 @@ from otter_jax.models.bert_layouts import (
     ENCODER_NAMES,
     IGNORED,
 )
-from otter_jax.models.descriptions import Description, refuse_other_kinds, words
+from otter_jax.models.descriptions import (
+    Description,
+    refuse_null,
+    refuse_other_kinds,
+    words,
+)
 from otter_jax.models.layers import Preset, dropout
 from otter_jax.models.transformer import mask_bias
 from otter_jax.models.weights import CheckpointArrays, CheckpointLayout
@@ -166,6 +171,7 @@ def _fields(saved: Description, arrays: CheckpointArrays) -> dict[str, Any]:
     refuse_other_kinds(saved, "config.json")
     # -1 stands for as many as there are positions; the table of the published ones has these.
     longest = saved.get("max_relative_positions", -1)
+    refuse_null(longest, "max_relative_positions", "config.json")
     if longest > 0 and longest != saved.get("max_position_embeddings", 512):
         raise ValueError(f"config.json says max_relative_positions={longest}; only -1 is supported")
     entries = {k: v for k, v in saved.items() if k != "max_relative_positions"}

@@ -38,6 +38,18 @@ def _is_number(value: Any) -> bool:
     return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
 
 
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and value > 0
+
+
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= 1
+
+
+def _are_three(value: Any, admits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 3 and all(map(admits, value))
+
+
 def _are_sizes(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(map(_is_size, value))
 
@@ -58,6 +70,10 @@ LAYERS = Kind(
 )
 COUNT = Kind("a whole number", _is_whole)
 NUMBER = Kind("a number", _is_number)
+POSITIVE = Kind("a number above 0", _is_positive)
+# Below 0, a variance of almost nothing gives NaN.
+EPSILON = Kind("a number of at least 0", lambda value: _is_number(value) and value >= 0)
+SHARE = Kind("a number from 0 to 1", _is_share)
 TRUTH = Kind("true or false", lambda value: isinstance(value, bool))
 TEXT = Kind("a text", lambda value: isinstance(value, str))
 PART = Kind("an object", lambda value: isinstance(value, Mapping))
@@ -70,12 +86,8 @@ TEXTS = Kind(
         or (isinstance(value, list | tuple) and all(isinstance(each, str) for each in value))
     ),
 )
-CHANNELS = Kind(
-    "three numbers",
-    lambda value: (
-        isinstance(value, list | tuple) and len(value) == 3 and all(map(_is_number, value))
-    ),
-)
+CHANNELS = Kind("three numbers", lambda value: _are_three(value, _is_number))
+DEVIATIONS = Kind("three numbers above 0", lambda value: _are_three(value, _is_positive))
 # The same name has the same kind of value in every library's descriptions.
 KINDS_OF_ENTRIES: Mapping[str, Kind] = {
     name: kind
@@ -83,13 +95,16 @@ KINDS_OF_ENTRIES: Mapping[str, Kind] = {
         LAYERS: "num_hidden_layers n_layers",
         SIZE: """hidden_size dim num_attention_heads n_heads num_heads
             heads intermediate_size hidden_dim vocab_size max_position_embeddings embedding_size
-            local_attention global_attn_every_n_layers head_width context_length""",
+            local_attention global_attn_every_n_layers head_width context_length width stem_width
+            base_width embed_dim""",
         COUNT: """type_vocab_size pad_token_id eos_token_id eos_id num_register_tokens reg_tokens
             position_buckets relative_attention_num_buckets max_relative_positions resample""",
-        NUMBER: """layer_norm_eps eps norm_eps dropout attention_dropout hidden_dropout_prob
-            attention_probs_dropout_prob attn_drop_rate pos_drop_rate drop_path_rate mlp_dropout
-            embedding_dropout initializer_range crop_pct rescale_factor global_rope_theta
-            local_rope_theta rope_theta""",
+        NUMBER: "initializer_range crop_pct rescale_factor",
+        POSITIVE: "global_rope_theta full_rope_theta local_rope_theta rope_theta",
+        EPSILON: "layer_norm_eps eps norm_eps last_norm_eps batch_norm_epsilon",
+        SHARE: """dropout attention_dropout hidden_dropout_prob attention_probs_dropout_prob
+            attn_drop_rate pos_drop_rate drop_path_rate mlp_dropout embedding_dropout
+            stochastic_depth_rate batch_norm_momentum""",
         TRUTH: """qkv_bias attention_bias mlp_bias norm_bias use_swiglu_ffn relative_attention
             position_biased_input share_att_key downsample_in_bottleneck downsample_in_first_stage
             tie_word_embeddings strip_sep_token no_causal_mask final_ln_after_pool quick_gelu
@@ -102,8 +117,9 @@ KINDS_OF_ENTRIES: Mapping[str, Kind] = {
             tokenizer_kwargs act_kwargs norm_kwargs vision_config text_config vision_config_dict
             text_config_dict rope_parameters""",
         SIDES: "image_size patch_size img_size",
-        SIZES: "depths hidden_sizes input_size",
-        CHANNELS: "mean std image_mean image_std",
+        SIZES: "depths hidden_sizes input_size widths stage_widths deep_stem",
+        CHANNELS: "mean image_mean",
+        DEVIATIONS: "std image_std",
     }.items()
     for name in names.split()
 }
@@ -119,10 +135,15 @@ NULLABLE = (
 )
 
 
+def refuse_no_object(description: Any, source: str) -> None:
+    """Refuse what is not names with values."""
+    if not PART.admits(description):
+        raise ValueError(f"{source} is {_short(description)}; it must be {PART.words}")
+
+
 def refuse_other_kinds(description: Any, source: str) -> None:
     """Refuse what is no object, or an entry of it that is not of its kind."""
-    if not isinstance(description, Mapping):
-        raise ValueError(f"{source} is {_short(description)}; it must be an object")
+    refuse_no_object(description, source)
     for name, value in description.items():
         refuse_other_kind(value, name, source)
 
@@ -130,8 +151,20 @@ def refuse_other_kinds(description: Any, source: str) -> None:
 def refuse_other_kind(value: Any, name: str, source: str) -> None:
     """Refuse a value that is not of its entry's kind; null is of every kind."""
     kind = KINDS_OF_ENTRIES.get(name)
-    if kind is not None and value is not None and not kind.admits(value):
+    if kind is not None and value is not None:
+        refuse_all_but(kind, value, name, source)
+
+
+def refuse_all_but(kind: Kind, value: Any, name: str, source: str) -> None:
+    """Refuse a value that is not of a kind."""
+    if not kind.admits(value):
         raise ValueError(f"{source} says {name}={_short(value)}; it must be {kind.words}")
+
+
+def refuse_null(value: Any, name: str, source: str) -> None:
+    """Refuse null for an entry that the tower cannot do without."""
+    if value is None:
+        raise ValueError(f"{source} says {name}=null, which says nothing; it is needed")
 
 
 @dataclass(frozen=True)
@@ -179,8 +212,8 @@ class Keys:
         refuse_other_kinds(description, source)
         for name, value in description.items():
             if name in self.fields:
-                if value is None and name not in NULLABLE:
-                    raise ValueError(f"{source} says {name}=null, which says nothing; it is needed")
+                if name not in NULLABLE:
+                    refuse_null(value, name, source)
                 settings[self.fields[name]] = value
             elif name in self.only:
                 refuse_other(value, self.only[name], name, source)

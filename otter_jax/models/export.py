@@ -30,8 +30,10 @@ from otter_jax.models import (
 )
 from otter_jax.models.blueprint import describe, describe_tower
 from otter_jax.models.checkpoint_files import OWN_KEY, read_json
+from otter_jax.models.descriptions import NUMBER, PART
 from otter_jax.models.dual_encoder import DualEncoder
 from otter_jax.models.export_open_clip import export_open_clip
+from otter_jax.models.own_descriptions import read_entry
 from otter_jax.models.preprocessing import INTERPOLATIONS
 from otter_jax.models.pretrained import from_pretrained
 from otter_jax.models.projections import kind_of
@@ -141,7 +143,8 @@ def export_dual_encoder(
 def is_exported(folder: Path) -> bool:
     """Return whether `export_dual_encoder` has written a folder."""
     path = folder / "config.json"
-    return path.is_file() and "image" in read_json(path).get(OWN_KEY, {})
+    own = read_json(path).get(OWN_KEY) if path.is_file() else None
+    return isinstance(own, Mapping) and not {"image", "text", DATA_KEY}.isdisjoint(own)
 
 
 def load_dual_encoder(folder: str | Path) -> tuple[DualEncoder, Fields]:
@@ -155,8 +158,10 @@ def load_dual_encoder(folder: str | Path) -> tuple[DualEncoder, Fields]:
     own = read_json(Path(folder) / "config.json").get(OWN_KEY, {})
     if not isinstance(module, DualEncoder) or DATA_KEY not in own:
         raise ValueError(f"{folder} holds no exported image-text model")
-    module.distillation_log_scale.set_value(jnp.float32(own["distillation_log_scale"]))
-    return module, own[DATA_KEY]
+    source = f"{folder}: config.json's {OWN_KEY}"
+    scale = read_entry(own, "distillation_log_scale", NUMBER, source)
+    module.distillation_log_scale.set_value(jnp.float32(scale))
+    return module, read_entry(own, DATA_KEY, PART, source)
 
 
 def hugging_face_form(tower: nnx.Module) -> HuggingFaceForm | None:

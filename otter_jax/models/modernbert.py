@@ -20,8 +20,8 @@ from otter_jax.models.bert_layouts import IGNORED
 from otter_jax.models.descriptions import (
     TRANSFORMERS_KEYS,
     Description,
-    refuse_other,
-    refuse_other_kinds,
+    Keys,
+    refuse_null,
     words,
 )
 from otter_jax.models.layers import (
@@ -215,6 +215,9 @@ KEYS = TRANSFORMERS_KEYS.extended(
         reference_compile repad_logits_with_grad causal_mask head_bias"""
     ),
 )
+# The present form of the rotary angles' bases, by the type of the layer.
+ROPE_KEYS = Keys(fields={FULL: FULL, LOCAL: LOCAL})
+ROPE_TYPE_KEYS = Keys(fields={"rope_theta": "rope_theta"}, only={"rope_type": ("default",)})
 
 
 def _fields(saved: Description, arrays: CheckpointArrays) -> dict[str, Any]:
@@ -222,23 +225,28 @@ def _fields(saved: Description, arrays: CheckpointArrays) -> dict[str, Any]:
     if not saved:
         raise ValueError("the weights do not tell its shape; they need the config.json beside them")
     fields = KEYS.read(saved, "config.json")
-    every = saved.get("global_attn_every_n_layers", 3)
-    fields.setdefault(
-        "layer_types",
-        [LOCAL if n % every else FULL for n in range(fields.get("num_hidden_layers", 22))],
-    )
-    rotary = saved.get("rope_parameters") or {}
-    thetas = {"full_rope_theta": saved.get("global_rope_theta", 160000.0)}
-    thetas["local_rope_theta"] = saved.get("local_rope_theta", 10000.0)
-    for name, field in ((FULL, "full_rope_theta"), (LOCAL, "local_rope_theta")):
-        of_type = rotary.get(name) or {}
-        refuse_other_kinds(of_type, f"config.json's {name}")
-        kind = of_type.get("rope_type", "default")
-        refuse_other(kind, ("default",), f"{name}'s rope_type", "config.json")
-        thetas[field] = of_type.get("rope_theta", thetas[field])
-    if thetas["local_rope_theta"] is None:
-        thetas["local_rope_theta"] = thetas["full_rope_theta"]
-    return fields | thetas
+    if fields.get("layer_types") is None:
+        every = saved.get("global_attn_every_n_layers", 3)
+        refuse_null(every, "global_attn_every_n_layers", "config.json")
+        layers = range(fields.get("num_hidden_layers", 22))
+        fields["layer_types"] = [LOCAL if number % every else FULL for number in layers]
+    return fields | _thetas(saved)
+
+
+def _thetas(saved: Description) -> dict[str, float]:
+    """Return the bases of the rotary angles; a lone null in the first form is as in full."""
+    thetas = {
+        FULL: saved.get("global_rope_theta", 160000.0),
+        LOCAL: saved.get("local_rope_theta", 10000.0),
+    }
+    refuse_null(thetas[FULL], "global_rope_theta", "config.json")
+    source = "config.json's rope_parameters"
+    rotary = ROPE_KEYS.read(saved.get("rope_parameters") or {}, source)
+    for name, entries in rotary.items():
+        of_type = ROPE_TYPE_KEYS.read(entries, f"{source}.{name}")
+        thetas[name] = of_type.get("rope_theta", thetas[name])
+    local = thetas[FULL] if thetas[LOCAL] is None else thetas[LOCAL]
+    return {"full_rope_theta": thetas[FULL], "local_rope_theta": local}
 
 
 def _split_query_key_value(arrays: CheckpointArrays) -> dict[str, np.ndarray]:

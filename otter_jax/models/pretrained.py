@@ -38,6 +38,7 @@ from otter_jax.models.descriptions import split_guesses
 from otter_jax.models.dual_encoder import DualEncoder
 from otter_jax.models.hub import find_pretrained
 from otter_jax.models.layers import Preset
+from otter_jax.models.own_descriptions import read_settings, require
 from otter_jax.models.projections import read_projection
 from otter_jax.models.two_towers import (
     KINDS,
@@ -236,10 +237,14 @@ class _Reader(NamedTuple):
             getattr(model, name).set_value(jnp.float32(value))
         return model
 
+    @property
+    def _own_source(self) -> str:
+        return f"{self.location}: config.json's {OWN_KEY}"
+
     def _read_lone_tower(self, kind: Kind | None) -> nnx.Module:
         saved, arrays = self.checkpoint.fields, self.checkpoint.arrays
         if saved and OWN_KEY in saved:
-            tower_class, fields = read_description(saved[OWN_KEY])
+            tower_class, fields = read_description(saved[OWN_KEY], self._own_source)
         else:
             described = saved is not None
             classes = self._classes_described(saved) if described else _classes(*KINDS)
@@ -279,7 +284,8 @@ class _Reader(NamedTuple):
         if not any(recognise_layout(each, arrays) for each in _classes(kind)):
             arrays = half.without_prefix()
         if OWN_KEY in saved:
-            tower_class, fields = read_description(saved[OWN_KEY][kind])
+            described = require(saved[OWN_KEY], kind, self._own_source)
+            tower_class, fields = read_description(described, f"{self._own_source}.{kind}")
         else:
             saved, settings = self._described_half(kind)
             typed = saved and self.checkpoint.open_clip is None
@@ -399,26 +405,23 @@ def make_abstract(
     return nnx.eval_shape(lambda: tower_class(config, rngs=nnx.Rngs(0), dtype=dtype))
 
 
-def read_description(
-    description: Mapping[str, Any],
-) -> tuple[type[nnx.Module], dict[str, Any]]:
+def read_description(description: Any, source: str) -> tuple[type[nnx.Module], dict[str, Any]]:
     """Return the class and the fields of the tower that `blueprint.describe_tower` wrote down.
 
+    Args:
+        description: what was written, maybe through JSON.
+        source: names it, for messages.
+
     Raises:
-        ValueError: this version of the package does not have such a tower.
+        ValueError: this version of the package does not have such a tower, or a setting is missing
+            or of another kind.
     """
     classes = {each.__name__: each for each in _classes(*KINDS)}
-    name = description.get("tower")
-    if name not in classes:
+    name = require(description, "tower", source)
+    if not isinstance(name, str) or name not in classes:
         raise ValueError(f"there is no tower class {name!r}; there are: {', '.join(classes)}")
-    # Towers of an earlier version saw captions as they were.
-    fields = {"cleaning": "none"} | description["config"]
-    return classes[name], {k: _make_tuple(v) for k, v in fields.items()}
-
-
-def _make_tuple(value: Any) -> Any:
-    """Return JSON's lists as the tuples that they were."""
-    return tuple(map(_make_tuple, value)) if isinstance(value, list | tuple) else value
+    saved = require(description, "config", source)
+    return classes[name], read_settings(name, classes[name].config_class, saved, f"{source}.config")
 
 
 def _registry(kind: Kind) -> Mapping[str, Preset]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from otter_jax.models import (
 )
 from otter_jax.models.descriptions import KINDS_OF_ENTRIES, Guess, Keys, split_guesses, words
 from otter_jax.models.export import export_dual_encoder, export_tower
+from otter_jax.models.weights import CheckpointLayout
 
 KEYS = Keys(
     fields={"heads": "num_attention_heads"},
@@ -263,12 +265,63 @@ def test_wrong_entries_are_refused_in_words(
         ({"num_attention_heads": "4"}, "says num_attention_heads='4'; it must be a whole number"),
         ({"num_hidden_layers": 10**12}, "must be a whole number from 1 to 1000"),
         ({"layer_norm_eps": float("nan")}, "says layer_norm_eps=nan; it must be a number"),
+        ({"layer_norm_eps": -1e-6}, "layer_norm_eps=-1e-06; it must be a number of at least 0"),
+        ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob=1.5; it must be a number from 0 to 1"),
         ({"hidden_act": {}}, "says hidden_act={}; it must be a text"),
     ],
 )
 def test_entries_of_another_kind_are_named(entry: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         bert_layouts.BERT_KEYS.read(entry, "config.json")
+
+
+@pytest.mark.parametrize("model_type", sorted(MODEL_TYPES))
+def test_no_variance_is_lowered(model_type: str) -> None:
+    keys = MODEL_TYPES[model_type]
+    for name in {"layer_norm_eps", "norm_eps"}.intersection(keys.fields):
+        with pytest.raises(ValueError, match=f"says {name}=-1e-05; it must be a number of at le"):
+            keys.read({name: -1e-5}, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("layout", "entries", "message"),
+    [
+        (
+            modernbert.LAYOUT,
+            {"rope_parameters": {"full_attention": {"rope_theta": None}}},
+            "rope_parameters.full_attention says rope_theta=null, which says nothing",
+        ),
+        (
+            modernbert.LAYOUT,
+            {"rope_parameters": {"sliding_attention": None}},
+            "rope_parameters says sliding_attention=null, which says nothing",
+        ),
+        (
+            modernbert.LAYOUT,
+            {"rope_parameters": {"sliding_attention": {"rope_theta": -1e4}}},
+            "says rope_theta=-10000.0; it must be a number above 0",
+        ),
+        (
+            modernbert.LAYOUT,
+            {"rope_parameters": {"rope_theta": 1e4}},
+            "rope_parameters says rope_theta=10000.0, which this package does not know",
+        ),
+        (modernbert.LAYOUT, {"global_rope_theta": None}, "global_rope_theta=null, which says"),
+        (modernbert.LAYOUT, {"global_attn_every_n_layers": None}, "every_n_layers=null, which"),
+        (deberta.LAYOUT, {"max_relative_positions": None}, "max_relative_positions=null, which"),
+    ],
+)
+def test_nulls_and_negatives_deep_down_are_named(
+    layout: CheckpointLayout, entries: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        layout.fields({"num_hidden_layers": 4, **entries}, {})
+
+
+def test_types_of_layers_that_are_null_follow_the_period() -> None:
+    saved = {"num_hidden_layers": 4, "layer_types": None, "global_attn_every_n_layers": 2}
+    fields = modernbert.LAYOUT.fields(saved, {})
+    assert fields["layer_types"] == [modernbert.FULL, modernbert.LOCAL] * 2
 
 
 def test_every_setting_has_its_kind() -> None:
