@@ -37,8 +37,9 @@ def shrunk(name: str) -> ConfigDict:
         for tower in (config.model.image, config.model.text):
             tower.overrides.update(SMALL[tower.name])
             tower.trainable = None  # It names layers that are not there any more.
-    if config.model.image.name == "clip_resnet50" or config.model.embed_dim is None:
-        config.model.embed_dim = 16  # The attention pool leads to the embedding by itself.
+    of_tower = config.model.image.name == "clip_resnet50"  # Its pool leads to the embedding.
+    if of_tower or config.model.image.projection == "none" or not config.model.embed_dim:
+        config.model.embed_dim = 16
     config.data.max_tokens = config.data.max_tokens or 77
     return config
 
