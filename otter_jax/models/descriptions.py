@@ -79,6 +79,10 @@ TEXT = Kind("a text", lambda value: isinstance(value, str))
 PART = Kind("an object", lambda value: isinstance(value, Mapping))
 SIDES = Kind("a whole number above 0, or two", lambda value: _is_size(value) or _are_sizes(value))
 SIZES = Kind("a list of whole numbers above 0", _are_sizes)
+DEPTHS = Kind(
+    f"a list of whole numbers from 1 to {MOST_LAYERS}",
+    lambda value: _are_sizes(value) and all(each <= MOST_LAYERS for each in value),
+)
 TEXTS = Kind(
     "a text or a list of them",
     lambda value: (
@@ -117,7 +121,8 @@ KINDS_OF_ENTRIES: Mapping[str, Kind] = {
             tokenizer_kwargs act_kwargs norm_kwargs vision_config text_config vision_config_dict
             text_config_dict rope_parameters""",
         SIDES: "image_size patch_size img_size",
-        SIZES: "depths hidden_sizes input_size widths stage_widths deep_stem",
+        DEPTHS: "depths",
+        SIZES: "hidden_sizes input_size widths stage_widths deep_stem",
         CHANNELS: "mean image_mean",
         DEVIATIONS: "std image_std",
     }.items()

@@ -41,7 +41,7 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture) -> Non
         (["fly"], "unknown command 'fly': choose from train, evaluate, inspect"),
         (["evaluate", "--wrkdir=x"], "unknown flag --wrkdir: did you mean --workdir"),
         (["export"], r"required: workdir, folder; otter-jax export --help lists the options"),
-        (["compare", "nowhere"], "nowhere is not a finished run: it has no results.json"),
+        (["compare", "nowhere"], "nowhere is not a finished run: there is no such folder"),
         (["inspect"], "required: --data"),
         (["inspect", "--data=nothing"], "otter_jax: .*nothing"),
         (["prepare", "--from=x"], "required: --to"),

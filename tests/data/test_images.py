@@ -286,7 +286,11 @@ class TestAsArray:
             with pytest.raises(ValueError, match=r"an image should be uint8 \[H, W, 3\], found "):
                 images.as_array(wrong)
 
-    @pytest.mark.parametrize("wrong", [None, 3, "gone.jpg", [[1]]])
+    def test_a_file_that_is_not_there(self) -> None:
+        with pytest.raises(FileNotFoundError, match=r"there is no image file gone\.jpg"):
+            images.as_array("gone.jpg")
+
+    @pytest.mark.parametrize("wrong", [None, 3, [[1]]])
     def test_what_is_no_image_at_all(self, wrong: Any) -> None:
         with pytest.raises(ValueError, match="an image should be a PIL image or a uint8 array"):
             images.as_array(wrong)

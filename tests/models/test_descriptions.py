@@ -238,6 +238,7 @@ def changed(value: Any, path: tuple, new: Any) -> Any:
 
 @settings(
     max_examples=100,
+    derandomize=True,  # The same cases everywhere.
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
