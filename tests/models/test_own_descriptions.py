@@ -98,6 +98,7 @@ def test_descriptions_of_the_first_version_are_whole(name: str, config: str) -> 
         ("ViT", {"hidden_size": True}, "hidden_size=True; it must be a whole number"),
         ("ViT", {"hidden_size": -768}, "hidden_size=-768; it must be a whole number above 0"),
         ("ViT", {"num_hidden_layers": 10**12}, "must be a whole number from 1 to 1000"),
+        ("ConvNext", {"depths": [1, 10**12, 1, 1]}, "a list of whole numbers from 1 to 1000"),
         ("ViT", {"gated": 1}, "gated=1; it must be true or false"),
         ("ViT", {"pooling": []}, "pooling=[]; it must be one of ['cls', 'mean', 'map']"),
         ("ViT", {"mean": [0.5, 0.5]}, "mean=[0.5, 0.5]; it must be a list of a number, a number"),
