@@ -18,8 +18,9 @@ from PIL import Image
 
 from otter_jax.commands.command_line import Parser, path_of
 from otter_jax.data import images
+from otter_jax.data.kept_pairs import KEEP_FILE
 from otter_jax.embedding.encoder import Encoder, load
-from otter_jax.embedding.pair_index import KEEP_FILE, DropList, PairIndex, index_pairs
+from otter_jax.embedding.pair_index import DropList, PairIndex, index_pairs
 
 SHOWN = 12  # Pairs that a search finds.
 DOUBTFUL = 200  # Pairs that are trusted least, to browse through.

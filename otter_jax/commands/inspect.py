@@ -27,11 +27,12 @@ import numpy as np
 from otter_jax.commands.command_line import Parser, make_folder, path_of
 from otter_jax.data import images, statistics
 from otter_jax.data.caption_checks import SHOWN, doubts, sample_captions
+from otter_jax.data.kept_pairs import KEEP_FILE, write_keys
 from otter_jax.data.records import read_in_order, read_records
 from otter_jax.data.sources import Source, open_source, remarks, skipped_files
 
 SAMPLES, COLUMNS, THUMBNAIL = 24, 6, 160
-KEEP_LIST, KEEP_ABOVE = "keep.txt", 0.5
+KEEP_ABOVE = 0.5  # How much a pair is trusted at least that is kept, unless it is said.
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -120,13 +121,15 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
     say(report(found))
     if options.out is not None and towers is not None:
         write_trust(options.out, source, pairs, estimate)
-        kept = write_keep_list(options.out, pairs["key"], estimate.alpha >= options.keep_above)
+        trusted = zip(pairs["key"], estimate.alpha >= options.keep_above, strict=True)
+        kept = [key for key, is_trusted in trusted if is_trusted]
+        write_keys(options.out / KEEP_FILE, kept)
         unseen = len(source) - len(numbers)
         others = f" (the {unseen:,} that --limit passed over are not among them)" if unseen else ""
         say(
-            f"written to {options.out}: {', '.join(trust_files())}, and the {kept:,} pairs that "
-            f"are trusted by {options.keep_above:g} or more{others}; to train on those alone: "
-            f"--config.data.keep={options.out / KEEP_LIST}"
+            f"written to {options.out}: {', '.join(trust_files())}, and the {len(kept):,} pairs "
+            f"that are trusted by {options.keep_above:g} or more{others}; to train on those alone: "
+            f"--config.data.keep={options.out / KEEP_FILE}"
         )
     if options.out is not None:
         write_json(options.out / "inspect.json", found)
@@ -286,13 +289,6 @@ def write_trust(folder: Path, source: Source, pairs: dict[str, Any], found: Any)
     for path, chosen in ((least, order[:SAMPLES]), (most, order[::-1][:SAMPLES])):
         notes = [f"{value:.2f}: " for value in found.alpha[chosen]]
         draw_samples(path, source, pairs["record"][chosen], None, notes)
-
-
-def write_keep_list(folder: Path, keys: Sequence[str], kept: np.ndarray) -> int:
-    """Write the keys of the pairs to keep, a line each; return how many."""
-    chosen = [key for key, is_kept in zip(keys, kept, strict=True) if is_kept]
-    (folder / KEEP_LIST).write_text("".join(f"{key}\n" for key in chosen), encoding="utf-8")
-    return len(chosen)
 
 
 def _load(model: Path | None) -> Any:

@@ -18,6 +18,7 @@ from otter_jax.data.records import Progress, RecordError, Source, key_of, no_pro
 from otter_jax.data.text_files import split_lines
 
 KEY, VALUES, ABOVE = "key", ("trust", "score"), "?above="
+KEEP_FILE = "keep.txt"  # Customary name of a list.
 
 
 def keep_listed(
@@ -72,13 +73,25 @@ def read_list(listed: str) -> set[str]:
     if suffix not in (".csv", ".tsv", ".parquet"):
         if above:
             raise ValueError(f"config.data.keep={listed}: a list without scores has no {ABOVE}")
-        names = {line for line in split_lines(_text(path)) if line}
+        names = read_keys(path)
     else:
         rows = _parquet_rows(path) if suffix == ".parquet" else _csv_rows(path)
         names = set(_above(listed, rows, _threshold(listed, above)))
     if not names:
         raise ValueError(f"config.data.keep={listed} names no pair")
     return names
+
+
+def read_keys(path: Path) -> set[str]:
+    """Return the keys in a text file, one a line; ValueError where it is not in UTF-8."""
+    return {line for line in split_lines(_text(path)) if line}
+
+
+def write_keys(path: Path, keys: Iterable[str]) -> None:
+    """Write keys, one a line; a reader finds what the file was or what it is now, whole."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text("".join(f"{key}\n" for key in keys), encoding="utf-8")
+    partial.replace(path)
 
 
 def _threshold(listed: str, above: str) -> float:

@@ -64,7 +64,7 @@ def _merged(encoder: Encoder) -> tuple[dual_encoder.FunctionalModel, dual_encode
 
 def _refuse_other_network(start: dual_encoder.Variables, end: dual_encoder.Variables) -> None:
     shapes = [
-        {jax.tree_util.keystr(k, simple=True, separator="."): x.shape for k, x in leaves}
+        {dual_encoder.parameter_name(path): x.shape for path, x in leaves}
         for leaves in map(jax.tree.leaves_with_path, (start, end))
     ]
     names = sorted({*shapes[0], *shapes[1]})

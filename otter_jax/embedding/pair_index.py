@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from otter_jax import config as config_lib
+from otter_jax.data.kept_pairs import read_keys, write_keys
 from otter_jax.data.sources import Source, open_source
 from otter_jax.embedding import trust
 from otter_jax.embedding.encoder import Encoder
@@ -16,8 +17,6 @@ from otter_jax.embedding.given_images import AnyImage
 from otter_jax.embedding.nearest_rows import nearest_rows
 from otter_jax.embedding.pair_features import embed_pairs
 from otter_jax.terminal import say
-
-KEEP_FILE = "keep.txt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +110,7 @@ class DropList:
         self._lock = threading.Lock()  # Several visitors may drop at once.
         self._dropped: set[str] = set()
         if path.is_file():
-            self._dropped = set(keys) - set(path.read_text(encoding="utf-8").splitlines())
+            self._dropped = set(keys) - read_keys(path)
 
     def __len__(self) -> int:
         """Return how many pairs are dropped."""
@@ -125,7 +124,4 @@ class DropList:
         """Drop a pair, and write the file; a reader finds the old one or the new one, whole."""
         with self._lock:
             self._dropped.add(key)
-            kept = "".join(f"{each}\n" for each in self._keys if each not in self._dropped)
-            partial = self._path.with_name(f"{self._path.name}.partial")
-            partial.write_text(kept, encoding="utf-8")
-            partial.replace(self._path)
+            write_keys(self._path, (key for key in self._keys if key not in self._dropped))

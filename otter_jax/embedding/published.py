@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from otter_jax import config as config_lib
 from otter_jax.json_files import read_json, write_json
-from otter_jax.models.dual_encoder import Arrays
+from otter_jax.models.dual_encoder import Arrays, parameter_name
 
 FOLDER = Path(__file__).parents[1] / "published"
 WEIGHTS, ABOUT = "trained.safetensors", "about.json"
@@ -46,7 +46,8 @@ def publish(name: str, workdir: Path, params: Arrays, note: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     leaves = jax.tree.leaves_with_path(params)
     save_file(
-        {_name(path): np.ascontiguousarray(array) for path, array in leaves}, folder / WEIGHTS
+        {parameter_name(path): np.ascontiguousarray(array) for path, array in leaves},
+        folder / WEIGHTS,
     )
     for file in OF_A_RUN:
         (folder / file).write_bytes((workdir / file).read_bytes())
@@ -56,11 +57,7 @@ def publish(name: str, workdir: Path, params: Arrays, note: str) -> Path:
 
 def with_published(params: Arrays, published: dict[str, np.ndarray]) -> Arrays:
     """Return a model's trained parameters with the published values."""
-    return jax.tree.map_with_path(lambda path, _: published[_name(path)], params)
-
-
-def _name(path: tuple) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
+    return jax.tree.map_with_path(lambda path, _: published[parameter_name(path)], params)
 
 
 def read_published(name: str) -> tuple[ConfigDict, dict[str, np.ndarray]]:

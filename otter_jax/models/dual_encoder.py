@@ -219,6 +219,11 @@ class DualEncoder(nnx.Module):
         return {"image": image, "text": text}
 
 
+def parameter_name(path: tuple) -> str:
+    """Return the name of an array at a path of JAX's, such as "text.layers.3.query.kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
 def path_in_tower(path: tuple) -> tuple[str, str] | None:
     """Return whose a parameter is, and its path there, such as ("image", "projection.kernel")."""
     kind, _, part = str(path[0]).partition("_")

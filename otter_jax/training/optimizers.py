@@ -16,7 +16,7 @@ import optax
 from ml_collections import ConfigDict
 
 from otter_jax.config import ParameterGroup, groups_of
-from otter_jax.models.dual_encoder import Arrays, path_in_tower
+from otter_jax.models.dual_encoder import Arrays, parameter_name, path_in_tower
 from otter_jax.terminal import aligned, say
 
 REST = "rest"  # What no group's pattern matches.
@@ -115,7 +115,9 @@ def _scale_layers(decay: float | None) -> optax.GradientTransformation:
     def scale(updates: Arrays, params: Arrays | None) -> Arrays:
         del params
         above = layers_above(dict(_named(updates)))
-        return jax.tree.map_with_path(lambda path, x: x * decay ** above[_name(path)], updates)
+        return jax.tree.map_with_path(
+            lambda path, x: x * decay ** above[parameter_name(path)], updates
+        )
 
     return optax.stateless(scale)
 
@@ -172,7 +174,9 @@ def labels_of(groups: Sequence[ParameterGroup], params: Arrays) -> Arrays:
                 f"config.optimizer.groups: no trained parameter has {group.pattern!r} in its name; "
                 f"there are {len(names)}, among them: {some}"
             )
-    return jax.tree.map_with_path(lambda path, _: (*groups_of_name[_name(path)], REST)[0], params)
+    return jax.tree.map_with_path(
+        lambda path, _: (*groups_of_name[parameter_name(path)], REST)[0], params
+    )
 
 
 def describe_groups(config: ConfigDict, params: Arrays) -> list[str]:
@@ -203,8 +207,4 @@ def _labelled(groups: Sequence[ParameterGroup]) -> Iterator[tuple[str, Parameter
 
 
 def _named(params: Arrays) -> Iterator[tuple[str, jax.Array]]:
-    return ((_name(path), leaf) for path, leaf in jax.tree.leaves_with_path(params))
-
-
-def _name(path: tuple) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
+    return ((parameter_name(path), leaf) for path, leaf in jax.tree.leaves_with_path(params))
