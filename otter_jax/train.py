@@ -266,7 +266,7 @@ def what_to_do_next(workdir: Path) -> str:
     """Return what a finished run is good for, in words that can be pasted."""
     return (
         f'the model in Python: otter_jax.load("{workdir}")\n'
-        f"on other sets: otter-jax evaluate --workdir={workdir} "
+        f"on other sets: otter-jax evaluate {workdir} "
         "--config.evaluate.sets='(\"SPEC\",)'"
     )
 
