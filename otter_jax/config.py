@@ -970,6 +970,12 @@ def _refuse_contradictions(config: ConfigDict, tower: str) -> None:
             f"config.{key}.frozen=True with lora.rank={settings.lora.rank}: choose one of them; "
             "what has low-rank updates is frozen but for these"
         )
+    idle = [name for name, value in vars(LoraSection()).items() if settings.lora[name] != value]
+    if idle and not settings.lora.rank:
+        raise ValueError(
+            f"config.{key}.lora.{idle[0]}={settings.lora[idle[0]]!r} has no effect without "
+            f"config.{key}.lora.rank, which is unset; 16 is common"
+        )
     for name, pattern in (("trainable", settings.trainable), ("lora.layers", settings.lora.layers)):
         try:
             re.compile(pattern or "")
