@@ -130,6 +130,25 @@ class Tokenizer:
         return tokens, encoded["attention_mask"].astype(bool)
 
 
+def shortened(
+    tokens: np.ndarray, token_mask: np.ndarray, lengths: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return texts without the padding that all have at their end, down to one of some lengths.
+
+    Args:
+        tokens: int32 [N, L].
+        token_mask: bool [N, L].
+        lengths: ascending, those that texts may be cut to.
+
+    Returns:
+        int32 [N, K] and bool [N, K], K the first of the lengths that holds all N, else L.
+    """
+    longest = tokens.shape[1]
+    used = 1 + int(np.flatnonzero(token_mask.any(axis=0)).max(initial=-1))
+    length = next((each for each in lengths if used <= each < longest), longest)
+    return tokens[:, :length], token_mask[:, :length]
+
+
 def _mask_id(
     tokenizer: Any, vocabulary: Mapping[str, int], mask_token: str | None, folder: Path
 ) -> int:
