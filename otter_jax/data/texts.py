@@ -143,10 +143,18 @@ def shortened(
     Returns:
         int32 [N, K] and bool [N, K], K the first of the lengths that holds all N, else L.
     """
-    longest = tokens.shape[1]
-    used = 1 + int(np.flatnonzero(token_mask.any(axis=0)).max(initial=-1))
-    length = next((each for each in lengths if used <= each < longest), longest)
+    length = fitting_length(used_length(token_mask), lengths, tokens.shape[1])
     return tokens[:, :length], token_mask[:, :length]
+
+
+def used_length(token_mask: np.ndarray) -> int:
+    """Return how many columns of a mask [N, L] there are up to the last that any text uses."""
+    return 1 + int(np.flatnonzero(token_mask.any(axis=0)).max(initial=-1))
+
+
+def fitting_length(used: int, lengths: Sequence[int], longest: int) -> int:
+    """Return the first of ascending lengths that holds `used` tokens, `longest` if none does."""
+    return next((length for length in lengths if used <= length < longest), longest)
 
 
 def _mask_id(
