@@ -14,6 +14,7 @@ import dataclasses
 import difflib
 import importlib.util
 import inspect
+import itertools
 import json
 import math
 import re
@@ -150,6 +151,10 @@ class DataSection:
         flip: mirror images at random.
         max_tokens: of a caption; the rest is cut off. Unset: as many as `model.pretrained` takes,
             128 at most.
+        token_buckets: (16, 24, 32, 48): a batch's captions are padded to the first of these that
+            holds the longest, else to max_tokens; the step is compiled for each once. Losses are
+            the same to rounding, 1e-6, but that dropout between tokens draws other masks. For text
+            towers that take no notice of padding. (): always to max_tokens.
         threads: that read and decode ahead of the step.
         cache_features: where a tower is frozen and nothing is augmented, compute its features once.
     """
@@ -169,6 +174,7 @@ class DataSection:
     view_augmentation: str = "moco"
     flip: bool = False
     max_tokens: int | None = 60
+    token_buckets: tuple = ()
     threads: int = 2
     cache_features: bool = True
 
@@ -549,7 +555,14 @@ def problems_of(config: ConfigDict) -> Problems:
     for refuse in (
         *(_check_seed, _check_choices, _check_profile, _check_wandb, _check_sources),
         *(_check_captions, _check_batch, _check_loss_ratio, _check_mesh, _check_trust),
-        *(_check_template, _check_decoding, _check_best, _check_interpolate, groups_of),
+        *(
+            _check_template,
+            _check_token_buckets,
+            _check_decoding,
+            _check_best,
+            _check_interpolate,
+            groups_of,
+        ),
     ):
         with problems.noting():
             refuse(config)
@@ -924,6 +937,17 @@ def _check_sources(config: ConfigDict) -> None:
         )
     if not 0 <= config.data.held_out < 1:
         raise ValueError(f"config.data.held_out={config.data.held_out}: it must lie in [0, 1)")
+
+
+def _check_token_buckets(config: ConfigDict) -> None:
+    """Refuse lengths that are none, or not ascending."""
+    lengths = config.data.token_buckets
+    whole = all(isinstance(each, int) and 0 < each <= LARGEST for each in lengths)
+    if not whole or any(second <= first for first, second in itertools.pairwise(lengths)):
+        raise ValueError(
+            f"config.data.token_buckets={lengths}: it must be ascending numbers of tokens, as "
+            "(16, 24, 32, 48), or ()"
+        )
 
 
 def _check_decoding(config: ConfigDict) -> None:

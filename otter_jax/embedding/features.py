@@ -7,7 +7,6 @@ that is trained are good for one evaluation: its sets share them in memory, and 
 finished model is evaluated are they worth a file.
 """
 
-import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -30,7 +29,7 @@ from otter_jax.embedding.kept_parts import (
 )
 from otter_jax.models.dual_encoder import Variables
 from otter_jax.models.two_towers import Kind
-from otter_jax.terminal import heard, progress, say, working
+from otter_jax.terminal import heard, progress, say
 
 # Gives, of what was computed before, the parts that follow.
 ComputeParts = Callable[[Sequence[StoredArrays]], Iterable[StoredArrays]]
@@ -98,7 +97,6 @@ class FeatureStore:
         self._memory: dict[str, StoredArrays] = {}
         self._trained: tuple[Variables | None, dict[str, str]] = (None, {})
         self._passing: set[str] = set()
-        self._compiled: set[Kind] = set()
         frozen, stats = encoder.variables.frozen, encoder.variables.batch_stats
         module = encoder.model.bind(encoder.variables)
         image, text = (
@@ -250,12 +248,7 @@ class FeatureStore:
         size, rows = rows_at_once(encoder), heard(rows)
         while True:
             batch = list(islice(rows, size))
-            with contextlib.ExitStack() as first:
-                if batch and kind not in self._compiled:
-                    self._compiled.add(kind)
-                    first.enter_context(working(f"compiling the {kind} tower, and its first batch"))
-                features = run(batch)
-            yield features
+            yield run(batch)
             if len(batch) < size:
                 return
 

@@ -274,8 +274,10 @@ class Bert(nnx.Module):
 
     Attributes:
         width: size of the features (`hidden_size`).
+        ignores_padding: padding behind a text changes nothing about it.
     """
 
+    ignores_padding = True
     config_class: type[BertConfig] = BertConfig
     checkpoint_layouts = (bert_layouts.BERT_LAYOUT,)
     model_types: tuple[str, ...] = ("bert", "chinese_clip_text_model")

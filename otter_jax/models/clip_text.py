@@ -130,6 +130,11 @@ class ClipText(nnx.Module):
         self.blocks = make_blocks(config, make)
         self.final_norm = make.norm()
 
+    @property
+    def ignores_padding(self) -> bool:
+        """Whether padding behind a text changes nothing about it."""
+        return self.config.causal and self.config.pooling != "last"
+
     @compiling_eager_calls
     def __call__(
         self,

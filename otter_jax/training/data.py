@@ -58,6 +58,11 @@ def open_training_data(parts: Parts, source: Source) -> TrainingData:
     """Choose how batches are made: from features computed once, or from images every time."""
     config = parts.config
     views = views_of(config, parts.method)
+    if config.data.token_buckets and not parts.encoder.ignores_padding:
+        raise ValueError(
+            f"config.data.token_buckets={config.data.token_buckets}: the text tower "
+            f"{config.model.text.name} looks at padding too, which must not be cut; leave it ()"
+        )
     refuse_unknown_column(source, config.data.group)
     one_view = views.images == 1 and not views.masked_text and not views.second_text
     fixed = config.data.augmentation == "none" and not config.data.flip and one_view
