@@ -184,13 +184,19 @@ def steps_for(config: ConfigDict, pairs: int) -> int:
     return config.total_steps or int(config.total_epochs * pairs / config.batch_size)
 
 
-def remedies(config: ConfigDict, topology: Topology) -> Iterator[str]:
-    """Yield a line for each key that saves memory: whether it would make the step fit."""
+def remedied(config: ConfigDict, topology: Topology) -> Iterator[tuple[str, ConfigDict]]:
+    """Yield a config with each key that saves memory, by itself, behind that key: `fsdp=True`."""
     for remedy in REMEDIES:
         if remedy == "micro_batch":
             remedy = f"micro_batch={max(topology.chips, config.batch_size // 4)}"
         changed = config.copy_and_resolve_references()
         set_keys(changed, [f"--config.{remedy}"])
+        yield remedy, changed
+
+
+def remedies(config: ConfigDict, topology: Topology) -> Iterator[str]:
+    """Yield a line for each key that saves memory: whether it would make the step fit."""
+    for remedy, changed in remedied(config, topology):
         try:
             found = plan(changed, topology)
         except ValueError as error:
