@@ -17,7 +17,16 @@ from pathlib import Path
 
 import jax
 
-from otter_jax.commands.plan import GIB, Plan, plan, remedied, set_keys, steps_for
+from otter_jax.commands.plan import (
+    GIB,
+    Plan,
+    count_flops,
+    plan,
+    refuse,
+    remedied,
+    set_keys,
+    steps_for,
+)
 from otter_jax.json_files import read_json, write_json
 from otter_jax.preset_files import read_preset
 from otter_jax.training.topologies import Topology, parse_topology
@@ -94,7 +103,7 @@ def cell(preset: str, topology: Topology, folder: Path) -> list[str]:
     kept = folder / f"{preset}-{str(topology).replace(':', '-')}.json"
     try:
         if not kept.is_file():
-            write_json(kept, planned(preset, topology))
+            write_json(kept, planned(preset, topology, folder))
         facts = read_json(kept)
     except ValueError as error:
         return [f"`{preset}`", str(topology), f"not planned: {error}", *[""] * (len(HEADER) - 3)]
@@ -112,16 +121,24 @@ def cell(preset: str, topology: Topology, folder: Path) -> list[str]:
     ]
 
 
-def planned(preset: str, topology: Topology) -> dict:
+def known_flops(preset: str, folder: Path) -> float | None:
+    """Return the floating-point operations of a preset's step, if a cell of it is kept."""
+    kept = (read_json(path) for path in folder.glob(f"{preset}-*.json"))
+    return next((facts["plan"]["flops"] for facts in kept), None)
+
+
+def planned(preset: str, topology: Topology, folder: Path) -> dict:
     """Return the plan of a preset, or of it with the first key that makes it fit, and that key."""
     config, row = read_preset(preset), ROWS[preset]
     set_keys(config, [f"--config.{key}" for key in row.keys])
     if row.pairs:
         config.total_steps = steps_for(config, row.pairs)
-    found, key = plan(config, topology), None
+    refuse(config, topology)
+    flops = known_flops(preset, folder) or count_flops(config)
+    found, key = plan(config, topology, flops), None
     if not found.fits:
         for remedy, changed in remedied(config, topology):
-            other = plan(changed, topology)
+            other = plan(changed, topology, flops)
             if other.fits:
                 found, key = other, remedy
                 break

@@ -210,6 +210,8 @@ class TowerSection:
             tower whose parameters do not (as released).
         remat: compute activations again for the gradient instead of keeping them: less memory, more
             time.
+        scan_layers: compile layers that are equal once, as a loop (of ViTs, CLIP's texts, the BERT
+            family and ResNets): a program of a fraction of the size, with the same numbers.
         projection: linear | linear_no_bias | mlp | none | auto (none if widths agree, else
             linear) | pretrained (what the file of `pretrained` has after this tower).
     """
@@ -221,6 +223,7 @@ class TowerSection:
     trainable: str | None = None
     keep_batch_stats: bool = False
     remat: bool = False
+    scan_layers: bool = False
     projection: str = "linear"
 
 
