@@ -43,7 +43,7 @@ BOOKKEEPING_KEYS = (
     "data.max_bad_share",
     "data.threads",
     "fsdp",
-    "mesh.",
+    "mesh.fsdp",
     "on_nan",
     "max_loss_ratio",
     "max_nan_steps",
@@ -116,9 +116,13 @@ class MeshSection:
     Attributes:
         fsdp: with fsdp=True, how many devices share one copy of parameters, moments and teacher;
             each such group has a copy of its own. Unset: all of them share one.
+        dtype: float32 | bfloat16, in which the towers' weights and their gradients go from device
+            to device. bfloat16, for model.dtype=bfloat16, is half as much, and adds up gradients
+            in 8 bits.
     """
 
     fsdp: int | None = None
+    dtype: str = "float32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,6 +216,8 @@ class TowerSection:
             tower whose parameters do not (as released).
         remat: compute activations again for the gradient instead of keeping them: less memory, more
             time.
+        scan_layers: compile layers that are equal once, as a loop (of ViTs, CLIP's texts, the BERT
+            family and ResNets): a program of a fraction of the size, with the same numbers.
         projection: linear | linear_no_bias | mlp | none | auto (none if widths agree, else
             linear) | pretrained (what the file of `pretrained` has after this tower).
     """
@@ -223,6 +229,7 @@ class TowerSection:
     trainable: str | None = None
     keep_batch_stats: bool = False
     remat: bool = False
+    scan_layers: bool = False
     projection: str = "linear"
 
 
@@ -809,6 +816,7 @@ def _check_choices(config: ConfigDict) -> None:
         ("data.augmentation", AUGMENTATIONS),
         ("data.view_augmentation", AUGMENTATIONS),
         ("optimizer.name", ("sgd", "adamw")),
+        ("mesh.dtype", ("float32", "bfloat16")),
         ("model.dtype", ("float32", "bfloat16")),
         ("evaluate.names", ("joined", "averaged")),
         ("teacher.kind", ("average", "pretrained")),
@@ -880,6 +888,11 @@ def _check_best(config: ConfigDict) -> None:
 def _check_mesh(config: ConfigDict) -> None:
     if config.mesh.fsdp is not None and not config.fsdp:
         raise ValueError(f"config.mesh.fsdp={config.mesh.fsdp}: set config.fsdp=True too")
+    if config.mesh.dtype == "bfloat16" and config.model.dtype != "bfloat16":
+        raise ValueError(
+            "config.mesh.dtype=bfloat16 would round the weights of towers that compute in "
+            f"{config.model.dtype}: set config.model.dtype=bfloat16 too"
+        )
 
 
 def _check_trust(config: ConfigDict) -> None:

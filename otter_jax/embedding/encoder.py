@@ -97,7 +97,7 @@ def _build_side(config: ConfigDict, kind: Kind, projections: nnx.Rngs) -> pretra
             dtype=np.dtype(config.model.dtype),
             allow_missing=settings.allow_missing,
             where_known={"image_size": config.data.image_size},
-            **({"remat": True} if settings.remat else {}),
+            **{name: True for name in ("remat", "scan_layers") if settings[name]},
             **settings.overrides,
         )
     if settings.get("positions") is not None:
