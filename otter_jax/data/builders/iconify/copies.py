@@ -1,6 +1,6 @@
 """Finds drawings that look the same, by their looks (see `drawings.look`).
 
-All arithmetic is of whole numbers that float32 holds exactly, so every machine finds the same.
+What is found in float32 is decided in whole numbers, so every machine finds the same.
 """
 
 from collections import defaultdict
@@ -11,27 +11,32 @@ import numpy as np
 from otter_jax.data.records import Progress, no_progress
 
 # Distances of looks, found by looking at pairs near the thresholds.
-COPY = 0.12  # Up to here it is the same picture, drawn again at another size or place.
-RELATIVE = 0.25  # Up to here it is too alike for one to be trained on while the other is held out.
+COPY = 0.06  # Up to here it is the same picture, drawn again at another size or place.
+RELATIVE = 0.15  # Up to here it is too alike for one to be trained on while the other is held out.
 
 _ROWS, _COLUMNS = 1024, 8192  # Of a tile of all distances.
+_SLACK = 1e-4  # For the rounding of float32, relative.
 
 
 def alike(looks: np.ndarray, limit: float, progress: Progress = no_progress) -> np.ndarray:
     """Return the pairs of drawings within a distance of each other, int64 [p, 2], first < second.
 
-    The distance of two is that of their looks as vectors, relative to the longer one: 0 for equal
-    ones, about 1 for those that have nothing in common.
+    The distance of two is that of their looks without their means, as vectors, relative to the
+    longer one: 0 for equal ones, above 1 for those that have nothing in common. With their means,
+    all that is white on a black disk would be alike.
 
     Args:
-        looks: uint8 [n, d] with d at most 256, for which float32 has all products exactly.
+        looks: uint8 [n, d].
         limit: The largest distance, in (0, 1).
         progress: Shows how far it is.
     """
-    squares = np.square(looks.astype(np.int64)).sum(axis=1)
+    contrasts = _contrasts(looks)
+    squares = np.square(contrasts).sum(axis=1).astype(np.float64)
     order = np.argsort(squares, kind="stable")  # Lengths of looks that are alike are, too.
-    vectors, squares = looks[order].astype(np.float32), squares[order]
+    vectors, squares = contrasts[order].astype(np.float32), squares[order]
     ends = np.searchsorted(squares, squares / (1 - limit) ** 2, side="right")
+    # d^2 <= limit^2 b^2 for the longer one, b: a product of no less than (a^2 + b^2 - d^2) / 2.
+    own, longer = squares.astype(np.float32), (squares * (1 - limit**2)).astype(np.float32)
     found = [np.empty((0, 2), np.int64)]
     starts = range(0, len(looks), _ROWS)
     for start in progress(starts, len(starts), "blocks compared"):
@@ -39,13 +44,10 @@ def alike(looks: np.ndarray, limit: float, progress: Progress = no_progress) -> 
         for first in range(start, int(ends[rows].max()), _COLUMNS):
             columns = slice(first, first + _COLUMNS)
             products = vectors[rows] @ vectors[columns].T
-            # Of d^2 <= limit^2 * the longer one's square, a rough form first: a float a number.
-            longest = squares[columns].astype(np.float32) * np.float32((1 - limit**2) * (1 - 1e-5))
-            bound = (squares[rows].astype(np.float32)[:, None] + longest) / 2
+            bound = (own[rows, None] + longer[columns]) * np.float32(0.5 - _SLACK)
             places = np.argwhere(products >= bound) + np.array([start, first])
             found.append(places[places[:, 0] < places[:, 1]])
-    places = np.concatenate(found)
-    pairs = order[places]
+    pairs = order[np.concatenate(found)]
     pairs = np.sort(pairs[distances(looks, pairs) <= limit], axis=1)
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
@@ -55,11 +57,16 @@ def distances(looks: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     found = np.empty(len(pairs))
     for start in range(0, len(pairs), _COLUMNS):
         part = slice(start, start + _COLUMNS)
-        first, second = (looks[column].astype(np.int64) for column in pairs[part].T)
+        first, second = (_contrasts(looks[column]) for column in pairs[part].T)
         longer = np.maximum(np.square(first).sum(axis=1), np.square(second).sum(axis=1))
-        square = np.square(first - second).sum(axis=1)
-        found[part] = np.sqrt(square / np.maximum(longer, 1))
+        found[part] = np.sqrt(np.square(first - second).sum(axis=1) / np.maximum(longer, 1))
     return found
+
+
+def _contrasts(looks: np.ndarray) -> np.ndarray:
+    """Return looks without their means, times their width: whole numbers, int64 [n, d]."""
+    whole = looks.astype(np.int64)
+    return whole * whole.shape[1] - whole.sum(axis=1, keepdims=True)
 
 
 def find_copies(count: int, pairs: np.ndarray) -> np.ndarray:

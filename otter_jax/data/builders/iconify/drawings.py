@@ -167,8 +167,8 @@ def draw_one(svg: str, size: int) -> tuple[bytes, str, np.ndarray]:
     grey = np.asarray(Image.open(io.BytesIO(bytes(png))).convert("L"))
     if grey.min() > FAINTEST:
         return b"", "blank", nothing
-    # Of a box that is no square, resvg draws no more than the box.
-    grey = _padded(grey, (size, size), 255)
+    # Of a box that is no square, resvg draws no more than the box, or a row more.
+    grey = _padded(grey[:size, :size], (size, size), 255)
     encoded = io.BytesIO()
     Image.fromarray(grey).save(encoded, "webp", lossless=True, quality=80, method=4)
     return encoded.getvalue(), "", look(grey)

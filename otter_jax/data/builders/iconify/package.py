@@ -28,6 +28,7 @@ DEFAULT_SIDE = 16  # Of an icon that does not say how large it is.
 
 _LOGOS = ("Logos", "Programming")  # Categories of sets: these are names of firms and of file types.
 _BRANDS = re.compile(r"\b(brand|logo)s?\b", re.IGNORECASE)
+_ANIMATED = re.compile(r"<(animate|set\b)", re.IGNORECASE)
 _ELSEWHERE = re.compile(r"""href\s*=\s*(?!["']#)""", re.IGNORECASE)  # Refers to another file.
 
 
@@ -239,6 +240,8 @@ def _icons_of(prefix: str, contents: Mapping[str, Any], skipped: Counter[str]) -
         of_caption = drawn.setdefault(caption, set())
         if _ELSEWHERE.search(svg):
             skipped["refers to other files"] += 1
+        elif _ANIMATED.search(svg):
+            skipped["animated"] += 1  # Its first frame is often a part of it, or nothing.
         elif svg in of_caption:
             skipped["exact copy"] += 1
         elif len(of_caption) == VARIANTS:
