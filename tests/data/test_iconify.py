@@ -74,8 +74,8 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_package(tmp_path_factory.mktemp("package") / "package", sets)
 
 
-def open_at(path: Path, folder: Path, options: str = "") -> source.IconSource:
-    return source.open_icons(Spec.parse(f"iconify:{path}{options}"), folder, processes=1)
+def open_at(path: Path, folder: Path, options: str = "", processes: int = 1) -> source.IconSource:
+    return source.open_icons(Spec.parse(f"iconify:{path}{options}"), folder, processes=processes)
 
 
 def grey_of(svg: str, size: int = 16) -> np.ndarray:
@@ -276,6 +276,7 @@ def test_what_was_drawn_is_not_drawn_again(
                         size))  # fmt: skip
     after = open_at(many, tmp_path)
     assert 0 < len(asked) <= 100
+    open_at(many, tmp_path, processes=2)  # With nothing to do for them.
     assert after.fingerprint == before.fingerprint
     assert all(after[i] == before[i] for i in range(len(before)))
 

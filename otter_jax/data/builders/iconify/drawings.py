@@ -95,9 +95,10 @@ def draw(
     folder.mkdir(parents=True, exist_ok=True)
     asked = [_write_question(svgs[i : i + PART], size, folder) for i in range(0, len(svgs), PART)]
     missing = [str(path) for path in asked if not _answer(path).is_file()]
-    done = scan_in_order(_draw_part, missing, processes=processes or os.cpu_count() or 1)
-    for _ in progress(done, len(missing), f"{PART} icons drawn"):
-        pass
+    if missing:
+        done = scan_in_order(_draw_part, missing, processes=processes or os.cpu_count() or 1)
+        for _ in progress(done, len(missing), f"parts of {PART} icons drawn"):
+            pass
     return Drawings([_answer(path) for path in asked], len(svgs))
 
 

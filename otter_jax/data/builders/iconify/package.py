@@ -89,22 +89,34 @@ class Package:
     version: str = "unknown"
 
 
-def read_package(
-    path: Path, licences: Iterable[str] = LICENCES, only: Iterable[str] = ()
-) -> Package:
-    """Return the icons of the sets that are free, of one colour and no logos.
+@dataclasses.dataclass(frozen=True)
+class Wish:
+    """Which sets are wanted, besides that they are of one colour and no logos.
+
+    Attributes:
+        licences: SPDX identifiers of those that will do.
+        sets: Prefixes of the only ones that are wanted; none: all.
+        largest: How many icons a set may have, variants beyond `VARIANTS` not counted.
+    """
+
+    licences: tuple[str, ...] = LICENCES
+    sets: tuple[str, ...] = ()
+    largest: int = 1_000_000
+
+
+def read_package(path: Path, wish: Wish = Wish()) -> Package:
+    """Return the icons of the sets that are wanted.
 
     Args:
         path: The package's folder, or its tarball.
-        licences: SPDX identifiers of those that will do.
-        only: Prefixes of the only sets that are wanted; none: all.
+        wish: Which are.
 
     Raises:
         FileNotFoundError: If there is nothing at the path.
         ValueError: If it is no such package, if the tarball is cut or damaged, if a set that is
             wanted does not exist, or if nothing is left.
     """
-    found, licences, only = Package(), set(licences), set(only)
+    found = Package()
     manifest: dict[str, Any] = {}
     contents = {}
     for name, data in _files(path):
@@ -115,11 +127,11 @@ def read_package(
     if manifest.get("name") != NAME:
         raise ValueError(f"iconify:{path} is not the npm package {NAME}; get it by npm pack {NAME}")
     found.version = str(manifest.get("version", found.version))
-    if missing := only - set(contents):
+    if missing := set(wish.sets) - set(contents):
         raise ValueError(f"iconify:{path}: there is no set {min(missing)!r}")
     for prefix in sorted(contents):
-        if not only or prefix in only:
-            _take_set(found, prefix, contents[prefix], licences)
+        if not wish.sets or prefix in wish.sets:
+            _take_set(found, prefix, contents[prefix], wish)
     if not found.icons:
         reasons = Counter(found.skipped_sets.values())
         raise ValueError(f"iconify:{path}: no icon is left of {len(contents)} sets ({reasons})")
@@ -167,18 +179,24 @@ def _object(data: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _take_set(found: Package, prefix: str, data: bytes, licences: set[str]) -> None:
+def _take_set(found: Package, prefix: str, data: bytes, wish: Wish) -> None:
     """Add the icons of a set, or note why there are none of it."""
     contents = _object(data)
     if contents is None or not isinstance(contents.get("icons"), dict):
         found.skipped_sets[prefix] = "no set of icons"
         return
     info = _mapping(contents.get("info"))
-    if reason := reason_to_leave_out(info, licences):
+    if reason := reason_to_leave_out(info, wish.licences):
         found.skipped_sets[prefix] = reason
         found.skipped[reason] += len(contents["icons"])
         return
-    icons = list(_icons_of(prefix, contents, found.skipped))
+    skipped: Counter[str] = Counter()
+    icons = list(_icons_of(prefix, contents, skipped))
+    if len(icons) > wish.largest:
+        found.skipped_sets[prefix] = "set larger than wanted"
+        found.skipped["set larger than wanted"] += len(icons) + skipped.total()
+        return
+    found.skipped.update(skipped)
     if not icons:
         found.skipped_sets[prefix] = "no icon can be used"
         return

@@ -12,10 +12,10 @@ import numpy as np
 from otter_jax.data.builders.iconify import copies
 from otter_jax.data.builders.iconify.drawings import Drawings, draw, require_resvg
 from otter_jax.data.builders.iconify.package import (
-    LICENCES,
     NAME,
     Icon,
     Package,
+    Wish,
     attribution,
     read_package,
 )
@@ -106,7 +106,7 @@ def open_icons(
     processes: int | None = None,
     progress: Progress = no_progress,
 ) -> IconSource:
-    """Open `iconify:PACKAGE[?licences=MIT,ISC&sets=lucide,tabler&size=64]`.
+    """Open `iconify:PACKAGE[?licences=MIT,ISC&sets=lucide,tabler&largest=2000&size=64]`.
 
     What is drawn is kept in the folder, and found there after an interruption.
 
@@ -122,12 +122,16 @@ def open_icons(
         ModuleNotFoundError: If resvg-py, which draws, is missing.
         OSError: If the folder cannot be written.
     """
-    spec.refuse_options_but("licences", "sets", "size")
-    size = _size_of(spec)
+    spec.refuse_options_but("licences", "sets", "largest", "size")
+    lists = {
+        key: tuple(spec.options[key].split(","))
+        for key in ("licences", "sets")
+        if key in spec.options
+    }
+    wish = Wish(**lists, largest=_whole(spec, "largest", Wish.largest, Wish.largest))
+    size = _whole(spec, "size", SIZE, LARGEST_SIZE)
     require_resvg()
-    licences = spec.options.get("licences", ",".join(LICENCES)).split(",")
-    only = spec.options["sets"].split(",") if "sets" in spec.options else ()
-    package = read_package(Path(spec.path), licences, only)
+    package = read_package(Path(spec.path), wish)
     drawings = draw([icon.svg for icon in package.icons], size, folder, processes, progress)
     kept = choose(package, drawings, progress)
     if not any(each.split == TRAIN for each in kept):
@@ -141,10 +145,11 @@ def open_icons(
     return IconSource(spec.name, kept, drawings, skipped, attachments)
 
 
-def _size_of(spec: Spec) -> int:
-    text = spec.options.get("size", str(SIZE))
-    if not text.isdecimal() or not 1 <= int(text) <= LARGEST_SIZE:
-        raise ValueError(f"{spec.name}: size={text}; it must be 1 to {LARGEST_SIZE}, in pixels")
+def _whole(spec: Spec, option: str, default: int, most: int) -> int:
+    """Return a whole number that an option gives; ValueError if it gives none."""
+    text = spec.options.get(option, str(default))
+    if not text.isdecimal() or not 1 <= int(text) <= most:
+        raise ValueError(f"{spec.name}: {option}={text}; it must be 1 to {most}")
     return int(text)
 
 
