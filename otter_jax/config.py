@@ -130,8 +130,9 @@ class DataSection:
     """The section `data`.
 
     Attributes:
-        train: a SPEC: open_clipart | webdataset:PATH | csv:FILE | folder:PATH | tfds:NAME[:SPLIT],
-            see data/sources.py; or several, ("webdataset:a.tar", "csv:b.csv"): one set of pairs.
+        train: a SPEC: open_clipart | icons | webdataset:PATH | csv:FILE | folder:PATH |
+            tfds:NAME[:SPLIT], see data/sources.py; or several, ("webdataset:a.tar", "csv:b.csv"):
+            one set of pairs.
         weights: with several sources, (1.0, 3.0) mixes them in these shares, each in epochs of its
             own. An epoch of the run is always as many pairs as there are in all sources together.
         order: which permutations pairs go through: 1 | 2, which below 65,536 pairs takes a tenth of
