@@ -93,12 +93,13 @@ def build_parts(
     variables = jax.tree.map(np.array, variables)  # Copies: no device holds what restarts need.
     encoder = make_encoder(config, model, variables, mesh)
     store = FeatureStore.of(workdir, encoder, config)
-    sets = open_sets(
+    listed = open_sets(
         list(config.evaluate.sets),
         image_size=config.data.image_size,
         template=config.evaluate.template,
         names=config.evaluate.names,
     )
+    sets = list(listed)
     if split := split or open_split(config, workdir):
         sets = [held_out_set(split, config.evaluate.template), *sets]
     return Parts(config, workdir, mesh, method, model, encoder, store, sets)
