@@ -102,8 +102,9 @@ def known_text_features(parts: Parts, source: Source, views: Views) -> np.ndarra
     """
     config, encoder = parts.config, parts.encoder
     frozen = config.data.cache_features and config.model.text.frozen
-    size = len(source) * encoder.text_width * np.float32().nbytes
-    if not frozen or views.second_text or views.masked_text or size > MEMORY_LIMIT:
+    if not frozen or views.second_text or views.masked_text:
+        return None
+    if len(source) * encoder.text_width * np.float32().nbytes > MEMORY_LIMIT:
         return None
     captions = []
     for _, record in read_in_order(source, range(len(source))):
