@@ -161,7 +161,9 @@ setup(
     # The presets go along, inside the package, where otter_jax/preset_files.py looks for them.
     packages=[*find_packages(include=["otter_jax", "otter_jax.*"]), "otter_jax.presets"],
     package_dir={"otter_jax.presets": "configs"},
-    package_data={"otter_jax": ["data/open_clipart/*", "pictures/*.html", "published/*/*"]},
+    package_data={
+        "otter_jax": ["data/icons/*", "data/open_clipart/*", "pictures/*.html", "published/*/*"]
+    },
     entry_points={"console_scripts": ["otter-jax = otter_jax.commands.main:main"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,

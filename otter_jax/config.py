@@ -43,7 +43,7 @@ BOOKKEEPING_KEYS = (
     "data.max_bad_share",
     "data.threads",
     "fsdp",
-    "mesh.",
+    "mesh.fsdp",
     "on_nan",
     "max_loss_ratio",
     "max_nan_steps",
@@ -116,9 +116,13 @@ class MeshSection:
     Attributes:
         fsdp: with fsdp=True, how many devices share one copy of parameters, moments and teacher;
             each such group has a copy of its own. Unset: all of them share one.
+        dtype: float32 | bfloat16, in which the towers' weights and their gradients go from device
+            to device. bfloat16, for model.dtype=bfloat16, is half as much, and adds up gradients
+            in 8 bits.
     """
 
     fsdp: int | None = None
+    dtype: str = "float32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +130,9 @@ class DataSection:
     """The section `data`.
 
     Attributes:
-        train: a SPEC: open_clipart | webdataset:PATH | csv:FILE | folder:PATH | tfds:NAME[:SPLIT],
-            see data/sources.py; or several, ("webdataset:a.tar", "csv:b.csv"): one set of pairs.
+        train: a SPEC: open_clipart | icons | webdataset:PATH | csv:FILE | folder:PATH |
+            tfds:NAME[:SPLIT], see data/sources.py; or several, ("webdataset:a.tar", "csv:b.csv"):
+            one set of pairs.
         weights: with several sources, (1.0, 3.0) mixes them in these shares, each in epochs of its
             own. An epoch of the run is always as many pairs as there are in all sources together.
         order: which permutations pairs go through: 1 | 2, which below 65,536 pairs takes a tenth of
@@ -212,6 +217,8 @@ class TowerSection:
             tower whose parameters do not (as released).
         remat: compute activations again for the gradient instead of keeping them: less memory, more
             time.
+        scan_layers: compile layers that are equal once, as a loop (of ViTs, CLIP's texts, the BERT
+            family and ResNets): a program of a fraction of the size, with the same numbers.
         projection: linear | linear_no_bias | mlp | none | auto (none if widths agree, else
             linear) | pretrained (what the file of `pretrained` has after this tower).
     """
@@ -223,6 +230,7 @@ class TowerSection:
     trainable: str | None = None
     keep_batch_stats: bool = False
     remat: bool = False
+    scan_layers: bool = False
     projection: str = "linear"
 
 
@@ -809,6 +817,7 @@ def _check_choices(config: ConfigDict) -> None:
         ("data.augmentation", AUGMENTATIONS),
         ("data.view_augmentation", AUGMENTATIONS),
         ("optimizer.name", ("sgd", "adamw")),
+        ("mesh.dtype", ("float32", "bfloat16")),
         ("model.dtype", ("float32", "bfloat16")),
         ("evaluate.names", ("joined", "averaged")),
         ("teacher.kind", ("average", "pretrained")),
@@ -880,6 +889,11 @@ def _check_best(config: ConfigDict) -> None:
 def _check_mesh(config: ConfigDict) -> None:
     if config.mesh.fsdp is not None and not config.fsdp:
         raise ValueError(f"config.mesh.fsdp={config.mesh.fsdp}: set config.fsdp=True too")
+    if config.mesh.dtype == "bfloat16" and config.model.dtype != "bfloat16":
+        raise ValueError(
+            "config.mesh.dtype=bfloat16 would round the weights of towers that compute in "
+            f"{config.model.dtype}: set config.model.dtype=bfloat16 too"
+        )
 
 
 def _check_trust(config: ConfigDict) -> None:
@@ -993,6 +1007,12 @@ def _refuse_contradictions(config: ConfigDict, tower: str) -> None:
         raise ValueError(
             f"config.{key}.frozen=True with lora.rank={settings.lora.rank}: choose one of them; "
             "what has low-rank updates is frozen but for these"
+        )
+    idle = [name for name, value in vars(LoraSection()).items() if settings.lora[name] != value]
+    if idle and not settings.lora.rank:
+        raise ValueError(
+            f"config.{key}.lora.{idle[0]}={settings.lora[idle[0]]!r} has no effect without "
+            f"config.{key}.lora.rank, which is unset; 16 is common"
         )
     for name, pattern in (("trainable", settings.trainable), ("lora.layers", settings.lora.layers)):
         try:

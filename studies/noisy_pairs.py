@@ -71,7 +71,7 @@ def run(job: Job) -> tuple[Job, list[Record], dict[str, np.ndarray]]:
     for number, seed in job.seeds():
         split = pairs.splits[number]
         data = pairs.data(setting, number, seed, uses_trust=trainer.options.uses_trust)
-        variables = trainer.train(data, pairs.collection.text, seed)
+        variables = trainer.train(data, seed)
         queries = (split.test, split.test_images)
         if job.kind == "trial":
             queries = (split.validation, split.validation_images)

@@ -42,6 +42,8 @@ class Data(NamedTuple):
     class_image: np.ndarray  # float32 [m, COMPONENTS], the other style.
     train: np.ndarray  # int [NUM_PAIRS], numbers of the training images
     caption_of: np.ndarray  # int [NUM_PAIRS], and of the pairs whose captions they are given.
+    text: np.ndarray  # float32 [NUM_PAIRS, 384]: these captions, or what stands for them.
+    pool: np.ndarray  # int: places in `train` of the pairs that batches are drawn from.
     trust: np.ndarray | None  # float32 [NUM_PAIRS], where the method asks for it.
 
 
@@ -95,7 +97,8 @@ class Pairs:
         order, _ = shuffled_captions(groups, setting.wrong, np.random.default_rng((4, seed)))
         caption_of = train[order]
         alpha = self._estimate(train, caption_of, seed) if uses_trust else None
-        return Data(*self.images[number], train, caption_of, alpha)
+        text, everyone = self.collection.text[caption_of], np.arange(len(train))
+        return Data(*self.images[number], train, caption_of, text, everyone, alpha)
 
     def _estimate(self, train: np.ndarray, caption_of: np.ndarray, seed: int) -> np.ndarray:
         """Estimate trust from the training pairs and no others."""
@@ -155,12 +158,15 @@ class Trainer:
         )
         return dual_encoder.split(module)
 
-    def train(self, data: Data, text: np.ndarray, seed: int) -> Variables:
-        """Train and return the variables; the seed draws the head and the order of the pairs."""
+    def train(self, data: Data, seed: int) -> Variables:
+        """Train and return the variables; the seed draws the head and the order of the pairs.
+
+        The number of steps does not depend on how many pairs are in the pool.
+        """
         rng, needed = np.random.default_rng((5, seed)), np.prod(self.shape)
-        epochs = -(-needed // len(data.train))
-        order = np.concatenate([rng.permutation(len(data.train)) for _ in range(epochs)])
-        pairs = {"image_features": data.image[data.train], "text_features": text[data.caption_of]}
+        epochs = -(-needed // len(data.pool))
+        order = np.concatenate([rng.permutation(data.pool) for _ in range(epochs)])
+        pairs = {"image_features": data.image[data.train], "text_features": data.text}
         if self.options.uses_trust:
             pairs["trust"] = np.float32(self.cap) * data.trust
         _, variables = self.make_model(seed)

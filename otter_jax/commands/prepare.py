@@ -63,10 +63,22 @@ class Job:
     records_per_shard: int = RECORDS_PER_SHARD
 
     @property
-    def shards(self) -> list[str]:
-        """The names of the files, as TFDS has them."""
-        count = -(-len(self.source) // self.records_per_shard)
-        return [f"{self.name}-train.array_record-{n:05d}-of-{count:05d}" for n in range(count)]
+    def splits(self) -> dict[str, int]:
+        """How many records of the source each split has, usable or not, in their order."""
+        return getattr(self.source, "splits", None) or {"train": len(self.source)}
+
+    @property
+    def shards(self) -> dict[str, range]:
+        """The names of the files, as TFDS has them, with the numbers of the records in each."""
+        found, first = {}, 0
+        for split, length in self.splits.items():
+            records, size = range(first, first + length), self.records_per_shard
+            count = -(-length // size)
+            for n in range(count):
+                name = f"{self.name}-{split}.array_record-{n:05d}-of-{count:05d}"
+                found[name] = records[n * size : (n + 1) * size]
+            first += length
+        return found
 
     @property
     def unfinished(self) -> Path:
@@ -109,7 +121,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = Parser(prog="otter-jax prepare")
     parser.add_argument("--from", dest="spec", required=True, metavar="SPEC",
-                        help="as in config.data.train, or official:FILE?images=FOLDER")  # fmt: skip
+                        help="as in config.data.train, official:FILE?images=FOLDER, or "
+                        "iconify:PACKAGE")  # fmt: skip
     parser.add_argument(
         "--to", type=path_of, required=True, metavar="DIR", help="new, or unfinished"
     )
@@ -159,11 +172,17 @@ def _convert(options: argparse.Namespace, folder: Path, run: Runner) -> dict[str
     from otter_jax.terminal import progress, say
 
     source = open_pairs(
-        options.spec, options.recipe, cache_dir=folder / UNFINISHED, progress=progress
+        options.spec,
+        options.recipe,
+        cache_dir=folder / UNFINISHED,
+        progress=progress,
+        processes=options.workers,
     )
     for remark in remarks(source):
         say(remark)
     if options.keep:
+        if hasattr(source, "splits"):
+            raise ValueError(f"--keep: {options.spec} comes in splits, which it would join")
         source = keep_listed(source, options.keep, progress, say)
         count = sum(left_out(source).values())
         say(f"{count:,} pairs are not in {options.keep}, and are not written")
@@ -212,12 +231,16 @@ def claimed_folder(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _kept_if_begun(unfinished: Path) -> Iterator[None]:
-    """Remove what was put there, such as an index, for a conversion that is then refused."""
+    """Remove what was put there, such as an index, for a conversion that is then refused.
+
+    Where a person stops it, it stays: drawings took minutes, and the same command goes on.
+    """
     try:
         yield
-    finally:
+    except Exception:
         if not (unfinished / MANIFEST).is_file():
             shutil.rmtree(unfinished, ignore_errors=True)
+        raise
 
 
 def begin(job: Job) -> None:
@@ -359,9 +382,7 @@ def _serialized(job: Job, shard: str, skipped: Counter[str]) -> Iterator[bytes]:
 
     features = make_features()
     serializer = ExampleSerializer(features.get_serialized_info())
-    first = job.shards.index(shard) * job.records_per_shard
-    numbers = range(first, min(first + job.records_per_shard, len(job.source)))
-    for _, record in read_in_order(job.source, numbers):
+    for _, record in read_in_order(job.source, job.shards[shard]):
         if isinstance(record, RecordError):
             skipped[str(record)] += 1
             continue
@@ -421,6 +442,8 @@ def finish(job: Job) -> dict[str, Any]:
             f"{job.source.name}: not one pair can be used ({in_words(manifest['skipped'])})"
         )
     _write_tfds_metadata(job, notes)
+    for name, text in getattr(job.source, "attachments", {}).items():
+        (job.folder / name).write_text(text, encoding="utf-8")
     _write_json(job.folder / MANIFEST, manifest)
     shutil.rmtree(job.unfinished)
     return manifest
@@ -431,19 +454,24 @@ def _write_tfds_metadata(job: Job, notes: dict[str, dict[str, Any]]) -> None:
 
     from otter_jax.data.builders.pairs import VERSION, make_features
 
-    template = tfds.core.ShardedFileTemplate(
-        data_dir=job.folder, dataset_name=job.name, split="train", filetype_suffix="array_record"
-    )
-    split = tfds.core.SplitInfo(
-        name="train",
-        shard_lengths=[note["records"] for note in notes.values()],
-        num_bytes=sum(note["bytes"] for note in notes.values()),
-        filename_template=template,
-    )
+    splits = []
+    for split in job.splits:
+        own = [note for shard, note in notes.items() if shard.startswith(f"{job.name}-{split}.")]
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=job.folder, dataset_name=job.name, split=split, filetype_suffix="array_record"
+        )
+        splits.append(
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[note["records"] for note in own],
+                num_bytes=sum(note["bytes"] for note in own),
+                filename_template=template,
+            )
+        )
     tfds.folder_dataset.write_metadata(
         data_dir=job.folder,
         features=make_features(),
-        split_infos=[split],
+        split_infos=splits,
         version=VERSION,
         check_data=False,  # It would read by TensorFlow.
     )

@@ -70,7 +70,7 @@ class PairLoader:
     def __init__(
         self,
         source: Source,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         *,
         image_size: int,
         fit: str,
@@ -83,8 +83,11 @@ class PairLoader:
     ):
         """See otter_jax/config.py, `data`, for what the arguments mean, but `resize`: `augment`.
 
+        Without a tokenizer batches have no tokens, for towers whose features of texts are known.
+
         Raises:
-            ValueError: If there is no such augmentation or decoding.
+            ValueError: If there is no such augmentation or decoding, or no tokenizer for views of
+                texts.
             ModuleNotFoundError: If a second text is asked for and there is no WordNet, or decoding
                 2 and there is no simplejpeg.
         """
@@ -92,6 +95,8 @@ class PairLoader:
         if decoding not in partial_decoding.DECODINGS:
             known = partial_decoding.DECODINGS
             raise ValueError(f"there is no decoding {decoding}; there are {known}")
+        if tokenizer is None and (views.second_text or views.masked_text):
+            raise ValueError("further views of texts need a tokenizer")
         self.source = source
         self.tokenizer = tokenizer
         self.image_size = image_size
@@ -121,16 +126,15 @@ class PairLoader:
         found = read_records(self.source, numbers)
         pairs = [self._pair(step, *each) for each in zip(numbers, found, strict=True)]
         views, captions, used, groups = zip(*pairs, strict=True)
-        tokens, token_mask = self.tokenizer(captions)
-        batch = {
-            "tokens": tokens,
-            "token_mask": token_mask,
-            "index": np.array(used, np.int64),
-        }
+        batch = {"index": np.array(used, np.int64)}
         if self.views.groups:
             batch["group"] = hash_groups(groups)
         for key, view in zip(IMAGE_KEYS, zip(*views, strict=True), strict=False):
             batch[key] = np.stack(view)
+        if self.tokenizer is None:
+            return batch
+        tokens, token_mask = self.tokenizer(captions)
+        batch |= {"tokens": tokens, "token_mask": token_mask}
         return batch | text_views(
             captions,
             tokens,

@@ -19,6 +19,7 @@ from otter_jax.data import storage
 from otter_jax.data.caption_checks import doubts, sample_captions
 from otter_jax.data.caption_pairs import CaptionPairs
 from otter_jax.data.folders import Folder
+from otter_jax.data.icon_sheets import IconSheets
 from otter_jax.data.records import (
     CaptionRule,
     Progress,
@@ -56,6 +57,7 @@ __all__ = [
 
 SPEC_FORMS = (
     "open_clipart",
+    "icons",
     "webdataset:PATH (a tar, a folder of tars, a glob, or {00000..00331})",
     "csv:FILE (.csv, .tsv, .parquet or .jsonl)",
     "folder:PATH",
@@ -93,7 +95,7 @@ def open_source(
 ) -> Source:
     """Open the data set that a SPEC names, or several as a `Mixture`.
 
-    - `open_clipart`: the collection that comes with the package.
+    - `open_clipart`, `icons`: the collections that come with the package.
     - `webdataset:PATH`: tar shards. PATH is one tar, a folder of `*.tar`, a glob, or has brace
       ranges; it may lie in a store that fsspec can read, such as `gs://bucket/{000..331}.tar`. With
       `?captions=lines` every line of a `.txt` is a caption, as in shards of clip-benchmark.
@@ -106,8 +108,8 @@ def open_source(
 
     Args:
         spec: The SPEC, or several.
-        split: "train" or "heldout". Only built-in collections are divided; a path is read whole,
-            and of `tfds:NAME` without a split "train" is meant.
+        split: "train" or "heldout"; of `icons` one of its own. Only built-in collections are
+            divided; a path is read whole, and of `tfds:NAME` without a split "train" is meant.
         cache_dir: Where the index of shards is kept if it cannot lie beside them.
         captions: How captions are made of the text and metadata in tar shards; a function of a
             module. Nothing else has metadata to make them of.
@@ -136,6 +138,8 @@ def _open_records(spec: Spec, wish: _Wish) -> Source:
     if spec.name == "open_clipart":
         paths = _embedded_shards(spec.name, wish.split)
         return TarShards(paths, f"{spec.name}/{wish.split}", captions=wish.captions)
+    if spec.name == "icons":
+        return IconSheets(_embedded_folder(spec.name), spec.name, wish.split)
     if spec.kind not in _OPENERS or not spec.path:
         meant = spec_of_path(spec.name)
         forms = f"write {meant}" if meant else f"valid forms: {', '.join(SPEC_FORMS)}"
@@ -217,8 +221,11 @@ def is_known(kind: str) -> bool:
 def _embedded_shards(name: str, split: str) -> list[str]:
     if split not in _SPLITS:
         raise ValueError(f"{name} has no split {split!r}; valid splits: {', '.join(_SPLITS)}")
-    folder = importlib.resources.files("otter_jax.data").joinpath(name)
-    return storage.find_files(f"{folder}/{split}-*.tar", ".tar")
+    return storage.find_files(f"{_embedded_folder(name)}/{split}-*.tar", ".tar")
+
+
+def _embedded_folder(name: str) -> Path:
+    return Path(str(importlib.resources.files("otter_jax.data").joinpath(name)))
 
 
 class Mixture:

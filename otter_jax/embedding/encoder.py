@@ -97,7 +97,7 @@ def _build_side(config: ConfigDict, kind: Kind, projections: nnx.Rngs) -> pretra
             dtype=np.dtype(config.model.dtype),
             allow_missing=settings.allow_missing,
             where_known={"image_size": config.data.image_size},
-            **({"remat": True} if settings.remat else {}),
+            **{name: True for name in ("remat", "scan_layers") if settings[name]},
             **settings.overrides,
         )
     if settings.get("positions") is not None:
@@ -673,9 +673,9 @@ def _load_published(name: str) -> Encoder:
     """Return a model that comes with the package, whose towers are other packages'."""
     settings, trained = published.read_published(name)
     model, variables = dual_encoder.split(build_module(settings))
-    variables = variables._replace(params=published.with_published(variables.params, trained))
     mesh = sharding.make_mesh()
-    return make_encoder(settings, model, sharding.put_state(mesh, variables), mesh)
+    variables = sharding.put_state(mesh, published.with_published(variables, trained))
+    return make_encoder(settings, model, variables, mesh)
 
 
 def _load_two_towers(path: str | Path) -> Encoder:

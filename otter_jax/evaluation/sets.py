@@ -25,7 +25,7 @@ from otter_jax.terminal import say
 
 SetMetrics = dict[str, float]
 HELD_OUT = "held_out"  # What results call the pairs of data.held_out.
-WITHOUT_PATH = ("open_clipart", "openmoji")  # They come with packages.
+WITHOUT_PATH = ("open_clipart", *benchmarks.WITHOUT_PATH)  # They come with packages.
 
 
 class EvaluationSet(Protocol):

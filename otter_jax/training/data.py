@@ -15,10 +15,15 @@ from otter_jax import objectives, sharding
 from otter_jax.data import batches, text_augmentations
 from otter_jax.data.groups import group_name, hash_groups, refuse_unknown_column
 from otter_jax.data.pair_loader import PairLoader, Views
-from otter_jax.data.records import count_reasons, refuse_too_many_bad
+from otter_jax.data.records import (
+    Record,
+    count_reasons,
+    read_in_order,
+    refuse_too_many_bad,
+)
 from otter_jax.data.sources import Source, count_by_source, left_out, skipped_files
 from otter_jax.embedding import trust
-from otter_jax.embedding.features import fingerprint, in_parts
+from otter_jax.embedding.features import MEMORY_LIMIT, fingerprint, in_parts
 from otter_jax.embedding.image_collections import compute_features, from_source, named_records
 from otter_jax.embedding.pair_features import PairFeatures, embed_pairs
 from otter_jax.json_files import read_json, write_json
@@ -55,7 +60,10 @@ class TrainingData:
 
 
 def open_training_data(parts: Parts, source: Source) -> TrainingData:
-    """Choose how batches are made: from features computed once, or from images every time."""
+    """Choose how batches are made: from features computed once, or from images every time.
+
+    A frozen text tower's features are computed once even where images vary.
+    """
     config = parts.config
     views = views_of(config, parts.method)
     if config.data.token_buckets and not parts.encoder.ignores_padding:
@@ -69,9 +77,10 @@ def open_training_data(parts: Parts, source: Source) -> TrainingData:
     trains = config.total_steps != 0  # Else hardly a pair is looked at.
     if trains and config.data.cache_features and config.model.image.frozen and fixed:
         return open_cached_data(parts, source, views)
+    texts = known_text_features(parts, source, views) if trains else None
     loader = PairLoader(
         source,
-        parts.encoder.tokenizer,
+        None if texts is not None else parts.encoder.tokenizer,
         image_size=config.data.image_size,
         fit=config.data.fit,
         augmentation=config.data.augmentation,
@@ -81,7 +90,30 @@ def open_training_data(parts: Parts, source: Source) -> TrainingData:
         decoding=config.data.decoding,
         resize=parts.encoder.resize,
     )
-    return TrainingData(source, loader, np.arange(len(source)), loader.unreadable)
+    load = loader if texts is None else batches.with_values(loader, "text_features", texts)
+    return TrainingData(source, load, np.arange(len(source)), loader.unreadable)
+
+
+def known_text_features(parts: Parts, source: Source, views: Views) -> np.ndarray | None:
+    """Return the frozen text tower's features of each pair's caption, float32 [n, width].
+
+    None where they vary from step to step, since captions are reworded, masked or drawn among
+    several; and where there are too many to be held in memory. Equal captions are embedded once.
+    """
+    config, encoder = parts.config, parts.encoder
+    frozen = config.data.cache_features and config.model.text.frozen
+    size = len(source) * encoder.text_width * np.float32().nbytes
+    if not frozen or views.second_text or views.masked_text or size > MEMORY_LIMIT:
+        return None
+    captions = []
+    for _, record in read_in_order(source, range(len(source))):
+        if isinstance(record, Record) and len(record.captions) > 1:
+            return None
+        captions.append(record.caption if isinstance(record, Record) else "")
+    different, of_pair = np.unique(captions, return_inverse=True)
+    encoder = parts.place_encoder()
+    features = parts.store.text_features(encoder, different.tolist(), "training captions")
+    return features[of_pair]
 
 
 def views_of(config: ConfigDict, method: objectives.Method) -> Views:

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from otter_jax.data.builders.iconify.source import open_icons
 from otter_jax.data.csv_table import Row, TextTable
 from otter_jax.data.records import (
     IMAGE_SUFFIXES,
@@ -105,19 +106,27 @@ def open_pairs(
     *,
     cache_dir: Path | None = None,
     progress: Progress = no_progress,
+    processes: int | None = None,
 ) -> Source:
-    """Open a SPEC, or `official:FILE?images=FOLDER`, with the captions of a recipe.
+    """Open a SPEC, or `official:FILE?images=FOLDER` with the captions of a recipe, or icons.
 
-    `cache_dir` and `progress` are those of `open_source`.
+    `cache_dir` and `progress` are those of `open_source`; icons, `iconify:PACKAGE`, are drawn
+    into the former by some processes.
 
     Raises:
-        ValueError: If there is no such recipe, or if an official table is not named with its own.
+        ValueError: If there is no such recipe, or if an official table is not named with its own;
+            for icons without a `cache_dir`.
         FileNotFoundError: For a path at which there is nothing.
+        ModuleNotFoundError: If a package is missing.
     """
     known = ", ".join(RECIPES)
     if recipe and recipe not in RECIPES:
         raise ValueError(f"there is no recipe {recipe!r}; choose from {known}")
     parsed = Spec.parse(spec)
+    if parsed.kind == "iconify":
+        if recipe or cache_dir is None:
+            raise ValueError(f"{spec}: icons need a folder to be drawn into, and have no recipe")
+        return open_icons(parsed, cache_dir, processes=processes, progress=progress)
     if parsed.kind != "official":
         captions = RECIPES[recipe].captions if recipe else choose_captions
         return open_source(spec, captions=captions, cache_dir=cache_dir, progress=progress)

@@ -10,13 +10,19 @@ from pathlib import Path
 from otter_jax.evaluation.benchmarks.labelled import ZeroShotSet
 from otter_jax.evaluation.specs import EvaluationSpec
 
-__all__ = ["BENCHMARKS", "ZeroShotSet", "load"]
+__all__ = ["BENCHMARKS", "WITHOUT_PATH", "ZeroShotSet", "load"]
 
 
 def _openmoji(spec: EvaluationSpec, image_size: int) -> ZeroShotSet:
     from otter_jax.evaluation.benchmarks import openmoji
 
     return openmoji.load(image_size)
+
+
+def _icons(spec: EvaluationSpec, image_size: int) -> ZeroShotSet:
+    from otter_jax.evaluation.benchmarks import icons
+
+    return icons.load(spec.kind)
 
 
 def _open_images(spec: EvaluationSpec, image_size: int) -> ZeroShotSet:
@@ -55,8 +61,20 @@ def _csv(spec: EvaluationSpec, image_size: int) -> ZeroShotSet:
     return own.load_csv(spec.name, Path(spec.path), spec.class_list(), spec.data_options)
 
 
+# Sets that come with packages.
+WITHOUT_PATH = (
+    "openmoji",
+    "icons_style",
+    "icons_concepts",
+    "icons_style_validation",
+    "icons_concepts_validation",
+)
 BENCHMARKS: dict[str, Callable[[EvaluationSpec, int], ZeroShotSet]] = {
     "openmoji": _openmoji,
+    "icons_style": _icons,
+    "icons_concepts": _icons,
+    "icons_style_validation": _icons,
+    "icons_concepts_validation": _icons,
     "open_images": _open_images,
     "imagenet10k": _imagenet10k,
     "imagenet1k": _imagenet,
@@ -82,6 +100,6 @@ def load(spec: EvaluationSpec | str, image_size: int) -> ZeroShotSet:
     spec = EvaluationSpec.parse(spec) if isinstance(spec, str) else spec
     if spec.kind not in BENCHMARKS:
         raise ValueError(f"there is no benchmark {spec.kind!r}; there are: {', '.join(BENCHMARKS)}")
-    if not spec.path and spec.kind != "openmoji":
+    if not spec.path and spec.kind not in WITHOUT_PATH:
         raise ValueError(f"{spec.kind}: write {spec.kind}:PATH, with the path of its files")
     return BENCHMARKS[spec.kind](spec, image_size)

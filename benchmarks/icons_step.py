@@ -1,0 +1,137 @@
+"""Images a second of the train step of configs/icons.py on a CPU, against PyTorch's in one run.
+
+    pip install -e ".[oracle]"
+    python benchmarks/icons_step.py [--rounds=5] [--steps=4]
+
+Both sides take the same images as uint8 and the same features of texts, and do a whole step: image
+tower in training mode, projections, InfoNCE of the batch, gradients, AdamW. Ours is the step that
+`otter-jax train` runs, metrics and guard included; PyTorch's is eager, its tower Hugging Face's
+ResNet of the same shape, AdamW in its fused form. The two sides take turns, round after round, and
+the median of the rounds' ratios counts.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from configs import icons
+from otter_jax import objectives, sharding
+from otter_jax.embedding.encoder import build_module
+from otter_jax.models import dual_encoder
+from otter_jax.training.optimizers import make_optimizer, make_schedule
+from otter_jax.training.state import initial_state, state_places
+from otter_jax.training.step import Learner, StepSettings, make_train_step
+
+STEPS = 1000  # Of the schedule; the rate does not matter here.
+Run = Callable[[], None]  # Takes one step.
+
+
+def make_batch(config: ConfigDict) -> dict[str, np.ndarray]:
+    """Return images uint8 [B, H, W, 3] and features of texts float32 [B, d], at random."""
+    rng = np.random.default_rng(0)
+    shape = (config.batch_size, *(config.data.image_size,) * 2, 3)
+    return {
+        "image": rng.integers(0, 256, shape, np.uint8),
+        "text_features": rng.standard_normal((config.batch_size, 384), np.float32),
+    }
+
+
+def our_step(config: ConfigDict, batch: dict[str, np.ndarray]) -> Run:
+    """Return the step that a run of the config takes."""
+    method, mesh = objectives.make_method(**config.objective), sharding.make_mesh()
+    model, variables = dual_encoder.split(build_module(config))
+    schedule = make_schedule(config, STEPS)
+    optimizer = make_optimizer(config, schedule)
+    state = initial_state(variables, optimizer, uses_teacher=method.uses_teacher)
+    settings = StepSettings.of(config)
+    learner = Learner(model, method, optimizer, schedule, settings, mesh)
+    step = make_train_step(learner, state_places(mesh, state, fsdp=False))
+    placed = sharding.put_batch(mesh, batch)
+
+    def run() -> None:
+        nonlocal state
+        state, metrics = step(state, placed)
+        jax.block_until_ready(metrics)
+
+    return run
+
+
+def torch_step(config: ConfigDict, batch: dict[str, np.ndarray]) -> Run:
+    """Return the same step in PyTorch."""
+    import torch
+    from torch.nn import functional
+    from transformers import ResNetConfig, ResNetModel
+
+    shape, optimizer_settings = config.model.image.overrides, config.optimizer
+    torch.manual_seed(0)
+    tower = ResNetModel(
+        ResNetConfig(
+            embedding_size=shape.stem_width,
+            hidden_sizes=list(shape.stage_widths),
+            depths=list(shape.depths),
+            layer_type="basic",
+        )
+    ).train()
+    image_projection = torch.nn.Linear(shape.stage_widths[-1], config.model.embed_dim)
+    text_projection = torch.nn.Linear(384, config.model.embed_dim)
+    log_scale = torch.nn.Parameter(torch.tensor(3.0))
+    modules = (tower, image_projection, text_projection)
+    parameters = [log_scale, *(each for module in modules for each in module.parameters())]
+    optimizer = torch.optim.AdamW(
+        parameters,
+        lr=optimizer_settings.learning_rate,
+        weight_decay=optimizer_settings.weight_decay,
+        fused=True,
+    )
+    images, texts = (torch.from_numpy(each) for each in batch.values())
+    truth = torch.arange(len(images))
+
+    def run() -> None:
+        pixels = (images.permute(0, 3, 1, 2).float() / 255 - 0.45) / 0.225
+        image = functional.normalize(image_projection(tower(pixels).pooler_output.flatten(1)))
+        text = functional.normalize(text_projection(texts))
+        logits = log_scale.exp() * image @ text.T
+        entropy = functional.cross_entropy
+        loss = (entropy(logits, truth) + entropy(logits.T, truth)) / 2
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return run
+
+
+def main() -> None:
+    """Print images a second of both sides, and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=4, help="of each side in a round")
+    options = parser.parse_args()
+    config = icons.get_config()
+    batch = make_batch(config)
+    sides = {"otter_jax": our_step(config, batch), "PyTorch": torch_step(config, batch)}
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    for run in sides.values():
+        run()  # Compilation, and the first use of memory.
+    for _ in range(options.rounds):
+        for name, run in sides.items():
+            start = time.perf_counter()
+            for _ in range(options.steps):
+                run()
+            seconds = time.perf_counter() - start
+            rates[name].append(options.steps * config.batch_size / seconds)
+    for name, found in rates.items():
+        print(f"{name:10} {np.median(found):8.0f} images a second")
+    ours, theirs = (np.array(found) for found in rates.values())
+    print(f"otter_jax / PyTorch: {np.median(ours / theirs):.2f}")
+
+
+if __name__ == "__main__":
+    main()
