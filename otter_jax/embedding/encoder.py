@@ -328,7 +328,7 @@ class Encoder:
         if isinstance(images, Sized) and len(images) >= WORTH_PROGRESS:
             images = progress(images, len(images), "images")
         rows = ((self.transform(image),) for image in images)
-        return self._in_batches(self._compiled.embed_image, rows, self.embed_dim, SIZES)
+        return _joined(self._in_batches(self._compiled.embed_image, rows, SIZES), self.embed_dim)
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Return unit text embeddings, float32 [N, embed_dim]."""
@@ -342,7 +342,7 @@ class Encoder:
         if self.ignores_padding:
             tokens, mask = shortened(tokens, mask, LENGTHS)
         rows = zip(tokens, mask, strict=True)
-        return self._in_batches(self._compiled.embed_text, rows, self.embed_dim, SIZES)
+        return _joined(self._in_batches(self._compiled.embed_text, rows, SIZES), self.embed_dim)
 
     def classify(
         self,
@@ -462,9 +462,11 @@ class Encoder:
 
     def image_features(self, images: Iterable[np.ndarray]) -> np.ndarray:
         """Return tower features [N, width] of transformed images, taken as they are needed."""
-        return self._in_batches(
-            self._compiled.image_features, ((image,) for image in images), self.image_width
-        )
+        return _joined(self.image_batches(images), self.image_width)
+
+    def image_batches(self, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield the same a batch at a time; the next one is gathered while it is computed."""
+        return self._in_batches(self._compiled.image_features, ((image,) for image in images))
 
     def text_features(self, texts: Sequence[str]) -> np.ndarray:
         """Return tower features [N, width] of texts."""
@@ -472,7 +474,11 @@ class Encoder:
 
     def token_features(self, rows: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         """Return tower features [N, width] of rows of tokens and mask, [max_tokens] each."""
-        return self._in_batches(self._compiled.text_features, rows, self.text_width)
+        return _joined(self.token_batches(rows), self.text_width)
+
+    def token_batches(self, rows: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[np.ndarray]:
+        """Yield the same a batch at a time, as `image_batches`."""
+        return self._in_batches(self._compiled.text_features, rows)
 
     def project_image(self, features: np.ndarray) -> np.ndarray:
         """Return image tower features [N, width] -> unit embeddings [N, embed_dim]."""
@@ -486,26 +492,39 @@ class Encoder:
         self,
         run: Program,
         rows: Iterable[tuple[np.ndarray, ...]],
-        width: int,
         smaller: Sequence[int] = (),
-    ) -> np.ndarray:
-        """Apply `run` to zero-padded batches of rows and drop the padding.
+    ) -> Iterator[np.ndarray]:
+        """Apply `run` to zero-padded batches of rows and yield the results without the padding.
 
         Batches have `batch_size` rows, or the fewest of the `smaller` sizes that hold what is
-        left; all devices have as many.
+        left; all devices have as many. While a batch is computed, the next one is gathered.
         """
         devices = self.mesh.devices.size
         sizes = [size for size in smaller if size < self.batch_size] + [self.batch_size]
         sizes = [-(-size // devices) * devices for size in sizes]
-        results = [np.zeros((0, width), np.float32)]
         rows = iter(rows)
+        computed: tuple[jax.Array, int] | None = None
         while batch := list(itertools.islice(rows, sizes[-1])):
-            columns = [np.stack(column) for column in zip(*batch, strict=True)]
-            padding = next(size for size in sizes if size >= len(batch)) - len(batch)
-            padded = [np.pad(c, [(0, padding)] + [(0, 0)] * (c.ndim - 1)) for c in columns]
-            placed = [sharding.put_rows(self.mesh, column) for column in padded]
-            results.append(np.asarray(run(self.variables, *placed))[: len(batch)])
-        return np.concatenate(results)
+            size = next(size for size in sizes if size >= len(batch))
+            columns = [_stack(column, size) for column in zip(*batch, strict=True)]
+            placed = [sharding.put_rows(self.mesh, column) for column in columns]
+            started = run(self.variables, *placed), len(batch)
+            if computed is not None:
+                yield np.asarray(computed[0])[: computed[1]]
+            computed = started
+        if computed is not None:
+            yield np.asarray(computed[0])[: computed[1]]
+
+
+def _stack(rows: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """Return rows as one array of `size`, with zeros behind them."""
+    stacked = np.zeros((size, *rows[0].shape), rows[0].dtype)
+    np.stack(rows, out=stacked[: len(rows)])
+    return stacked
+
+
+def _joined(batches: Iterable[np.ndarray], width: int) -> np.ndarray:
+    return np.concatenate([np.zeros((0, width), np.float32), *batches])
 
 
 def make_encoder(

@@ -238,19 +238,17 @@ class FeatureStore:
         """Yield what a tower makes of as many rows as it takes at a time, until there are no more.
 
         So rows are batched as they would be in one call: features are the same to the last bit.
+        Rows are taken a batch ahead of the features that are handed over. The last are empty.
 
         Args:
             encoder: with the variables of now.
             kind: which tower.
             rows: transformed images, or pairs of tokens and mask.
         """
-        run = {"image": encoder.image_features, "text": encoder.token_features}[kind]
-        size, rows = rows_at_once(encoder), heard(rows)
-        while True:
-            batch = list(islice(rows, size))
-            yield run(batch)
-            if len(batch) < size:
-                return
+        is_image = kind == "image"
+        run = encoder.image_batches if is_image else encoder.token_batches
+        yield from run(heard(rows))
+        yield np.zeros((0, encoder.image_width if is_image else encoder.text_width), np.float32)
 
     def _get_trained(self, key: str, compute: ComputeParts) -> StoredArrays:
         self._passing.add(key)
