@@ -20,7 +20,7 @@ from test_sharding import can_have_a_namespace
 from training.test_step import vit_config
 
 ROOT = Path(__file__).parents[1]
-STEPS = 200
+STEPS = 100
 # In place of Python on a machine, where `MACHINE` or SLURM says which. Its boot id is its own.
 PYTHON = """#!/usr/bin/env bash
 export JAX_PLATFORMS=cpu PYTHONPATH={root}
