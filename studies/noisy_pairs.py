@@ -8,6 +8,7 @@ interrupted. The same command gives the same lines.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import multiprocessing
@@ -16,6 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from otter_jax.terminal import progress
@@ -118,12 +120,16 @@ def run_jobs(jobs: list[Job], workdir: Path, workers: int) -> None:
     """Run jobs in worker processes, and write the records in the jobs' order."""
     if not jobs:
         return
+    if workers == 1 and not _loaded:
+        start_worker(workdir)
     context = multiprocessing.get_context("spawn")
-    with (
-        context.Pool(workers, start_worker, (workdir,)) as pool,
-        (workdir / "records.jsonl").open("a") as file,
-    ):
-        for job, records, ranks in progress(pool.imap(run, jobs), len(jobs), jobs[0].kind):
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context((workdir / "records.jsonl").open("a"))
+        finished = map(run, jobs)  # A single worker is this process.
+        if workers > 1:
+            pool = stack.enter_context(context.Pool(workers, start_worker, (workdir,)))
+            finished = pool.imap(run, jobs)
+        for job, records, ranks in progress(finished, len(jobs), jobs[0].kind):
             if job.kind == "test":
                 save_ranks(workdir, job, ranks)
             file.write("".join(json.dumps(record) + "\n" for record in records))
@@ -142,15 +148,18 @@ def ranks_file(workdir: Path, setting: str, method: str) -> Path:
     return workdir / "ranks" / f"{setting}, {method}.npz"
 
 
-def prepare_workers(workdir: Path) -> None:
-    """Have each worker that is started from now on use one core, and share what is compiled.
+def use_one_core(workdir: Path) -> None:
+    """Have this process and its workers use one core each, and share what is compiled.
 
     Settings that differ in their captions alone have the same programs.
     """
     one_core = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {one_core}"
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(workdir / "compiled")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    folder, least = str(workdir / "compiled"), 0
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = str(least)
+    jax.config.update("jax_compilation_cache_dir", folder)  # Which has read the variables.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
 
 
 def main() -> None:
@@ -164,7 +173,7 @@ def main() -> None:
     cells = list(itertools.product(SETTINGS, METHODS))
     trials = [Job("trial", *cell, trial) for cell in cells for trial in range(methods.NUM_TRIALS)]
     path = workdir / "records.jsonl"
-    prepare_workers(workdir)
+    use_one_core(workdir)
     run_jobs(unfinished(trials, read_records(path)), workdir, arguments.workers)
     records = read_records(path)
     tests = [Job("test", *cell, best_trial(records, *cell)) for cell in cells]

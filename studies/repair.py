@@ -5,14 +5,14 @@
 Tunes and tests an oracle, rivals and the repairs of the package as `studies.noisy_pairs` does its
 methods, and holds them against the records of that study. Each run is a line of records.jsonl; what
 is there is not run again, so that the command goes on where it was interrupted, and with more seeds
-later. With --out it writes repair_tables.md from what is finished, and trains nothing.
+later. It uses one core; several may run side by side, each with other methods (--method). With
+--out it writes repair_tables.md from what is finished, and trains nothing.
 """
 
 import argparse
 import gzip
 import itertools
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ from studies.noisy_pairs import (
 FIRST_RECORDS = Path(__file__).parents[1] / "docs" / "study_records.jsonl.gz"
 # The noisy settings, those with most to repair first, and what it costs where all is right.
 NOISY = ("60 % shuffled", "20 % shuffled", "40 % shuffled", "60 % shuffled in folder")
-COMPARED = (*NOISY, "as given")
+COMPARED = ("as given", *NOISY)
 FROM_FIRST = ("trust weights", "sigmoid", "trust sigmoid", "self-distillation", "otter")
 ORACLE = "oracle"
 TRIALS = range(6)  # Those with 20 epochs are left out, see PROTOCOL.md.
@@ -70,19 +70,19 @@ class Share(NamedTuple):
 
 
 def cells() -> list[tuple[str, str]]:
-    """Return each (setting, method) that is run; where all is right there is no oracle."""
-    found = itertools.product(COMPARED, RIVALS)
-    return [(s, m) for s, m in found if s in NOISY or RIVALS[m].judge != "right"]
+    """Return each (setting, method) in running order; where all is right there is no oracle."""
+    noisy = [(setting, method) for method in RIVALS for setting in NOISY]
+    return noisy + [("as given", method) for method in RIVALS if RIVALS[method].judge != "right"]
 
 
-def all_jobs(records: Sequence[Record], seeds: int) -> tuple[list[SeedJob], list[SeedJob]]:
-    """Return the trials, and the tests of the cells whose trials are finished, seed by seed."""
-    by_method = sorted(cells(), key=lambda cell: list(RIVALS).index(cell[1]))
-    trials = [SeedJob("trial", *cell, t, TRIAL_SEED) for cell in by_method for t in TRIALS]
-    waiting = {(job.setting, job.method) for job in unfinished(trials, records)}
-    tuned = {cell: best_trial(records, *cell) for cell in by_method if cell not in waiting}
-    tests = [SeedJob("repair", *c, t, seed) for seed in range(seeds) for c, t in tuned.items()]
-    return trials, tests
+def run_cell(setting: str, method: str, workdir: Path, seeds: int) -> None:
+    """Tune and test a method in a setting, as far as that is not done."""
+    path = workdir / "records.jsonl"
+    trials = [SeedJob("trial", setting, method, trial, TRIAL_SEED) for trial in TRIALS]
+    run_jobs(unfinished(trials, read_records(path)), workdir, 1)
+    chosen = best_trial(read_records(path), setting, method)
+    tests = [SeedJob("repair", setting, method, chosen, seed) for seed in range(seeds)]
+    run_jobs(unfinished(tests, read_records(path)), workdir, 1)
 
 
 def scores_by_run(records: Iterable[Record], setting: str, method: str) -> np.ndarray:
@@ -175,7 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True, help="features, records, estimates")
     parser.add_argument("--seeds", type=int, default=TEST_SEEDS, help="of the tests; default: 10")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument("--method", action="append", help="only this one; may be given again")
     parser.add_argument("--out", type=Path, help="write the tables there instead of training")
     arguments = parser.parse_args()
     path = arguments.workdir / "records.jsonl"
@@ -186,14 +186,10 @@ def main() -> None:
         lines += ["", "## What was chosen", "", *chosen_table(records)]
         (arguments.out / "repair_tables.md").write_text("\n".join(lines) + "\n")
         return
-    collections.load(arguments.workdir)
-    noisy_pairs.prepare_workers(arguments.workdir)
-    trials, _ = all_jobs([], 0)
-    for method in RIVALS:
-        own = [job for job in trials if job.method == method]
-        run_jobs(unfinished(own, read_records(path)), arguments.workdir, arguments.workers)
-        _, tests = all_jobs(read_records(path), arguments.seeds)
-        run_jobs(unfinished(tests, read_records(path)), arguments.workdir, arguments.workers)
+    noisy_pairs.use_one_core(arguments.workdir)
+    for setting, method in cells():
+        if method in (arguments.method or RIVALS):
+            run_cell(setting, method, arguments.workdir, arguments.seeds)
 
 
 if __name__ == "__main__":
