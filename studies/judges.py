@@ -20,6 +20,7 @@ from studies.methods import BASELINE, METHODS, Setting
 
 WARM_UP_EPOCHS = 2  # After which pairs with small losses are taken for right.
 ROUNDS = 2
+MOST_KEPT = 6  # Judgements in memory: trials come back to those of the splits.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,16 @@ class Case:
     def wrong(self) -> np.ndarray:
         """Which captions are another image's, bool [n]."""
         return self.data.caption_of != self.data.train
+
+    def judged_by(self, name: str) -> runs.Data:
+        """Return what the judge `name`, a key of `JUDGES`, says; that of the last cases is kept."""
+        kept = self.pairs.judged
+        key = (name, self.seed, self.data.train.tobytes(), self.data.caption_of.tobytes())
+        if key not in kept:
+            while len(kept) >= MOST_KEPT:
+                del kept[next(iter(kept))]
+            kept[key] = JUDGES[name](self)
+        return kept[key]
 
     def estimate(self, rounds: int) -> Trust:
         """Return the pairs' estimated trust, from the folder if it is there."""

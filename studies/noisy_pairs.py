@@ -76,7 +76,7 @@ def run(job: Job) -> tuple[Job, list[Record], dict[str, np.ndarray]]:
         data = pairs.data(setting, number, seed, uses_trust=estimates)
         if method.judge is not None:
             case = judges.Case(pairs, data, seed, workdir / "judged")
-            data = judges.JUDGES[method.judge](case)
+            data = case.judged_by(method.judge)
         variables = trainer.train(data, seed)
         queries = (split.test, split.test_images)
         if job.kind == "trial":

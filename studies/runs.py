@@ -88,6 +88,7 @@ class Pairs:
         self.splits = [make_split(collection, number) for number in range(NUM_SPLITS)]
         trains = [split.train[:NUM_PAIRS] for split in self.splits]
         self.images = [principal_components(collection, train) for train in trains]
+        self.judged: dict[tuple, Data] = {}  # See judges.py.
         self._trust: dict[bytes, np.ndarray] = {}
 
     def data(self, setting: Setting, number: int, seed: int, *, uses_trust: bool) -> Data:
