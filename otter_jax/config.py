@@ -14,6 +14,7 @@ import dataclasses
 import difflib
 import importlib.util
 import inspect
+import itertools
 import json
 import math
 import re
@@ -32,7 +33,7 @@ from otter_jax.data.batches import ORDERS
 from otter_jax.data.templates import read_templates
 from otter_jax.json_files import read_json_object
 from otter_jax.objectives import METHODS, make_method
-from otter_jax.objectives.methods import fields_of
+from otter_jax.objectives.methods import ESTIMATED, fields_of
 
 # Keys that say how a run is kept, not what it computes; they may change between two starts.
 BOOKKEEPING_KEYS = (
@@ -42,7 +43,7 @@ BOOKKEEPING_KEYS = (
     "data.max_bad_share",
     "data.threads",
     "fsdp",
-    "mesh.",
+    "mesh.fsdp",
     "on_nan",
     "max_loss_ratio",
     "max_nan_steps",
@@ -115,9 +116,13 @@ class MeshSection:
     Attributes:
         fsdp: with fsdp=True, how many devices share one copy of parameters, moments and teacher;
             each such group has a copy of its own. Unset: all of them share one.
+        dtype: float32 | bfloat16, in which the towers' weights and their gradients go from device
+            to device. bfloat16, for model.dtype=bfloat16, is half as much, and adds up gradients
+            in 8 bits.
     """
 
     fsdp: int | None = None
+    dtype: str = "float32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +156,10 @@ class DataSection:
         flip: mirror images at random.
         max_tokens: of a caption; the rest is cut off. Unset: as many as `model.pretrained` takes,
             128 at most.
+        token_buckets: (16, 24, 32, 48): a batch's captions are padded to the first of these that
+            holds the longest, else to max_tokens; the step is compiled for each once. Losses are
+            the same to rounding, 1e-6, but that dropout between tokens draws other masks. For text
+            towers that take no notice of padding. (): always to max_tokens.
         threads: that read and decode ahead of the step.
         cache_features: where a tower is frozen and nothing is augmented, compute its features once.
     """
@@ -170,6 +179,7 @@ class DataSection:
     view_augmentation: str = "moco"
     flip: bool = False
     max_tokens: int | None = 60
+    token_buckets: tuple = ()
     threads: int = 2
     cache_features: bool = True
 
@@ -207,6 +217,8 @@ class TowerSection:
             tower whose parameters do not (as released).
         remat: compute activations again for the gradient instead of keeping them: less memory, more
             time.
+        scan_layers: compile layers that are equal once, as a loop (of ViTs, CLIP's texts, the BERT
+            family and ResNets): a program of a fraction of the size, with the same numbers.
         projection: linear | linear_no_bias | mlp | none | auto (none if widths agree, else
             linear) | pretrained (what the file of `pretrained` has after this tower).
     """
@@ -218,6 +230,7 @@ class TowerSection:
     trainable: str | None = None
     keep_batch_stats: bool = False
     remat: bool = False
+    scan_layers: bool = False
     projection: str = "linear"
 
 
@@ -282,10 +295,19 @@ class TrustSection:
     Attributes:
         neighbors: how many of the most similar images vote on a caption.
         reference: among how many pairs at most they are looked for.
+        rounds: how often trust is estimated again, by maps between images and captions that the
+            pairs of other folds have taught (embedding/trust_rounds.py); 2 are enough.
+        folds: into how many parts the pairs are divided for that.
+        captions: of a distrusted pair, how many trusted neighbours' captions stand in for its own
+            (embedding/caption_repair.py); 5 are good, 0 are none. Both towers must be frozen, and
+            their features computed once.
     """
 
     neighbors: int = 30
     reference: int = 100_000
+    rounds: int = 0
+    folds: int = 5
+    captions: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -550,7 +572,14 @@ def problems_of(config: ConfigDict) -> Problems:
     for refuse in (
         *(_check_seed, _check_choices, _check_profile, _check_wandb, _check_sources),
         *(_check_captions, _check_batch, _check_loss_ratio, _check_mesh, _check_trust),
-        *(_check_template, _check_decoding, _check_best, _check_interpolate, groups_of),
+        *(
+            _check_template,
+            _check_token_buckets,
+            _check_decoding,
+            _check_best,
+            _check_interpolate,
+            groups_of,
+        ),
     ):
         with problems.noting():
             refuse(config)
@@ -580,7 +609,8 @@ RANGES = (
     ),
     (
         ("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.warmup_steps",
-         "total_steps", "evaluate.every_steps", "checkpoint.every_minutes", "max_nan_steps"),
+         "total_steps", "evaluate.every_steps", "checkpoint.every_minutes", "max_nan_steps",
+         "trust.rounds", "trust.captions"),
         lambda value: value >= 0,
         "not be negative",
     ),
@@ -797,6 +827,7 @@ def _check_choices(config: ConfigDict) -> None:
         ("data.augmentation", AUGMENTATIONS),
         ("data.view_augmentation", AUGMENTATIONS),
         ("optimizer.name", ("sgd", "adamw")),
+        ("mesh.dtype", ("float32", "bfloat16")),
         ("model.dtype", ("float32", "bfloat16")),
         ("evaluate.names", ("joined", "averaged")),
         ("teacher.kind", ("average", "pretrained")),
@@ -868,13 +899,40 @@ def _check_best(config: ConfigDict) -> None:
 def _check_mesh(config: ConfigDict) -> None:
     if config.mesh.fsdp is not None and not config.fsdp:
         raise ValueError(f"config.mesh.fsdp={config.mesh.fsdp}: set config.fsdp=True too")
+    if config.mesh.dtype == "bfloat16" and config.model.dtype != "bfloat16":
+        raise ValueError(
+            "config.mesh.dtype=bfloat16 would round the weights of towers that compute in "
+            f"{config.model.dtype}: set config.model.dtype=bfloat16 too"
+        )
 
 
 def _check_trust(config: ConfigDict) -> None:
+    """Refuse neighbours and folds that cannot be, and captions that could not be repaired."""
     if config.trust.reference <= config.trust.neighbors:
         raise ValueError(
             f"config.trust.reference={config.trust.reference}: it must be more than "
             f"config.trust.neighbors={config.trust.neighbors}"
+        )
+    if config.trust.folds < 2:
+        raise ValueError(f"config.trust.folds={config.trust.folds}: there must be at least 2")
+    if config.trust.captions:
+        _check_repair(config)
+
+
+def _check_repair(config: ConfigDict) -> None:
+    """Refuse to repair captions whose features are not computed once, or without trust."""
+    method, captions = make_method(**config.objective), config.trust.captions
+    if not method.uses_trust:
+        raise ValueError(
+            f"config.trust.captions={captions}: set config.objective.pair_weight={ESTIMATED!r} too"
+        )
+    unvaried = config.data.augmentation == "none" and not config.data.flip and not method.uses_views
+    frozen = config.model.image.frozen and config.model.text.frozen
+    if not (unvaried and frozen and config.data.cache_features):
+        raise ValueError(
+            f"config.trust.captions={captions} mixes the features of captions, and so needs those "
+            "that are computed once: set model.image.frozen, model.text.frozen, "
+            "data.cache_features, data.augmentation='none' and data.flip=False"
         )
 
 
@@ -927,6 +985,17 @@ def _check_sources(config: ConfigDict) -> None:
         raise ValueError(f"config.data.held_out={config.data.held_out}: it must lie in [0, 1)")
 
 
+def _check_token_buckets(config: ConfigDict) -> None:
+    """Refuse lengths that are none, or not ascending."""
+    lengths = config.data.token_buckets
+    whole = all(isinstance(each, int) and 0 < each <= LARGEST for each in lengths)
+    if not whole or any(second <= first for first, second in itertools.pairwise(lengths)):
+        raise ValueError(
+            f"config.data.token_buckets={lengths}: it must be ascending numbers of tokens, as "
+            "(16, 24, 32, 48), or ()"
+        )
+
+
 def _check_decoding(config: ConfigDict) -> None:
     """Refuse a decoding whose package is missing (ModuleNotFoundError), before data are indexed."""
     if config.data.decoding == 2:
@@ -970,6 +1039,12 @@ def _refuse_contradictions(config: ConfigDict, tower: str) -> None:
         raise ValueError(
             f"config.{key}.frozen=True with lora.rank={settings.lora.rank}: choose one of them; "
             "what has low-rank updates is frozen but for these"
+        )
+    idle = [name for name, value in vars(LoraSection()).items() if settings.lora[name] != value]
+    if idle and not settings.lora.rank:
+        raise ValueError(
+            f"config.{key}.lora.{idle[0]}={settings.lora[idle[0]]!r} has no effect without "
+            f"config.{key}.lora.rank, which is unset; 16 is common"
         )
     for name, pattern in (("trainable", settings.trainable), ("lora.layers", settings.lora.layers)):
         try:

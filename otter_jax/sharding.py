@@ -42,10 +42,7 @@ def make_mesh(group: int | None = None, devices: Sequence[jax.Device] | None = N
     ordered = np.array(sorted(chosen, key=lambda device: (device.process_index, device.id)))
     if group is None:
         return Mesh(ordered, (DATA,), axis_types=(AxisType.Auto,))
-    if group < 1 or len(ordered) % group:
-        raise ValueError(
-            f"config.mesh.fsdp={group} does not divide {len(ordered)} devices into groups"
-        )
+    refuse_group(group, len(ordered))
     return Mesh(ordered.reshape(-1, group), (DATA, FSDP), axis_types=(AxisType.Auto,) * 2)
 
 
@@ -94,6 +91,12 @@ def refuse_batch_size(batch_size: int, devices: int, key: str = "batch_size") ->
             f"config.{key}={batch_size} does not divide over {devices} devices: "
             f"try {lower or devices} or {lower + devices}"
         )
+
+
+def refuse_group(group: int | None, devices: int) -> None:
+    """Refuse groups that devices do not divide into; None is one group (ValueError)."""
+    if group is not None and (group < 1 or devices % group):
+        raise ValueError(f"config.mesh.fsdp={group} does not divide {devices} devices into groups")
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

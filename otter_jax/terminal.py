@@ -20,7 +20,7 @@ Item = TypeVar("Item")
 
 COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX's event, with its seconds.
 WORTH_A_RATE = 1.0  # Seconds: what takes less has none.
-WORTH_A_WORD = 2.0  # Seconds.
+WORTH_A_WORD = 1.0  # Seconds.
 _callbacks: list[Callable[[], None]] = []
 
 

@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 
 from otter_jax import config as config_lib
 from otter_jax import objectives, sharding
-from otter_jax.data.held_out import hold_out
+from otter_jax.data.held_out import Split, hold_out
 from otter_jax.data.sources import Source, remarks
-from otter_jax.embedding import trust
+from otter_jax.embedding import trust_rounds
 from otter_jax.embedding.encoder import keep_description
 from otter_jax.embedding.starting_point import complete
 from otter_jax.evaluate import before_training, draw_sets, write_results
@@ -83,7 +83,7 @@ def train(config: ConfigDict, workdir: Path) -> Results:
         with processes.refusing_together():
             config = complete(config)
             method = refuse_bad_start(config, workdir)
-            source = open_pairs(config, workdir, method)
+            source, split = open_pairs(config, workdir, method)
             total_steps = config_lib.total_steps(config, len(source))
             schedule = make_schedule(config, total_steps)
         fingerprints = {"config.data.train": source.fingerprint}
@@ -93,7 +93,8 @@ def train(config: ConfigDict, workdir: Path) -> Results:
             if config.evaluate.sets:
                 say(f"its results:\n\n{reporting.results_table(finished)}")
             return finished
-        parts = build_parts_together(config, workdir, sharding.make_mesh(config.mesh.fsdp), method)
+        mesh = sharding.make_mesh(config.mesh.fsdp)
+        parts = build_parts_together(config, workdir, mesh, method, split)
         refuse_unmeasured_best(parts)
         parts.interruption = interruption
         with claimed(config, workdir, source) as lock:
@@ -126,19 +127,26 @@ def refuse_bad_start(config: ConfigDict, workdir: Path) -> objectives.Method:
     return method
 
 
-def open_pairs(config: ConfigDict, workdir: Path, method: objectives.Method) -> Source:
-    """Open the pairs to train on; refuse them if they are too few, too bad, or have changed."""
-    source = open_whole(config, workdir)
+def open_pairs(
+    config: ConfigDict, workdir: Path, method: objectives.Method
+) -> tuple[Source, Split | None]:
+    """Open the pairs to train on; refuse them if they are too few, too bad, or have changed.
+
+    Beside them stands how `data.held_out` divided all pairs, if it did.
+    """
+    source, split = open_whole(config, workdir), None
     for remark in remarks(source):
         say(remark)
     refuse_bad_data(config, source, {})
     if config.data.held_out:
-        source = hold_out(source, config.data.held_out, config.seed, progress).train
+        split = hold_out(source, config.data.held_out, config.seed, progress)
+        source = split.train
     refuse_other_data(source, workdir)
     order_of_records(config, source, np.arange(len(source)))  # Refuses too few pairs.
     if method.uses_trust:
-        trust.refuse_too_few(len(source), config.trust.neighbors)
-    return source
+        asked = config.trust
+        trust_rounds.refuse_too_few(len(source), asked.neighbors, asked.rounds, asked.folds)
+    return source, split
 
 
 def train_claimed(
@@ -266,7 +274,7 @@ def what_to_do_next(workdir: Path) -> str:
     """Return what a finished run is good for, in words that can be pasted."""
     return (
         f'the model in Python: otter_jax.load("{workdir}")\n'
-        f"on other sets: otter-jax evaluate --workdir={workdir} "
+        f"on other sets: otter-jax evaluate {workdir} "
         "--config.evaluate.sets='(\"SPEC\",)'"
     )
 

@@ -42,6 +42,8 @@ class Data(NamedTuple):
     class_image: np.ndarray  # float32 [m, COMPONENTS], the other style.
     train: np.ndarray  # int [NUM_PAIRS], numbers of the training images
     caption_of: np.ndarray  # int [NUM_PAIRS], and of the pairs whose captions they are given.
+    text: np.ndarray  # float32 [NUM_PAIRS, 384]: these captions, or what stands for them.
+    pool: np.ndarray  # int: places in `train` of the pairs that batches are drawn from.
     trust: np.ndarray | None  # float32 [NUM_PAIRS], where the method asks for it.
 
 
@@ -86,6 +88,7 @@ class Pairs:
         self.splits = [make_split(collection, number) for number in range(NUM_SPLITS)]
         trains = [split.train[:NUM_PAIRS] for split in self.splits]
         self.images = [principal_components(collection, train) for train in trains]
+        self.judged: dict[tuple, Data] = {}  # See judges.py.
         self._trust: dict[bytes, np.ndarray] = {}
 
     def data(self, setting: Setting, number: int, seed: int, *, uses_trust: bool) -> Data:
@@ -95,7 +98,8 @@ class Pairs:
         order, _ = shuffled_captions(groups, setting.wrong, np.random.default_rng((4, seed)))
         caption_of = train[order]
         alpha = self._estimate(train, caption_of, seed) if uses_trust else None
-        return Data(*self.images[number], train, caption_of, alpha)
+        text, everyone = self.collection.text[caption_of], np.arange(len(train))
+        return Data(*self.images[number], train, caption_of, text, everyone, alpha)
 
     def _estimate(self, train: np.ndarray, caption_of: np.ndarray, seed: int) -> np.ndarray:
         """Estimate trust from the training pairs and no others."""
@@ -155,16 +159,28 @@ class Trainer:
         )
         return dual_encoder.split(module)
 
-    def train(self, data: Data, text: np.ndarray, seed: int) -> Variables:
-        """Train and return the variables; the seed draws the head and the order of the pairs."""
+    def train(self, data: Data, seed: int) -> Variables:
+        """Train and return the variables; the seed draws the head and the order of the pairs.
+
+        The number of steps does not depend on how many pairs are in the pool.
+        """
         rng, needed = np.random.default_rng((5, seed)), np.prod(self.shape)
-        epochs = -(-needed // len(data.train))
-        order = np.concatenate([rng.permutation(len(data.train)) for _ in range(epochs)])
-        pairs = {"image_features": data.image[data.train], "text_features": text[data.caption_of]}
+        epochs = -(-needed // len(data.pool))
+        order = np.concatenate([rng.permutation(data.pool) for _ in range(epochs)])
+        pairs = {"image_features": data.image[data.train], "text_features": data.text}
         if self.options.uses_trust:
             pairs["trust"] = np.float32(self.cap) * data.trust
         _, variables = self.make_model(seed)
         return self._train(variables, pairs, order[:needed].reshape(self.shape))
+
+    def project(self, variables: Variables, features: np.ndarray) -> np.ndarray:
+        """Return the trained head's unit embeddings of images, float32 [n, 384]."""
+        return np.asarray(_project(self.model, variables, features))
+
+    def scale(self, variables: Variables) -> float:
+        """Return the learnt factor of the similarities."""
+        bounds = self.options.scale_bounds
+        return float(objectives.scale_from_log(variables.params["log_scale"], *bounds))
 
     def ranks(
         self,
@@ -175,11 +191,9 @@ class Trainer:
         images: np.ndarray,
     ) -> Ranks:
         """Rank some pairs among each other, and images of the other style among all its classes."""
-        project = functools.partial(_project, self.model, variables)
         captions, classes = map(_unit, (collection.text[pairs], collection.class_text))
-        found, other = map(
-            np.asarray, (project(data.image[pairs]), project(data.class_image[images]))
-        )
+        found = self.project(variables, data.image[pairs])
+        other = self.project(variables, data.class_image[images])
         own = np.arange(len(pairs))[:, None]
         queries = (
             (found, captions, own),

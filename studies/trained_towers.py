@@ -6,16 +6,11 @@ The quickstart's pairs with 40 % of the captions shuffled; the last blocks of bo
 trained, as in configs/declip_quickstart.py. Nothing is tuned. What is finished is not run again.
 """
 
-import csv
 from pathlib import Path
 
-import numpy as np
-
 from configs import declip_quickstart
-from otter_jax.data.sources import open_source
 from otter_jax.train import train
-from studies.collection import shuffled_captions
-from studies.small_runs import read_scores, run_all
+from studies.small_runs import read_scores, run_all, shuffled_pairs
 
 WRONG = 0.4
 METHODS = {
@@ -28,35 +23,11 @@ METHODS = {
 }
 
 
-def write_pairs(folder: Path, seed: int) -> Path:
-    """Write the quickstart's pairs as a CSV, a share with another's caption; return its path."""
-    path = folder / f"shuffled_{seed}.csv"
-    if path.is_file():  # All methods have the same.
-        return path
-    source = open_source("open_clipart")
-    records = [source[number] for number in range(len(source))]
-    order, _ = shuffled_captions(
-        np.zeros(len(records), int), WRONG, np.random.default_rng((4, seed))
-    )
-    images = folder / "images"
-    images.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    with unfinished.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["image", "caption"])
-        for record, other in zip(records, order, strict=True):
-            image = images / f"{record.key}.webp"
-            if not image.is_file():
-                image.write_bytes(record.image)
-            rows.writerow([f"images/{image.name}", records[other].caption])
-    return unfinished.rename(path)
-
-
 def run(method: str, seed: int, folder: Path) -> None:
     """Train with one method on the pairs of one seed."""
     config = declip_quickstart.get_config()
     config.seed = seed
-    config.data.train = f"csv:{write_pairs(folder, seed)}"
+    config.data.train = shuffled_pairs("open_clipart", folder, WRONG, seed)
     config.data.augmentation = "resize_random_crop"
     config.objective.update(METHODS[method])
     train(config, folder / f"{method.replace(' ', '_')}_{seed}")

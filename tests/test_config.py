@@ -105,6 +105,16 @@ def test_frozen_in_whole_and_in_part_is_refused() -> None:
         config_lib.check(config)
 
 
+@pytest.mark.parametrize(("key", "value"), [("alpha", 8.0), ("dropout", 0.1), ("layers", "query")])
+def test_low_rank_options_without_a_rank_are_refused(key: str, value: object) -> None:
+    config = config_lib.default_config()
+    config.model.text.lora[key] = value
+    with pytest.raises(ValueError, match=rf"text\.lora\.{key}={value!r} has no effect without"):
+        config_lib.check(config)
+    config.model.text.lora.rank = 4
+    config_lib.check(config)
+
+
 def test_saved_config_comes_back(tmp_path: Path) -> None:
     config = config_lib.default_config()
     config.total_steps = 7

@@ -13,6 +13,8 @@ from conftest import COLOURS, SHAPES, draw_shape
 
 import otter_jax
 from otter_jax import train
+from otter_jax.data import held_out
+from otter_jax.data.held_out import families_of
 from otter_jax.preset_files import read_preset
 
 SMALL = {
@@ -54,10 +56,17 @@ def preset(two_towers: Path, class_folder: Path, pairs_folder: Path) -> Callable
 
 
 def test_own_classes_and_what_is_forgotten_stand_side_by_side(
-    preset: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+    preset: Callable,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = preset()
+    config, readings = preset(), []
+    monkeypatch.setattr(
+        held_out, "families_of", lambda *given: readings.append(1) or families_of(*given)
+    )
     results = train.train(config, tmp_path / "run")
+    assert len(readings) == 1  # Of all images, to divide them.
     forgetting = config.evaluate.sets[0]
     for each in (results, results["before"], results["chance"]):
         assert 0 <= each["held_out"]["hit@1"] <= 1

@@ -112,12 +112,13 @@ def test_a_preset_without_its_pairs_says_what_it_needs_and_how_to_do_without() -
     for part in (
         "timm/resnet50.tv_in1k",
         "img2dataset --url_list",
-        "--config.data.train=open_clip",
+        "small, on pairs and towers that come with packages",
     ):
         assert part in result.stderr
     # The command line it gives is complete: only that it would train is not tried here.
     given = result.stderr.strip().splitlines()[-1].split()
-    assert given[:3] == ["otter-jax", "train", "--config=otter_rn50"]
+    assert given[:3] == ["otter-jax", "train", "--config=otter_rn50_small"]
+    assert "--config.objective.name=otter" in given
     trained = run_main(*given[2:], "--config.total_steps=-1", "--workdir=/dev/null/none")
     assert "config.total_steps=-1: it must not be negative" in trained.stderr
 

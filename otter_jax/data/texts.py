@@ -130,6 +130,33 @@ class Tokenizer:
         return tokens, encoded["attention_mask"].astype(bool)
 
 
+def shortened(
+    tokens: np.ndarray, token_mask: np.ndarray, lengths: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return texts without the padding that all have at their end, down to one of some lengths.
+
+    Args:
+        tokens: int32 [N, L].
+        token_mask: bool [N, L].
+        lengths: ascending, those that texts may be cut to.
+
+    Returns:
+        int32 [N, K] and bool [N, K], K the first of the lengths that holds all N, else L.
+    """
+    length = fitting_length(used_length(token_mask), lengths, tokens.shape[1])
+    return tokens[:, :length], token_mask[:, :length]
+
+
+def used_length(token_mask: np.ndarray) -> int:
+    """Return how many columns of a mask [N, L] there are up to the last that any text uses."""
+    return 1 + int(np.flatnonzero(token_mask.any(axis=0)).max(initial=-1))
+
+
+def fitting_length(used: int, lengths: Sequence[int], longest: int) -> int:
+    """Return the first of ascending lengths that holds `used` tokens, `longest` if none does."""
+    return next((length for length in lengths if used <= length < longest), longest)
+
+
 def _mask_id(
     tokenizer: Any, vocabulary: Mapping[str, int], mask_token: str | None, folder: Path
 ) -> int:

@@ -7,6 +7,7 @@ features of frozen towers once.
 import contextlib
 import dataclasses
 import functools
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
@@ -23,7 +24,7 @@ from otter_jax import objectives, sharding
 from otter_jax.data import images as image_functions
 from otter_jax.data.resizing import resize_as, resized_side
 from otter_jax.data.templates import DEFAULT_TEMPLATE, read_templates
-from otter_jax.data.texts import Tokenizer
+from otter_jax.data.texts import Tokenizer, shortened
 from otter_jax.embedding import published
 from otter_jax.embedding.class_bank import class_bank
 from otter_jax.embedding.given_images import AnyImage, as_rgb, image_files, one_by_one, readable
@@ -37,10 +38,12 @@ from otter_jax.models.lora import Lora
 from otter_jax.models.projections import make_projection, output_width
 from otter_jax.models.two_towers import KINDS, Kind
 from otter_jax.random_keys import named_key
-from otter_jax.terminal import progress, say
+from otter_jax.terminal import progress, say, working
 
 WORTH_PROGRESS = 1000  # Images: of fewer it is not said how far they are.
 MOST_TOKENS = 128  # Of a checkpoint's text tower that could take more.
+SIZES = (1, 8)  # Of the batches that a few images or texts make, beside `Encoder.batch_size`.
+LENGTHS = (16, 32, 64)  # Of texts there, beside the longest that the tokenizer gives.
 MODEL_FILE = "model.json"
 TOKENIZER_FOLDER = "tokenizer"
 
@@ -94,7 +97,7 @@ def _build_side(config: ConfigDict, kind: Kind, projections: nnx.Rngs) -> pretra
             dtype=np.dtype(config.model.dtype),
             allow_missing=settings.allow_missing,
             where_known={"image_size": config.data.image_size},
-            **({"remat": True} if settings.remat else {}),
+            **{name: True for name in ("remat", "scan_layers") if settings[name]},
             **settings.overrides,
         )
     if settings.get("positions") is not None:
@@ -133,38 +136,79 @@ def find_tokenizer(config: ConfigDict) -> Path:
     return location if location.is_dir() else location.parent
 
 
+class Program:
+    """A jitted function of (variables, arrays...) that says so where it is compiled for long."""
+
+    def __init__(self, run: Callable[..., jax.Array], name: str):
+        """Take the function, and what it runs."""
+        self._run, self._name = run, name
+        self._shapes: set[tuple] = set()  # Of the arrays that it has been compiled for.
+
+    def __call__(self, variables: Variables, *arrays: jax.Array) -> jax.Array:
+        """Return the function's value."""
+        shapes = tuple(array.shape for array in arrays)
+        if shapes in self._shapes:
+            return self._run(variables, *arrays)
+        with working(f"compiling {self._name}, and its first batch"):
+            value = jax.block_until_ready(self._run(variables, *arrays))
+        self._shapes.add(shapes)
+        return value
+
+
 class Compiled(NamedTuple):
     """The jitted parts of an encoder; every process gets the whole of their results."""
 
-    image_features: Callable[..., jax.Array]
-    text_features: Callable[..., jax.Array]
-    project_image: Callable[..., jax.Array]
-    project_text: Callable[..., jax.Array]
+    image_features: Program
+    text_features: Program
+    project_image: Program
+    project_text: Program
+    embed_image: Program  # Tower and projection in one.
+    embed_text: Program
 
 
 @functools.cache
 def compiled(model: FunctionalModel, mesh: Mesh) -> Compiled:
     """Jit, once for each model, functions of (variables, arrays...)."""
 
-    def jit(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-        return jax.jit(
+    def jit(function: Callable[..., jax.Array], name: str) -> Program:
+        run = jax.jit(
             lambda variables, *arrays: function(
                 model.bind(sharding.whole_in_use(mesh, variables)), *arrays
             ),
             out_shardings=sharding.replicated(mesh),
         )
+        return Program(run, name)
+
+    def project_image(module: dual_encoder.DualEncoder, features: jax.Array) -> jax.Array:
+        return objectives.normalize(module.image_projection(features))
+
+    def project_text(module: dual_encoder.DualEncoder, features: jax.Array) -> jax.Array:
+        return objectives.normalize(module.text_projection(features))
+
+    def embed_image(module: dual_encoder.DualEncoder, images: jax.Array) -> jax.Array:
+        return project_image(module, module.image_features(images))
+
+    def embed_text(module: dual_encoder.DualEncoder, *tokens: jax.Array) -> jax.Array:
+        return project_text(module, module.text_features(*tokens))
 
     return Compiled(
-        image_features=jit(lambda module, images: module.image_features(images)),
-        text_features=jit(lambda module, *tokens: module.text_features(*tokens)),
-        project_image=jit(lambda module, x: objectives.normalize(module.image_projection(x))),
-        project_text=jit(lambda module, x: objectives.normalize(module.text_projection(x))),
+        image_features=jit(lambda module, images: module.image_features(images), "the image tower"),
+        text_features=jit(lambda module, *tokens: module.text_features(*tokens), "the text tower"),
+        project_image=jit(project_image, "the projection of images"),
+        project_text=jit(project_text, "the projection of texts"),
+        embed_image=jit(embed_image, "the image tower"),
+        embed_text=jit(embed_text, "the text tower"),
     )
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Encoder:
-    """Images and texts to unit embeddings, in batches of one shape, split over the mesh."""
+    """Images and texts to unit embeddings, in batches of a few shapes, split over the mesh.
+
+    What is measured goes through the towers in batches of `batch_size`, be they full or not, so
+    that features are the same to the last bit however many there are. What users ask for one by one
+    goes through in the smallest of `SIZES` that holds it, and texts in the shortest of `LENGTHS`.
+    """
 
     model: FunctionalModel
     variables: Variables
@@ -184,7 +228,8 @@ class Encoder:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle keeps: the arrays as NumPy's, and no devices."""
-        kept = {name: value for name, value in vars(self).items() if name != "mesh"}
+        names = [field.name for field in dataclasses.fields(self) if field.name != "mesh"]
+        kept = {name: getattr(self, name) for name in names}
         return kept | {"variables": jax.tree.map(np.asarray, self.variables)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -193,8 +238,8 @@ class Encoder:
         variables = sharding.put_state(mesh, state["variables"])
         vars(self).update(state, mesh=mesh, variables=variables)
 
-    @property
-    def _compiled(self) -> Compiled:
+    @functools.cached_property
+    def _compiled(self) -> Compiled:  # Kept: to look it up takes longer than a small tower.
         return compiled(self.model, self.mesh)
 
     @functools.cached_property
@@ -202,6 +247,11 @@ class Encoder:
         """How the image tower's weights expect images to be resized, see `data.resizing`."""
         settings = self.model.bind(self.variables).image.config
         return getattr(settings, "resize", None)  # A tower from outside may know of none.
+
+    @functools.cached_property
+    def embed_dim(self) -> int:
+        """Numbers of an embedding."""
+        return self.model.bind(self.variables).embed_dim
 
     @functools.cached_property
     def image_width(self) -> int:
@@ -212,6 +262,11 @@ class Encoder:
     def text_width(self) -> int:
         """Features of the text tower."""
         return self.model.bind(self.variables).text.width
+
+    @functools.cached_property
+    def ignores_padding(self) -> bool:
+        """Whether padding behind a text changes nothing about it; a tower from outside may say."""
+        return getattr(self.model.bind(self.variables).text, "ignores_padding", False)
 
     def save(self, folder: str | Path) -> None:
         """Write the model into a folder that `load` reads on any machine.
@@ -272,8 +327,8 @@ class Encoder:
         images = one_by_one(images)
         if isinstance(images, Sized) and len(images) >= WORTH_PROGRESS:
             images = progress(images, len(images), "images")
-        transformed = (self.transform(image) for image in images)
-        return self.project_image(self.image_features(transformed))
+        rows = ((self.transform(image),) for image in images)
+        return _joined(self._in_batches(self._compiled.embed_image, rows, SIZES), self.embed_dim)
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Return unit text embeddings, float32 [N, embed_dim]."""
@@ -283,7 +338,11 @@ class Encoder:
         for text in texts:
             if not isinstance(text, str):
                 raise ValueError(f"texts should be strings, found {text!r:.60}")
-        return self.project_text(self.text_features(texts))
+        tokens, mask = self.tokenizer(texts)
+        if self.ignores_padding:
+            tokens, mask = shortened(tokens, mask, LENGTHS)
+        rows = zip(tokens, mask, strict=True)
+        return _joined(self._in_batches(self._compiled.embed_text, rows, SIZES), self.embed_dim)
 
     def classify(
         self,
@@ -307,11 +366,25 @@ class Encoder:
         labels = list(labels)
         if wrong := [label for label in labels if not isinstance(label, str)]:
             raise ValueError(f"labels should be strings, found {wrong[0]!r}")
-        bank = class_bank(self.encode_text, labels, read_templates(template))
+        bank = self._class_bank(labels, read_templates(template))
         log_scale = np.asarray(self.variables.params["log_scale"])
         scale = objectives.scale_from_log(log_scale, *self.scale_bounds)
         logits = np.asarray(scale) * self.encode_image(images) @ bank.T
         return np.asarray(jax.nn.softmax(logits, axis=1))
+
+    @functools.cached_property
+    def _latest_bank(self) -> dict[tuple, np.ndarray]:
+        return {}
+
+    def _class_bank(self, labels: Sequence[str], templates: Sequence[str]) -> np.ndarray:
+        """Return the class bank of some labels; the latest is kept for the next image."""
+        key = tuple(labels), tuple(templates)
+        bank = self._latest_bank.get(key)
+        if bank is None:
+            bank = class_bank(self.encode_text, labels, templates)
+            self._latest_bank.clear()
+            self._latest_bank[key] = bank
+        return bank
 
     def top_k(
         self,
@@ -389,9 +462,11 @@ class Encoder:
 
     def image_features(self, images: Iterable[np.ndarray]) -> np.ndarray:
         """Return tower features [N, width] of transformed images, taken as they are needed."""
-        return self._in_batches(
-            self._compiled.image_features, ((image,) for image in images), self.image_width
-        )
+        return _joined(self.image_batches(images), self.image_width)
+
+    def image_batches(self, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield the same a batch at a time; the next one is gathered while it is computed."""
+        return self._in_batches(self._compiled.image_features, ((image,) for image in images))
 
     def text_features(self, texts: Sequence[str]) -> np.ndarray:
         """Return tower features [N, width] of texts."""
@@ -399,7 +474,11 @@ class Encoder:
 
     def token_features(self, rows: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         """Return tower features [N, width] of rows of tokens and mask, [max_tokens] each."""
-        return self._in_batches(self._compiled.text_features, rows, self.text_width)
+        return _joined(self.token_batches(rows), self.text_width)
+
+    def token_batches(self, rows: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[np.ndarray]:
+        """Yield the same a batch at a time, as `image_batches`."""
+        return self._in_batches(self._compiled.text_features, rows)
 
     def project_image(self, features: np.ndarray) -> np.ndarray:
         """Return image tower features [N, width] -> unit embeddings [N, embed_dim]."""
@@ -411,22 +490,41 @@ class Encoder:
 
     def _in_batches(
         self,
-        run: Callable[..., jax.Array],
+        run: Program,
         rows: Iterable[tuple[np.ndarray, ...]],
-        width: int,
-    ) -> np.ndarray:
-        """Apply `run` to fixed-size, zero-padded batches of rows and drops the padding."""
+        smaller: Sequence[int] = (),
+    ) -> Iterator[np.ndarray]:
+        """Apply `run` to zero-padded batches of rows and yield the results without the padding.
+
+        Batches have `batch_size` rows, or the fewest of the `smaller` sizes that hold what is
+        left; all devices have as many. While a batch is computed, the next one is gathered.
+        """
         devices = self.mesh.devices.size
-        size = -(-self.batch_size // devices) * devices
-        results = [np.zeros((0, width), np.float32)]
+        sizes = [size for size in smaller if size < self.batch_size] + [self.batch_size]
+        sizes = [-(-size // devices) * devices for size in sizes]
         rows = iter(rows)
-        while batch := [row for _, row in zip(range(size), rows, strict=False)]:
-            columns = [np.stack(column) for column in zip(*batch, strict=True)]
-            padding = size - len(batch)
-            padded = [np.pad(c, [(0, padding)] + [(0, 0)] * (c.ndim - 1)) for c in columns]
-            placed = [sharding.put_rows(self.mesh, column) for column in padded]
-            results.append(np.asarray(run(self.variables, *placed))[: len(batch)])
-        return np.concatenate(results)
+        computed: tuple[jax.Array, int] | None = None
+        while batch := list(itertools.islice(rows, sizes[-1])):
+            size = next(size for size in sizes if size >= len(batch))
+            columns = [_stack(column, size) for column in zip(*batch, strict=True)]
+            placed = [sharding.put_rows(self.mesh, column) for column in columns]
+            started = run(self.variables, *placed), len(batch)
+            if computed is not None:
+                yield np.asarray(computed[0])[: computed[1]]
+            computed = started
+        if computed is not None:
+            yield np.asarray(computed[0])[: computed[1]]
+
+
+def _stack(rows: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """Return rows as one array of `size`, with zeros behind them."""
+    stacked = np.zeros((size, *rows[0].shape), rows[0].dtype)
+    np.stack(rows, out=stacked[: len(rows)])
+    return stacked
+
+
+def _joined(batches: Iterable[np.ndarray], width: int) -> np.ndarray:
+    return np.concatenate([np.zeros((0, width), np.float32), *batches])
 
 
 def make_encoder(
@@ -501,9 +599,9 @@ def load(path: str | Path, *, step: int | None = None) -> Encoder:
     Neither needs the pretrained weights that training began with. Where the latest checkpoint is
     damaged, that is said, and the one before is used. A checkpoint with two towers and its
     tokenizer beside it, by its path or its name in the Hugging Face Hub, is a model too: CLIP,
-    SigLIP and whatever else `otter_jax.models.from_pretrained` reads. "quickstart", where there is
-    no such folder, is a finished quickstart that comes with the package; its towers are those of
-    the extra [quickstart].
+    SigLIP and whatever else `otter_jax.models.from_pretrained` reads. "quickstart" and
+    "otter_rn50_small" are finished runs of these presets, which come with the package; what is
+    frozen of their towers is that of the extra [quickstart].
 
     Args:
         path: of the workdir, folder or checkpoint; or a name in the Hub; or "quickstart".
@@ -575,9 +673,9 @@ def _load_published(name: str) -> Encoder:
     """Return a model that comes with the package, whose towers are other packages'."""
     settings, trained = published.read_published(name)
     model, variables = dual_encoder.split(build_module(settings))
-    variables = variables._replace(params=published.with_published(variables.params, trained))
     mesh = sharding.make_mesh()
-    return make_encoder(settings, model, sharding.put_state(mesh, variables), mesh)
+    variables = sharding.put_state(mesh, published.with_published(variables, trained))
+    return make_encoder(settings, model, variables, mesh)
 
 
 def _load_two_towers(path: str | Path) -> Encoder:

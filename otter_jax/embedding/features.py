@@ -7,7 +7,6 @@ that is trained are good for one evaluation: its sets share them in memory, and 
 finished model is evaluated are they worth a file.
 """
 
-import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -30,7 +29,7 @@ from otter_jax.embedding.kept_parts import (
 )
 from otter_jax.models.dual_encoder import Variables
 from otter_jax.models.two_towers import Kind
-from otter_jax.terminal import heard, progress, say, working
+from otter_jax.terminal import heard, progress, say
 
 # Gives, of what was computed before, the parts that follow.
 ComputeParts = Callable[[Sequence[StoredArrays]], Iterable[StoredArrays]]
@@ -98,7 +97,6 @@ class FeatureStore:
         self._memory: dict[str, StoredArrays] = {}
         self._trained: tuple[Variables | None, dict[str, str]] = (None, {})
         self._passing: set[str] = set()
-        self._compiled: set[Kind] = set()
         frozen, stats = encoder.variables.frozen, encoder.variables.batch_stats
         module = encoder.model.bind(encoder.variables)
         image, text = (
@@ -240,24 +238,17 @@ class FeatureStore:
         """Yield what a tower makes of as many rows as it takes at a time, until there are no more.
 
         So rows are batched as they would be in one call: features are the same to the last bit.
+        Rows are taken a batch ahead of the features that are handed over. The last are empty.
 
         Args:
             encoder: with the variables of now.
             kind: which tower.
             rows: transformed images, or pairs of tokens and mask.
         """
-        run = {"image": encoder.image_features, "text": encoder.token_features}[kind]
-        size, rows = rows_at_once(encoder), heard(rows)
-        while True:
-            batch = list(islice(rows, size))
-            with contextlib.ExitStack() as first:
-                if batch and kind not in self._compiled:
-                    self._compiled.add(kind)
-                    first.enter_context(working(f"compiling the {kind} tower, and its first batch"))
-                features = run(batch)
-            yield features
-            if len(batch) < size:
-                return
+        is_image = kind == "image"
+        run = encoder.image_batches if is_image else encoder.token_batches
+        yield from run(heard(rows))
+        yield np.zeros((0, encoder.image_width if is_image else encoder.text_width), np.float32)
 
     def _get_trained(self, key: str, compute: ComputeParts) -> StoredArrays:
         self._passing.add(key)

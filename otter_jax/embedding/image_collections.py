@@ -30,7 +30,12 @@ from otter_jax.data.records import (
 )
 from otter_jax.data.tables import Table
 from otter_jax.embedding.encoder import Encoder
-from otter_jax.embedding.features import FeatureStore, StoredArrays, fingerprint
+from otter_jax.embedding.features import (
+    FeatureStore,
+    StoredArrays,
+    fingerprint,
+    rows_at_once,
+)
 from otter_jax.terminal import progress, say
 
 THREADS = min(16, os.cpu_count() or 1)
@@ -183,22 +188,25 @@ def compute_features(
         found = sum(len(part["numbers"]) for part in known)
         first = found + sum(len(part["unreadable"]) for part in known)
         unreadable: dict[int, str] = {}
-        parts = store.run_tower(
-            encoder, "image", read_images(collection, encoder, unreadable, first)
-        )
-        total = len(collection) - first
-        for features in progress(parts, total, f"{name} images", count=len):
-            # Images come in order, so that all up to the last one are known to be readable or not.
-            last = first + len(features) + len(unreadable)
-            numbers = np.setdiff1d(np.arange(first, last), list(unreadable))
-            reasons = [(collection.keys[number], why) for number, why in unreadable.items()]
-            yield {
+        readable: list[int] = []  # Of what the tower has been given.
+        rows = read_images(collection, encoder, unreadable, first, readable)
+
+        def part(features: np.ndarray, end: int) -> StoredArrays:
+            """Return features with their numbers, and which images before `end` have none."""
+            numbers, readable[: len(features)] = np.array(readable[: len(features)], int), []
+            passed = [number for number in unreadable if number < end]
+            reasons = [(collection.keys[number], unreadable.pop(number)) for number in passed]
+            return {
                 "features": features,
                 "numbers": numbers,
                 "unreadable": np.array(reasons, dtype=str).reshape(-1, 2),
             }
-            first, found = last, found + len(numbers)
-            unreadable.clear()
+
+        parts = store.run_tower(encoder, "image", rows)
+        for features in progress(parts, len(collection) - first, f"{name} images", count=len):
+            found += len(features)
+            is_last = not len(features)
+            yield part(features, len(collection) if is_last else readable[len(features) - 1])
         if left_out := len(collection) - found:
             say(f"{name}: {left_out} images cannot be read and are left out")
 
@@ -210,15 +218,22 @@ def compute_features(
 
 
 def read_images(
-    collection: ImageCollection, encoder: Encoder, unreadable: dict[int, str], first: int = 0
+    collection: ImageCollection,
+    encoder: Encoder,
+    unreadable: dict[int, str],
+    first: int = 0,
+    readable: list[int] | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield transformed images in order, read by threads; note those that cannot be read.
+
+    Two batches of the tower are read ahead, so that the next is ready when it has one behind it.
 
     Args:
         collection: the images.
         encoder: for their transform.
         unreadable: gets the number of each that cannot be read, and why.
         first: the number to begin with.
+        readable: gets the number of each image before it is yielded, if given.
     """
 
     def load(number: int) -> np.ndarray | str:
@@ -228,21 +243,24 @@ def read_images(
             return str(error)
 
     numbers = range(first, len(collection))
-    for number, image in zip(numbers, _ahead(load, numbers), strict=True):
+    ahead = max(8 * THREADS, 2 * rows_at_once(encoder))
+    for number, image in zip(numbers, _ahead(load, numbers, ahead), strict=True):
         if isinstance(image, str):
             unreadable[number] = image
-        else:
-            yield image
+            continue
+        if readable is not None:
+            readable.append(number)
+        yield image
 
 
 def _ahead(
-    function: Callable[[int], np.ndarray | str], numbers: Iterable[int]
+    function: Callable[[int], np.ndarray | str], numbers: Iterable[int], count: int
 ) -> Iterator[np.ndarray | str]:
-    """Yield results in order; a few are computed ahead, never all of them."""
+    """Yield results in order; `count` of them are computed ahead."""
     with ThreadPoolExecutor(THREADS) as pool:
         numbers = iter(numbers)
         waiting: collections.deque[Future[np.ndarray | str]] = collections.deque(
-            pool.submit(function, number) for number in itertools.islice(numbers, 8 * THREADS)
+            pool.submit(function, number) for number in itertools.islice(numbers, count)
         )
         while waiting:
             yield waiting.popleft().result()

@@ -81,22 +81,31 @@ def estimate(
         ValueError: if the rows are not one for each pair, not finite, or too few of them differ; or
             for a number out of its range.
     """
-    _check(image_features, text_features, neighbors, best_share, reference)
-    keys, means = _scan(image_features, text_features, seed)
-    chosen = _distinct(keys, neighbors)[:reference]
-    features = (image_features, text_features)
-    sides = tuple(_Side(each, mean, chosen) for each, mean in zip(features, means, strict=True))
-    voters = _find_voters(sides, neighbors, mesh or sharding.make_mesh())
-    # The order of `chosen` is random: captions of others are those of the next ones.
-    everyone, shifts = np.arange(len(keys)), range(1, NULL_DRAWS + 1)
-    agreement = _agreement(
-        sides,
-        voters,
-        np.concatenate([everyone, *(chosen for _ in shifts)]),
-        np.concatenate([everyone, *(np.roll(chosen, shift) for shift in shifts)]),
-        count=max(1, round(neighbors * best_share)),
+    found = find_neighborhoods(
+        image_features,
+        text_features,
+        neighbors=neighbors,
+        best_share=best_share,
+        reference=reference,
+        seed=seed,
+        mesh=mesh,
     )
-    agreement, null = np.split(agreement, [len(keys)])
+    # The order of `chosen` is random: captions of others are those of the next ones.
+    everyone, shifts = np.arange(len(found.keys)), range(1, NULL_DRAWS + 1)
+    agreement = found.agreement(
+        np.concatenate([everyone, *(found.chosen for _ in shifts)]),
+        np.concatenate([everyone, *(np.roll(found.chosen, shift) for shift in shifts)]),
+    )
+    return judge(*np.split(agreement, [len(everyone)]))
+
+
+def judge(agreement: np.ndarray, null: np.ndarray) -> Trust:
+    """Return the trust of pairs, given how well images and captions fit each other.
+
+    Args:
+        agreement: float [N, parts], the larger, the better; each in a unit of its own.
+        null: float [M, parts], the same of images with the captions of others.
+    """
     scale = np.maximum(null.std(axis=0), 1e-12)
     statistic, null = ((each / scale).mean(axis=1) for each in (agreement, null))
     share_wrong = wrong_share(statistic, null)
@@ -249,13 +258,13 @@ def _scan(
     keys = np.empty(len(images), np.uint64)
     totals = np.zeros(images.shape[1]), np.zeros(texts.shape[1])
     seed_bytes = str(seed).encode()
-    for block in _blocks(len(images), (images, texts)):
+    for block in row_blocks(len(images), (images, texts)):
         rows = [np.asarray(features[block], np.float32) for features in (images, texts)]
         bad = ~np.logical_and(*(np.isfinite(each).all(axis=1) for each in rows))
         if bad.any():
             row = block.start + int(bad.argmax())
             raise ValueError(f"pair trust: the features of row {row} are not all finite numbers")
-        rows = [_unit(each) for each in rows]
+        rows = [unit_rows(each) for each in rows]
         pairs = np.concatenate(rows, axis=1)
         digests = (hashlib.blake2b(pair, digest_size=8, key=seed_bytes).digest() for pair in pairs)
         keys[block] = np.frombuffer(b"".join(digests), np.uint64)
@@ -272,7 +281,7 @@ def _distinct(keys: np.ndarray, neighbors: int) -> np.ndarray:
 
 
 @dataclasses.dataclass
-class _Side:
+class Side:
     """The images of all pairs, or their captions: unit rows less their mean.
 
     Without its mean a row agrees with others by what it does not share with all of them.
@@ -283,15 +292,65 @@ class _Side:
     chosen: np.ndarray  # int [R]: the pairs among which neighbours are looked for.
 
     def __post_init__(self) -> None:
+        """Keep the rows that may vote in memory."""
         self.reference = self.rows(self.chosen)
 
     def rows(self, numbers: np.ndarray | slice) -> np.ndarray:
         """Return float32 [n, d]."""
-        return _unit(self.features[numbers]) - self.mean
+        return unit_rows(self.features[numbers]) - self.mean
+
+
+@dataclasses.dataclass
+class Neighborhoods:
+    """Which pairs are like each image and like each caption, and so vote on it."""
+
+    sides: tuple[Side, Side]  # Images, captions.
+    keys: np.ndarray  # uint64 [N]: random, equal for equal pairs.
+    chosen: np.ndarray  # int [R]: the distinct pairs that may vote, in a random order.
+    voters: tuple[np.ndarray, np.ndarray]  # int32 [N, k] each, places in `chosen`; -1 for none.
+    count: int  # Of the votes, those that agree best, of which the mean is taken.
+
+    def agreement(self, images: np.ndarray, texts: np.ndarray) -> np.ndarray:
+        """Return how well images and texts, by the numbers of their pairs [n], fit each other.
+
+        Returns:
+            float32 [n, 2]: what is said by the voters on the image that agree best with the text,
+            then what is shown by those on the text.
+        """
+        image, text = self.sides
+        place = np.full(len(image.features), -1)
+        place[self.chosen] = np.arange(len(self.chosen))
+        found = np.empty((len(images), 2), np.float32)
+        for block in row_blocks(len(images), (image.features, text.features), "agreement of pairs"):
+            i, t = images[block], texts[block]
+            found[block, 0] = _consensus(text, t, self.voters[0][i], place[t], self.count)
+            found[block, 1] = _consensus(image, i, self.voters[1][t], place[i], self.count)
+        return found
+
+
+def find_neighborhoods(
+    image_features: np.ndarray,
+    text_features: np.ndarray,
+    *,
+    neighbors: int = NEIGHBORS,
+    best_share: float = 1 / 3,
+    reference: int = 100_000,
+    seed: int = 0,
+    mesh: Mesh | None = None,
+) -> Neighborhoods:
+    """Find who votes on each pair; arguments and errors as of `estimate`."""
+    _check(image_features, text_features, neighbors, best_share, reference)
+    keys, means = _scan(image_features, text_features, seed)
+    chosen = _distinct(keys, neighbors)[:reference]
+    features = (image_features, text_features)
+    sides = tuple(Side(each, mean, chosen) for each, mean in zip(features, means, strict=True))
+    voters = _find_voters(sides, neighbors, mesh or sharding.make_mesh())
+    count = max(1, round(neighbors * best_share))
+    return Neighborhoods(sides, keys, chosen, voters, count)
 
 
 def _find_voters(
-    sides: tuple[_Side, _Side], neighbors: int, mesh: Mesh
+    sides: tuple[Side, Side], neighbors: int, mesh: Mesh
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return which pairs vote on each image, since theirs is similar, and which on each caption.
 
@@ -303,7 +362,7 @@ def _find_voters(
     candidates = min(neighbors + SPARE, len(keys[0]))
     count = len(sides[0].features)
     voters = tuple(np.empty((count, neighbors), np.int32) for _ in sides)
-    for block in _blocks(count, [side.features for side in sides], "neighbours of pairs"):
+    for block in row_blocks(count, [side.features for side in sides], "neighbours of pairs"):
         rows = [side.rows(block) for side in sides]
         for this, other in ((0, 1), (1, 0)):
             queries = rows[this] + sides[this].mean
@@ -317,31 +376,8 @@ def _find_voters(
     return voters
 
 
-def _agreement(
-    sides: tuple[_Side, _Side],
-    voters: tuple[np.ndarray, np.ndarray],
-    images: np.ndarray,
-    texts: np.ndarray,
-    count: int,
-) -> np.ndarray:
-    """Return how well images and texts, by the numbers of their pairs [n], fit each other: [n, 2].
-
-    First what is said by the `count` voters on the image that agree best with the text, then what
-    is shown by those on the text.
-    """
-    image, text = sides
-    place = np.full(len(image.features), -1)
-    place[image.chosen] = np.arange(len(image.chosen))
-    found = np.empty((len(images), 2), np.float32)
-    for block in _blocks(len(images), (image.features, text.features), "agreement of pairs"):
-        i, t = images[block], texts[block]
-        found[block, 0] = _consensus(text, t, voters[0][i], place[t], count)
-        found[block, 1] = _consensus(image, i, voters[1][t], place[i], count)
-    return found
-
-
 def _consensus(
-    side: _Side, numbers: np.ndarray, voters: np.ndarray, own: np.ndarray, count: int
+    side: Side, numbers: np.ndarray, voters: np.ndarray, own: np.ndarray, count: int
 ) -> np.ndarray:
     """Return the mean agreement of rows with their `count` best voters; 0 where there are none.
 
@@ -359,7 +395,7 @@ def _consensus(
     return np.where(usable, ranked, 0.0).sum(axis=1) / np.maximum(usable.sum(axis=1), 1)
 
 
-def _blocks(
+def row_blocks(
     count: int, features: Sequence[np.ndarray], label: str | None = None
 ) -> Iterator[slice]:
     """Yield slices of `count` rows, and let go of what each has read of mapped features."""
@@ -374,6 +410,7 @@ def _blocks(
                 each._mmap.madvise(mmap.MADV_DONTNEED)
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Return rows [n, d] as float32 of length 1; a zero row stays zero."""
     rows = np.asarray(rows, np.float32)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

@@ -24,7 +24,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from otter_jax.models import bert_layouts, transformer
+from otter_jax.models import bert_layouts, scanning, transformer
 from otter_jax.models.layers import (
     Embed,
     Linear,
@@ -63,6 +63,7 @@ class BertConfig:
         mlm_act: its activation; None for `hidden_act`.
         tie_word_embeddings: whether that head scores tokens with their embeddings.
         remat: whether the backward pass computes each layer again instead of storing it.
+        scan_layers: whether layers that are equal run as one loop, see `scanning`.
 
     Raises:
         ValueError: something that these towers cannot compute.
@@ -94,6 +95,7 @@ class BertConfig:
     mlm_act: str | None = None
     tie_word_embeddings: bool = True
     remat: bool = False
+    scan_layers: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what these towers cannot compute."""
@@ -274,8 +276,10 @@ class Bert(nnx.Module):
 
     Attributes:
         width: size of the features (`hidden_size`).
+        ignores_padding: padding behind a text changes nothing about it.
     """
 
+    ignores_padding = True
     config_class: type[BertConfig] = BertConfig
     checkpoint_layouts = (bert_layouts.BERT_LAYOUT,)
     model_types: tuple[str, ...] = ("bert", "chinese_clip_text_model")
@@ -368,11 +372,14 @@ class Bert(nnx.Module):
         if self.embeddings_project is not None:
             x = self.embeddings_project(x)
         bias = self.attention_bias(jnp.asarray(token_mask))
-        apply = TransformerLayer.__call__
-        apply = nnx.remat(apply) if self.config.remat else apply
-        for layer, key in zip(layers, layer_keys, strict=True):
-            x = apply(layer, x, bias, key)
-        return x
+        return scanning.run_in_turn(
+            lambda layer, x, key: layer(x, bias, key),
+            layers,
+            x,
+            layer_keys,
+            remat=self.config.remat,
+            scan=self.config.scan_layers,
+        )
 
     def predict_tokens(self, states: jax.Array) -> jax.Array:
         """Score the vocabulary at every position, or at those that were picked out before.

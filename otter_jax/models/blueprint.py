@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from otter_jax.models.abstract import without_values
 from otter_jax.models.descriptions import PART, SIZE, TEXT, TRUTH
 from otter_jax.models.dual_encoder import DualEncoder, Heads, TrainableParts
 from otter_jax.models.own_descriptions import read_entries, read_entry
@@ -68,14 +69,16 @@ def build(
     sides = {kind: read_entry(blueprint, kind, PART, SOURCE) for kind in KINDS}
     settings = {kind: _read_projection(side, f"{SOURCE}.{kind}") for kind, side in sides.items()}
 
-    def make() -> DualEncoder:
-        towers = {kind: build_tower(sides[kind], dtype, f"{SOURCE}.{kind}") for kind in KINDS}
+    def make(rngs: nnx.Rngs) -> DualEncoder:
+        towers = {
+            kind: build_tower(sides[kind], dtype, f"{SOURCE}.{kind}", rngs=rngs) for kind in KINDS
+        }
         projections = {
             kind: make_projection(
                 side["projection"],
                 towers[kind].width,
                 embed_dim,
-                rngs=nnx.Rngs(0),
+                rngs=rngs,
                 **settings[kind],
             )
             for kind, side in sides.items()
@@ -89,10 +92,10 @@ def build(
             text_trainable=trainable["text"],
             initial_bias=0.0 if has_bias else None,
             heads=heads,
-            rngs=nnx.Rngs(0),
+            rngs=rngs,
         )
 
-    return nnx.eval_shape(make)
+    return without_values(make)
 
 
 def _read_heads(blueprint: Blueprint) -> Heads:
@@ -110,7 +113,9 @@ def _read_projection(side: Blueprint, source: str) -> dict[str, Any]:
     return read_entries(saved, wanted, f"{source}.projection_settings")
 
 
-def build_tower(blueprint: Any, dtype: DTypeLike = jnp.float32, source: str = SOURCE) -> nnx.Module:
+def build_tower(
+    blueprint: Any, dtype: DTypeLike = jnp.float32, source: str = SOURCE, *, rngs: nnx.Rngs
+) -> nnx.Module:
     """Return the tower of a description, to be called where only shapes are made."""
     tower_class, fields = read_description(blueprint, source)
-    return tower_class(make_config(tower_class, fields, {}), rngs=nnx.Rngs(0), dtype=dtype)
+    return tower_class(make_config(tower_class, fields, {}), rngs=rngs, dtype=dtype)

@@ -130,6 +130,11 @@ class ClipText(nnx.Module):
         self.blocks = make_blocks(config, make)
         self.final_norm = make.norm()
 
+    @property
+    def ignores_padding(self) -> bool:
+        """Whether padding behind a text changes nothing about it."""
+        return self.config.causal and self.config.pooling != "last"
+
     @compiling_eager_calls
     def __call__(
         self,
@@ -177,7 +182,7 @@ class ClipText(nnx.Module):
             if self.config.pooling != "last":
                 seen = seen & jnp.asarray(token_mask, bool)[:, None, None, :]
             bias = mask_bias(seen)
-        states = run_blocks(self.blocks, x, bias, blocks_key, remat=self.config.remat)
+        states = run_blocks(self.config, self.blocks, x, bias, blocks_key)
         states = self.final_norm(states)
         return TowerOutput(self._pool(states, tokens).astype(jnp.float32), states)
 

@@ -153,6 +153,11 @@ def portable_operations() -> Iterator[None]:
         _portable.reset(token)
 
 
+def is_portable() -> bool:
+    """Return whether this is inside of `portable_operations`."""
+    return _portable.get()
+
+
 def by_platform(cpu: Callable, other: Callable, portable: Callable | None = None) -> Callable:
     """Return an operation that has one form on CPUs and another elsewhere, with the same numbers.
 
@@ -164,7 +169,7 @@ def by_platform(cpu: Callable, other: Callable, portable: Callable | None = None
 
     @jax.custom_vjp
     def operation(*arrays: jax.Array) -> jax.Array:
-        if _portable.get():
+        if is_portable():
             return (portable or other)(*arrays)
         return jax.lax.platform_dependent(*arrays, cpu=cpu, default=other)
 

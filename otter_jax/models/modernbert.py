@@ -283,8 +283,10 @@ class ModernBert(nnx.Module):
 
     Attributes:
         width: size of the features (`hidden_size`).
+        ignores_padding: padding behind a text changes nothing about it.
     """
 
+    ignores_padding = True
     config_class = ModernBertConfig
     checkpoint_layouts = (LAYOUT,)
     model_types = ("modernbert",)

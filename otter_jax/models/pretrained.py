@@ -33,6 +33,7 @@ from otter_jax.models import (
     two_tower_configs,
     vit,
 )
+from otter_jax.models.abstract import without_values
 from otter_jax.models.checkpoint_files import OWN_KEY, Checkpoint, read_checkpoint
 from otter_jax.models.descriptions import split_guesses
 from otter_jax.models.dual_encoder import DualEncoder
@@ -402,7 +403,7 @@ def make_abstract(
     tower_class: type[nnx.Module], config: Any, dtype: DTypeLike = jnp.float32
 ) -> nnx.Module:
     """Return a tower whose arrays have shapes but no values yet."""
-    return nnx.eval_shape(lambda: tower_class(config, rngs=nnx.Rngs(0), dtype=dtype))
+    return without_values(lambda rngs: tower_class(config, rngs=rngs, dtype=dtype))
 
 
 def read_description(description: Any, source: str) -> tuple[type[nnx.Module], dict[str, Any]]:

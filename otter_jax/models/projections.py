@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from otter_jax.models.abstract import without_values
 from otter_jax.models.layers import gelu
 from otter_jax.models.weights import CheckpointArrays, assign_arrays
 
@@ -144,8 +145,8 @@ def read_projection(arrays: CheckpointArrays, width: int) -> nnx.Module:
     lasts = (arrays[name] for name in ("weight", "out.weight", "fc2.weight") if name in arrays)
     weight = next(lasts, None)
     embed_dim = width if weight is None else len(weight)
-    projection = nnx.eval_shape(
-        lambda: make_projection(kind, width, embed_dim, rngs=nnx.Rngs(0), **settings)
+    projection = without_values(
+        lambda rngs: make_projection(kind, width, embed_dim, rngs=rngs, **settings)
     )
     assign_arrays(projection, arrays)
     return projection

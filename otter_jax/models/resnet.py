@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from otter_jax.models import resnet_layouts
+from otter_jax.models import resnet_layouts, scanning
 from otter_jax.models.layers import (
     BatchNorm,
     Conv,
@@ -58,6 +58,7 @@ class ResNetConfig:
         batch_norm_epsilon: added to the variance.
         zero_init_residual: start every block as the identity, with a last scale of zero.
         remat: recompute each block in the backward pass instead of keeping its insides.
+        scan_layers: run blocks of a stage that are equal as one loop, see `scanning`.
         mean: per channel, what the weights expect to be subtracted from pixels in 0..1.
         std: per channel, what the result is divided by.
         resize: how the weights expect images to be brought to their size, a
@@ -80,6 +81,7 @@ class ResNetConfig:
     batch_norm_epsilon: float = 1e-5
     zero_init_residual: bool = False
     remat: bool = False
+    scan_layers: bool = False
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     resize: tuple[str, float, str] | None = None
@@ -124,6 +126,7 @@ class ClipResNetConfig:
         batch_norm_epsilon: added to the variance.
         zero_init_residual: start every block as the identity, with a last scale of zero.
         remat: recompute each block in the backward pass instead of keeping its insides.
+        scan_layers: run blocks of a stage that are equal as one loop, see `scanning`.
         mean: per channel, what the weights expect to be subtracted from pixels in 0..1 (CLIP's
             values; DeCLIP's release was trained with ImageNet's).
         std: per channel, what the result is divided by.
@@ -143,6 +146,7 @@ class ClipResNetConfig:
     batch_norm_epsilon: float = 1e-5
     zero_init_residual: bool = True
     remat: bool = False
+    scan_layers: bool = False
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
     resize: tuple[str, float, str] | None = None
@@ -352,15 +356,14 @@ class _Stages(nnx.Module):
             setattr(self, f"layer{number}", nnx.List(blocks))
 
     def _run_stages(self, x: jax.Array, train: bool) -> jax.Array:
-        def run(block: nnx.Module, x: jax.Array) -> jax.Array:
-            return block(x, train)
-
-        if self.config.remat:
-            run = nnx.remat(run)
-        for number in range(1, len(self.config.depths) + 1):
-            for block in getattr(self, f"layer{number}"):
-                x = run(block, x)
-        return x
+        stages = (getattr(self, f"layer{n}") for n in range(1, len(self.config.depths) + 1))
+        return scanning.run_in_turn(
+            lambda block, x, key: block(x, train),
+            [block for blocks in stages for block in blocks],
+            x,
+            remat=self.config.remat,
+            scan=self.config.scan_layers,
+        )
 
 
 def _cells(x: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from otter_jax.models import scanning
 from otter_jax.models.layers import (
     LayerNorm,
     Linear,
@@ -77,6 +78,7 @@ class TransformerConfig:
         gated: the perceptron's hidden channels are multiplied by as many others, to which the
             activation is SiLU instead of `hidden_act` (SwiGLU).
         remat: compute the blocks' activations again in the backward pass instead of keeping them.
+        scan_layers: run blocks that are equal as one loop, see `scanning`.
 
     Raises:
         ValueError: an activation or a number of heads that there is not.
@@ -94,6 +96,7 @@ class TransformerConfig:
     layer_scale: bool = False
     gated: bool = False
     remat: bool = False
+    scan_layers: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what the blocks cannot compute."""
@@ -316,18 +319,21 @@ def make_blocks(
 
 
 def run_blocks(
+    config: TransformerConfig,
     blocks: Sequence[PreNormBlock],
     x: jax.Array,
     bias: jax.Array | None,
     dropout_key: jax.Array | None,
-    *,
-    remat: bool,
 ) -> jax.Array:
     """Pass [B, L, width] through all blocks; `bias` as in `SelfAttention`."""
-    run = nnx.remat(PreNormBlock.__call__) if remat else PreNormBlock.__call__
-    for block, key in zip(blocks, split_key(dropout_key, len(blocks)), strict=True):
-        x = run(block, x, bias, key)
-    return x
+    return scanning.run_in_turn(
+        lambda block, x, key: block(x, bias, key),
+        blocks,
+        x,
+        split_key(dropout_key, len(blocks)),
+        remat=config.remat,
+        scan=config.scan_layers,
+    )
 
 
 FUSED = {

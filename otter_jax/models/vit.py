@@ -200,7 +200,7 @@ class ViT(nnx.Module):
         first_key, blocks_key = split_key(dropout_key if train else None, 2)
         x = self._embed(images)
         x = dropout(x, self.config.hidden_dropout_prob, first_key)
-        x = run_blocks(self.blocks, x, None, blocks_key, remat=self.config.remat)
+        x = run_blocks(self.config, self.blocks, x, None, blocks_key)
         return self._pool(x)
 
     def _embed(self, images: jax.Array) -> jax.Array:

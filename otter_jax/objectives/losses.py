@@ -247,8 +247,7 @@ def soft_targets(
         return Directions(dense, dense)
     similarity = targets.teacher_similarity(
         *teacher,
-        image_weight=method.image_weight,
-        text_weight=method.text_weight,
+        **method.teacher_weights,
         remove_diagonal=method.remove_diagonal,
     )
     if known is not None and removes_known(method):
@@ -270,10 +269,9 @@ def _in_tiles(
     """Return the same, a block of rows at a time."""
     features = None
     if teacher is not None:
-        weights = {"image_weight": method.image_weight, "text_weight": method.text_weight}
         removed = known.number if known is not None and removes_known(method) else None
         features = tiled_cross_entropy.TeacherFeatures(
-            *targets.teacher_features(*teacher, **weights), removed, removed
+            *targets.teacher_features(*teacher, **method.teacher_weights), removed, removed
         )
     num_pairs = len(student.image)
     problem = tiled_cross_entropy.Problem(

@@ -190,6 +190,9 @@ class SoftTargets(InfoNCE):
             is each pair's trust.
         image_weight: weight of image-image similarity in the teacher's matrix (gamma_v).
         text_weight: weight of text-text similarity (gamma_t).
+        cross_weight: weight of image-text similarity; 0 leaves what images say of each other and
+            texts of each other (the intra-modal targets of SoftCLIP, Gao et al. 2023, and CWCL,
+            Srinivasa et al. 2023, here one similarity for both directions).
         remove_diagonal: take the given pairs out of the teacher's matrix.
         mixed_target: one cross-entropy to alpha I + (1 - alpha) P, as in OTTER's paper, instead of
             two losses with scales of their own.
@@ -200,6 +203,7 @@ class SoftTargets(InfoNCE):
     alpha: float | str = 0.5
     image_weight: float = 1.0
     text_weight: float = 1.0
+    cross_weight: float = 1.0
     remove_diagonal: bool = True
     mixed_target: bool = False
 
@@ -210,11 +214,19 @@ class SoftTargets(InfoNCE):
         self.require(
             "alpha", within or self.alpha == ESTIMATED, f"lie in [0, 1], or be {ESTIMATED!r}"
         )
+        words = "not be 0 where image_weight and text_weight are"
+        self.require("cross_weight", self.bound > 0.0, words)
 
     @property
     def bound(self) -> float:
         """No similarity of the teacher is larger in magnitude, but for removed given pairs."""
-        return abs(self.image_weight) + abs(self.text_weight) + 1.0
+        return abs(self.image_weight) + abs(self.text_weight) + abs(self.cross_weight)
+
+    @property
+    def teacher_weights(self) -> dict[str, float]:
+        """What each part of the teacher's similarity weighs."""
+        names = ("image_weight", "text_weight", "cross_weight")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def uses_trust(self) -> bool:

@@ -114,20 +114,27 @@ def mixed(target: jax.Array, given: jax.Array | float, known: jax.Array | None =
 
 
 def teacher_features(
-    image: jax.Array, text: jax.Array, *, image_weight: float, text_weight: float
+    image: jax.Array,
+    text: jax.Array,
+    *,
+    image_weight: float,
+    text_weight: float,
+    cross_weight: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Return features whose inner products are `teacher_similarity`.
 
-    image_weight VV + text_weight TT + VT is one inner product of concatenated features.
+    image_weight VV + text_weight TT + cross_weight VT is one inner product of concatenated
+    features.
 
     Returns:
         Rows (images) and columns (texts), [N, 2 d] each; [N, d] where both weights are 0.
     """
     if image_weight == text_weight == 0.0:
-        return image, text
-    # [v; t] . [gv v' + t'; gt t'] = gv vv' + vt' + gt tt': one product, 2 d numbers a row.
+        return image, cross_weight * text
+    # [v; t] . [gv v' + c t'; gt t'] = gv vv' + c vt' + gt tt': one product, 2 d numbers a row.
     rows = jnp.concatenate([image, text], axis=1)
-    columns = jnp.concatenate([image_weight * image + text, text_weight * text], axis=1)
+    mixed_columns = image_weight * image + cross_weight * text
+    columns = jnp.concatenate([mixed_columns, text_weight * text], axis=1)
     return rows, columns
 
 
@@ -138,6 +145,7 @@ def teacher_similarity(
     image_weight: float,
     text_weight: float,
     remove_diagonal: bool,
+    cross_weight: float = 1.0,
 ) -> jax.Array:
     """Return what the teacher says about every image and every text of the batch.
 
@@ -148,12 +156,20 @@ def teacher_similarity(
         text_weight: weight of text-text similarity (gamma_t).
         remove_diagonal: take every given pair out. The released multi-process code does so for the
             rows of the first process only; here it is done for all of them.
+        cross_weight: weight of image-text similarity; at 0 only images are compared with images,
+            and texts with texts.
 
     Returns:
         [N, N] similarity, rows are images. Its transpose is the text direction's.
     """
-    weights = {"image_weight": image_weight, "text_weight": text_weight}
-    similarity = contrastive.similarity(*teacher_features(image, text, **weights))
+    features = teacher_features(
+        image,
+        text,
+        image_weight=image_weight,
+        text_weight=text_weight,
+        cross_weight=cross_weight,
+    )
+    similarity = contrastive.similarity(*features)
     if remove_diagonal:
         similarity -= DIAGONAL_PENALTY * jnp.eye(image.shape[0], dtype=similarity.dtype)
     return similarity

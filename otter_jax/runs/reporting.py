@@ -71,7 +71,7 @@ class Reporter(AbstractContextManager):
         self._last = (resume_step, self._opened)
         self._waited = 0.0
         self._task = Task("training", total_steps, resume_step)
-        self._flops, self._peak_flops = 0.0, None
+        self._done, self._peak_flops = 0.0, None  # Operations since the clock was started.
         self._tensorboard = self._wandb = None
         if jax.process_index() == 0:
             from tensorboardX import SummaryWriter
@@ -116,13 +116,17 @@ class Reporter(AbstractContextManager):
 
     def start_clock(self, step: int) -> None:
         """Count rate, waits and time left from after `step`; so compilation is left out."""
-        self._last, self._waited = (step, time.perf_counter()), 0.0
+        self._last, self._waited, self._done = (step, time.perf_counter()), 0.0, 0.0
 
     def costs(self, step: int, costs: Costs) -> None:
-        """Report what each step from this one on takes."""
-        self._flops, self._peak_flops = costs.flops, costs.peak
+        """Report what steps of a batch's shape take, when the first of them comes."""
+        self._peak_flops = costs.peak
         self._write(step, {}, costs.metrics())
         say(str(costs))
+
+    def took(self, costs: Costs) -> None:
+        """Count what a step has taken."""
+        self._done += costs.flops
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Report the metrics of a train step, and on the screen its rate and the time left.
@@ -183,10 +187,10 @@ class Reporter(AbstractContextManager):
                 "time/images_per_second": rate * self._batch_size,
                 "time/data_wait": self._waited / elapsed,
             }
-            if self._flops:
-                timings["time/model_flops_per_second"] = rate * self._flops
-            if self._flops and self._peak_flops:
-                timings["time/model_flops_utilization"] = rate * self._flops / self._peak_flops
+            if self._done:
+                timings["time/model_flops_per_second"] = self._done / elapsed
+            if self._done and self._peak_flops:
+                timings["time/model_flops_utilization"] = self._done / elapsed / self._peak_flops
         self.start_clock(step)
         return timings
 

@@ -23,6 +23,7 @@ from otter_jax.training.divergence import DivergedError, DivergenceWatch
 from otter_jax.training.parts import Parts
 from otter_jax.training.state import TrainState
 from otter_jax.training.step import VERDICT, DeviceBatch, Metrics, Step
+from otter_jax.training.token_buckets import in_buckets
 
 Scores = dict[str, dict[str, float]]  # {set: {metric: value}}
 
@@ -45,6 +46,7 @@ def run_steps(
 ) -> TrainState:
     """Train from the state's own step to the last one, which is saved; return the state."""
     config, start = training.config, int(state.step)
+    known: dict[tuple, costs.StepCosts] = {}  # By the shapes of a batch, see `token_buckets`.
     try:
         evaluate_what_is_missing(training, state, report)
         if stops_here(training):  # It did before, and was ended before its results were written.
@@ -55,12 +57,16 @@ def run_steps(
         for number, batch in zip(steps, report.waiting(stream), strict=False):
             batch.pop("index")
             placed = sharding.put_batch(training.mesh, batch)
-            if number == start + 1:  # Compiled here, so that what it needs is known before it runs.
-                report.costs(number, step_costs(training, state, placed))
+            shapes = tuple(sorted((name, rows.shape) for name, rows in placed.items()))
+            is_new = shapes not in known
+            if is_new:  # Compiled here, so that what it needs is known before it runs.
+                known[shapes] = step_costs(training, state, placed)
+                report.costs(number, known[shapes])
             training.interruption.unsaved = True
             state, metrics = take_step(training, number, state, placed)
+            report.took(known[shapes])
             watch.look(number, metrics)
-            if number == start + 1:  # The rate leaves out what only the first step does.
+            if is_new:  # The rate leaves out what only the first step of a shape does.
                 jax.block_until_ready(metrics)
                 report.start_clock(number)
             if number == training.total_steps or every(config.log_every_steps, number):
@@ -116,7 +122,7 @@ def choose_best(
 def open_stream(training: Training, start: int) -> Iterator[batches.Batch]:
     """Yield this process's rows of the batches after step `start`."""
     config, data = training.config, training.data
-    return batches.batches(
+    stream = batches.batches(
         data.load,
         count_by_source(data.source, data.records),
         batch_size=config.batch_size,
@@ -127,12 +133,15 @@ def open_stream(training: Training, start: int) -> Iterator[batches.Batch]:
         weights=config.data.weights,
         order=config.data.order,
     )
+    lengths = config.data.token_buckets
+    return in_buckets(stream, lengths, training.mesh) if lengths else stream
 
 
 def step_costs(training: Training, state: TrainState, batch: DeviceBatch) -> costs.StepCosts:
     """Return what a step takes; it is compiled here, and not again when it is called."""
     config = training.config
-    with working("compiling the train step"):
+    texts = f" for texts of {batch['tokens'].shape[1]} tokens" if "tokens" in batch else ""
+    with working(f"compiling the train step{texts if config.data.token_buckets else ''}"):
         step = training.step.lower(state, batch)
         unsplit = step if config.micro_batch is None else training.unsplit_step.lower(state, batch)
         return costs.measure(step, unsplit, state, config.model.dtype)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from otter_jax import config as config_lib
 from otter_jax import objectives, sharding
 from otter_jax.data.caption_checks import sample_captions
-from otter_jax.data.held_out import hold_out
+from otter_jax.data.held_out import Split, hold_out
 from otter_jax.data.kept_pairs import keep_listed
 from otter_jax.data.records import in_words
 from otter_jax.data.sources import Source, left_out, open_source
@@ -63,30 +63,45 @@ class Parts:
 
 
 def build_parts_together(
-    config: ConfigDict, workdir: Path, mesh: Mesh, method: objectives.Method
+    config: ConfigDict,
+    workdir: Path,
+    mesh: Mesh,
+    method: objectives.Method,
+    split: Split | None = None,
 ) -> Parts:
     """Build the parts; all processes refuse where one does, or where their sets differ."""
     with processes.refusing_together():
-        parts = build_parts(config, workdir, mesh, method)
+        parts = build_parts(config, workdir, mesh, method, split)
     processes.refuse_differences({each.name: counts_of(each) for each in parts.sets})
     return parts
 
 
-def build_parts(config: ConfigDict, workdir: Path, mesh: Mesh, method: objectives.Method) -> Parts:
-    """Build the model and opens the evaluation sets."""
+def build_parts(
+    config: ConfigDict,
+    workdir: Path,
+    mesh: Mesh,
+    method: objectives.Method,
+    split: Split | None = None,
+) -> Parts:
+    """Build the model and open the evaluation sets.
+
+    `split` is what `open_split` gave, where the caller has it: it reads all images.
+    """
     with sharding.on_host():
         model, variables = dual_encoder.split(build_module(config))
     labels_of(config_lib.groups_of(config), variables.params)  # Refuses idle and overlapping ones.
     variables = jax.tree.map(np.array, variables)  # Copies: no device holds what restarts need.
     encoder = make_encoder(config, model, variables, mesh)
     store = FeatureStore.of(workdir, encoder, config)
-    sets = open_sets(
+    listed = open_sets(
         list(config.evaluate.sets),
         image_size=config.data.image_size,
         template=config.evaluate.template,
         names=config.evaluate.names,
     )
-    sets = [*open_held_out(config, workdir), *sets]
+    sets = list(listed)
+    if split := split or open_split(config, workdir):
+        sets = [held_out_set(split, config.evaluate.template), *sets]
     return Parts(config, workdir, mesh, method, model, encoder, store, sets)
 
 
@@ -97,12 +112,11 @@ def refuse_unmeasured_best(parts: Parts) -> None:
     refuse_unmeasured(parts.config.checkpoint.best, measured)
 
 
-def open_held_out(config: ConfigDict, workdir: Path) -> list[EvaluationSet]:
-    """Return the pairs that `data.held_out` keeps from training as a set, if there are any."""
+def open_split(config: ConfigDict, workdir: Path) -> Split | None:
+    """Return the pairs with those that `data.held_out` keeps from training apart, if it does."""
     if not config.data.held_out:
-        return []
-    split = hold_out(open_whole(config, workdir), config.data.held_out, config.seed, progress)
-    return [held_out_set(split, config.evaluate.template)]
+        return None
+    return hold_out(open_whole(config, workdir), config.data.held_out, config.seed, progress)
 
 
 def open_whole(config: ConfigDict, workdir: Path) -> Source:

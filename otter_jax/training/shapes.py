@@ -71,18 +71,23 @@ def describe_model(
     Raises:
         ValueError: a tower is one that only its checkpoint names.
     """
+    refuse_unnamed_towers(config)
     config = config.copy_and_resolve_references()
-    for kind, tower in (("image", config.model.image), ("text", config.model.text)):
-        if tower.name == "auto":
-            raise ValueError(
-                f"config.model.{kind}.name=auto is the checkpoint's, which is not looked at here; "
-                f"name the tower, as in --config.model.{kind}.name="
-                f"{'clip_vit_b32' if kind == 'image' else 'clip_text'}"
-            )
+    for tower in (config.model.image, config.model.text):
         tower.pretrained = None
         if tower.projection == "pretrained":
             tower.projection = "linear_no_bias"  # As every CLIP has.
     return dual_encoder.split_shapes(lambda: build_module(config))
+
+
+def refuse_unnamed_towers(config: ConfigDict) -> None:
+    """Refuse a tower that only its checkpoint names (ValueError)."""
+    for kind, example in (("image", "clip_vit_b32"), ("text", "clip_text")):
+        if config.model[kind].name == "auto":
+            raise ValueError(
+                f"config.model.{kind}.name=auto is the checkpoint's, which is not looked at here; "
+                f"name the tower, as in --config.model.{kind}.name={example}"
+            )
 
 
 def describe_batch(config: ConfigDict, method: objectives.Method) -> Shapes:

@@ -28,6 +28,7 @@ Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, DeviceBatch], tuple[TrainState, Metrics]]
 
 MEAN_LOSS_DECAY = 0.99  # Of the running mean that a loss is compared with.
+TOWERS = ("image", "text")  # Their names in the parameters.
 # Metrics that only say whether the step was taken, see `guarded`.
 VERDICT = ("finite", "exploded", "mean_loss")
 
@@ -40,6 +41,7 @@ class StepSettings:
         seed: of what is random in the step.
         parts: how many the rows of a batch go through the towers in.
         fsdp: whether the state is split over the devices, and so gathered where it is used.
+        halved: whether towers' weights and their gradients go from device to device in bfloat16.
         max_loss_ratio: see `is_exploded`.
         teacher_moves: whether the teacher is a moving average of the student, or the student as it
             was before training.
@@ -51,6 +53,7 @@ class StepSettings:
     seed: int = 0
     parts: int = 1
     fsdp: bool = False
+    halved: bool = False
     max_loss_ratio: float = 10.0
     teacher_moves: bool = True
     teacher_decay: float = 0.999
@@ -65,6 +68,7 @@ class StepSettings:
             seed=config.seed,
             parts=1 if rows is None else config.batch_size // rows,
             fsdp=config.fsdp,
+            halved=config.mesh.dtype == "bfloat16",
             max_loss_ratio=config.max_loss_ratio,
             teacher_moves=config.teacher.kind == "average",
             teacher_decay=config.teacher.decay,
@@ -90,9 +94,28 @@ class Learner:
 
     def in_use(self, variables: Variables) -> Variables:
         """Return a model's arrays as its towers take them, wherever they live."""
+        if self.settings.halved:
+            variables = variables._replace(
+                params=halved(variables.params), frozen=halved(variables.frozen)
+            )
         if not self.settings.fsdp:
             return variables
         return sharding.whole_in_use(self.mesh, variables)
+
+
+def halved(params: Arrays) -> Arrays:
+    """Return parameters with those of the towers in bfloat16 that they would round by themselves.
+
+    These are matrices, kernels and tables, nearly all of a tower. A gradient has the type of what
+    it is the gradient of, so that it is summed over the devices in bfloat16 too. Norms and biases
+    are vectors, and what stands beside the towers computes in float32.
+    """
+
+    def halve(array: jax.Array) -> jax.Array:
+        return array.astype(jnp.bfloat16) if array.ndim > 1 else array
+
+    towers = {name: jax.tree.map(halve, params[name]) for name in TOWERS if name in params}
+    return params | towers
 
 
 class Proposal(NamedTuple):

@@ -18,7 +18,7 @@ def test_the_runs_own_config_is_taken(tmp_path: Path, monkeypatch: pytest.Monkey
     write_json(tmp_path / "config.json", config_lib.as_dict(config))
     seen: list[list[str]] = []
     monkeypatch.setattr(train, "main", lambda arguments: seen.append(list(arguments)))
-    evaluate.main([f"--workdir={tmp_path}"])
+    evaluate.main([str(tmp_path)])
     evaluate.main([f"--workdir={tmp_path}", "--config=quickstart"])
     own, other = seen
     assert own[0] == f"--config={tmp_path / 'config.json'}"
@@ -38,8 +38,7 @@ def test_models_are_measured_as_in_a_run(
     otter_jax.load(run).save(tmp_path / "out")
     (spec,) = config.evaluate.sets
     paths = [str(run), str(tmp_path / "out")]
-    arguments = [*(f"--model={path}" for path in paths), f"--sets={spec}", f"--output={output}"]
-    main.main(["evaluate", *arguments])
+    main.main(["evaluate", *paths, f"--sets={spec}", f"--output={output}"])
     found = read_json(output)
     assert list(found) == [*paths, "chance"]
     assert found["chance"] == results["chance"]
@@ -74,7 +73,11 @@ def test_several_sets() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [([], "which run"), (["--workdir=nowhere"], "--workdir=nowhere: there is no run to evaluate")],
+    [
+        ([], "which run"),
+        (["nowhere"], "nowhere: there is no run to evaluate"),
+        (["a", "b"], "2 models are compared on --sets=SPEC,SPEC: a, b"),
+    ],
 )
 def test_no_run_is_refused(arguments: list, message: str) -> None:
     with pytest.raises(SystemExit, match=message):

@@ -3,6 +3,7 @@
 The slow test compiles with XLA's own for TPUs and GPUs, where they are installed.
 """
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -21,8 +22,7 @@ LEAVES = f"""
 import json, sys, time
 from pathlib import Path
 folder = Path(sys.argv[1])
-facts = {{"state": {{"parameters": 2**20, "teacher": 0}}, "flops": 8e12}}
-(folder / "facts.json").write_text(json.dumps(facts))
+(folder / "state.json").write_text(json.dumps({{"parameters": 2**20, "teacher": 0}}))
 program = "ENTRY %main (x: f32[512,512]) -> f32[512,512] {{\\n  %x = f32[512,512] parameter(0)\\n"
 program += "  ROOT %a = f32[512,512] all-reduce(%x), channel_id=1\\n}}"
 for name in ("{TOPOLOGY.program}", "{parse_topology("h100:1x8").program}"):
@@ -38,6 +38,7 @@ time.sleep(600 * ("--wait" in sys.argv))
 def stand_in(monkeypatch: pytest.MonkeyPatch, program: str, *, wait: bool = True) -> None:
     """Have a program of ours take the compiler's place."""
     monkeypatch.setattr(Topology, "refuse_missing_compiler", lambda self: None)
+    monkeypatch.setattr(plan, "count_flops", lambda config: 8e12)
     arguments = ["--wait"] if wait else []
     monkeypatch.setattr(
         plan,
@@ -72,7 +73,7 @@ def test_a_plan_is_made_of_what_the_compiler_leaves(
 
 def test_a_complete_plan_has_the_compilers_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, LEAVES, wait=False)
-    found = plan.plan(default_config(), TOPOLOGY, complete=True)
+    found = plan.plan(default_config(), TOPOLOGY, 8e12, complete=True)
     assert found.estimated_seconds == 3e6 / 1.5e9
     assert found.step_seconds == found.seconds["compute"]
 
@@ -84,7 +85,7 @@ def test_what_does_not_fit_is_tried_with_what_saves_memory(
         'report = "', 'size = 2**30 * (8 if config["fsdp"] else 80)\nreport = f"'
     )
     read = 'config = json.loads((folder / "config.json").read_text())\n'
-    stand_in(monkeypatch, needed.replace("facts =", f"{read}facts ="))
+    stand_in(monkeypatch, needed.replace("program =", f"{read}program =", 1))
     plan.main(["--config=otter_rn50", "--topology=v5e:2x4", f"--out={tmp_path}"])
     said = capsys.readouterr().out
     assert "does not fit: 80.00 of 15.75 GiB" in said
@@ -107,7 +108,7 @@ def test_the_real_compilers_agree_on_what_is_exchanged(topology: str) -> None:
     keys += ["batch_size=64", "data.image_size=64", "model.image.name=resnet18", "embed_dim=128"]
     keys[-1] = f"model.{keys[-1]}"
     plan.set_keys(config, [f"--config.{key}" for key in keys])
-    found = plan.plan(config, devices)
+    found = plan.plan(config, devices, plan.count_flops(config))
     assert found.fits
     # Gradients are summed once: as many bytes as there are parameters, and the batch's own sums.
     assert 1.0 < found.collectives["all-reduce"] / found.state["parameters"] < 1.05
@@ -127,7 +128,7 @@ def test_a_compiler_that_gives_up_is_one_line(
 ) -> None:
     stand_in(monkeypatch, program)
     with pytest.raises(ValueError, match=f"v5e:2x4: the compiler ended with {words}"):
-        plan.plan(default_config(), TOPOLOGY)
+        plan.plan(default_config(), TOPOLOGY, 8e12)
 
 
 @pytest.mark.parametrize(
@@ -143,10 +144,35 @@ def test_bad_keys_are_one_line(argument: str, words: str) -> None:
         plan.main(["--config=otter_rn50", "--topology=v5e:2x4", argument])
 
 
-def test_a_batch_that_does_not_divide_is_refused_before_compiling(
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (["batch_size=100"], "does not divide over 8 devices: try 96 or 104"),
+        (["micro_batch=4"], "config.micro_batch=4 does not divide over 8 devices"),
+        (["fsdp=True", "mesh.fsdp=3"], "config.mesh.fsdp=3 does not divide 8 devices"),
+        (["model.text.name=auto"], "config.model.text.name=auto is the checkpoint's"),
+        (["objective.name=declip", "objective.queue_size=516"], "config.objective.queue_size=516"),
+    ],
+)
+def test_shapes_are_judged_before_the_compiler_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, keys: list[str], words: str
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    arguments = ["--config=otter_rn50", "--topology=v5e:2x4", *(f"--config.{key}" for key in keys)]
+    with pytest.raises(SystemExit, match=words):
+        plan.main(arguments)
+
+
+@pytest.mark.parametrize("topology", ["", ",", "v5e:2x4,", " "])
+def test_an_empty_topology_is_refused(topology: str) -> None:
+    with pytest.raises(SystemExit, match=r"topology '.*': choose a grid of chips"):
+        plan.main(["--config=otter_rn50", f"--topology={topology}"])
+
+
+def test_topologies_are_judged_before_the_first_is_compiled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stand_in(monkeypatch, "raise AssertionError('started')")
-    arguments = ["--config=otter_rn50", "--topology=v5e:2x4", "--config.batch_size=100"]
-    with pytest.raises(SystemExit, match="does not divide over 8 devices: try 96 or 104"):
+    arguments = ["--config=otter_rn50", "--topology=v5e:2x4,v4:2x4x4,h100:1x7"]
+    with pytest.raises(SystemExit, match="does not divide over 7 devices"):
         plan.main(arguments)

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, trainers
 
 from otter_jax.data.sources import open_source
-from otter_jax.data.texts import Tokenizer
+from otter_jax.data.texts import Tokenizer, shortened
 
 SPECIAL_TOKENS = {  # Start, end, padding.
     "wordpiece": ("[CLS]", "[SEP]", "[PAD]"),
@@ -327,3 +327,22 @@ def test_the_share_of_texts_that_are_cut(tokenizer_folder: Path) -> None:
     assert tokenizer.share_cut([]) == 0.0
     for found, wanted in zip(tokenizer(["a red circle of"]), before, strict=True):
         np.testing.assert_array_equal(found, wanted)
+
+
+@given(
+    st.lists(st.integers(0, 12), max_size=5),
+    st.lists(st.integers(1, 15), unique=True).map(sorted),
+    st.booleans(),
+)
+def test_texts_are_cut_where_all_are_padding(
+    used: list[int], lengths: list[int], pads_before: bool
+) -> None:
+    mask = np.arange(12) < np.array(used, int).reshape(-1, 1)
+    mask = mask[:, ::-1] if pads_before else mask
+    tokens = np.where(mask, np.arange(1, 13), 0).astype(np.int32)
+    found, kept = shortened(tokens, mask, lengths)
+    length = found.shape[1]
+    assert kept.sum() == mask.sum() and found.sum() == tokens.sum()
+    np.testing.assert_array_equal(found, tokens[:, :length])
+    needed = max(used, default=0) if not pads_before else 12 * any(used)
+    assert length == min([each for each in lengths if needed <= each] + [12])

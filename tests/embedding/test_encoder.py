@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,10 +16,11 @@ from PIL import Image
 
 import otter_jax
 from otter_jax import config as config_lib
-from otter_jax import objectives, sharding, train
+from otter_jax import objectives, sharding, terminal, train
 from otter_jax.commands import main as commands
 from otter_jax.data import images as image_functions
 from otter_jax.embedding import encoder
+from otter_jax.embedding.class_bank import class_bank
 from otter_jax.json_files import write_json
 from otter_jax.models import dual_encoder, from_pretrained
 from otter_jax.models.export import export_dual_encoder
@@ -126,9 +128,85 @@ def test_of_many_images_it_is_shown_how_far_they_are(
 ) -> None:
     monkeypatch.setattr(encoder, "WORTH_PROGRESS", 3)
     model.encode_image(photos(2))
+    capsys.readouterr()  # Compiling it may have lasted.
+    model.encode_image(photos(2))
     assert capsys.readouterr().out == ""
     model.encode_image(photos(3))
     assert capsys.readouterr().out.startswith("images: 3 in")
+
+
+def test_a_few_go_through_small_batches(model: encoder.Encoder) -> None:
+    """Of several sizes, none of which changes what comes out."""
+    pictures = photos(model.batch_size + 2)
+    texts = [f"a {'red ' * (number % 4)}ring" for number in range(len(pictures))]
+    transformed = [model.transform(picture) for picture in pictures]
+    images = model.project_image(model.image_features(transformed))
+    words = model.project_text(model.text_features(texts))
+    for count in (1, 2, 8, 9, len(pictures)):
+        found = model.encode_image(pictures[:count])
+        np.testing.assert_allclose(found, images[:count], atol=1e-6)
+        found = model.encode_text(texts[:count])
+        np.testing.assert_allclose(found, words[:count], atol=1e-6)
+    devices = model.mesh.devices.size
+    sizes = {-(-size // devices) * devices for size in (1, 8, model.batch_size)}
+    assert {shape[0] for (shape,) in model._compiled.embed_image._shapes} == sizes
+    assert model.encode_image([]).shape == model.encode_text([]).shape == (0, 8)
+
+
+@pytest.mark.parametrize("attends_to_padding", [False, True])
+def test_short_texts_lose_padding_that_does_not_matter(
+    tiny_config: Callable, monkeypatch: pytest.MonkeyPatch, attends_to_padding: bool
+) -> None:
+    monkeypatch.setattr(encoder, "LENGTHS", (4, 6))
+    config = tiny_config(**{"model.text.name": "clip_text"})
+    with config.unlocked():
+        config.model.text.overrides.causal = not attends_to_padding
+        config.model.text.overrides.pooling = "first" if attends_to_padding else "eos"
+    model = encoder.make_encoder(
+        config, *dual_encoder.split(encoder.build_module(config)), sharding.make_mesh()
+    )
+    for texts in (["red"], ["red", "a photo of a ring"], ["a photo of a red ring of a ring"]):
+        wanted = model.project_text(model.text_features(texts))
+        np.testing.assert_allclose(model.encode_text(texts), wanted, atol=1e-6)
+    lengths = {tokens[1] for tokens, _ in model._compiled.embed_text._shapes}
+    assert lengths == ({8} if attends_to_padding else {4, 6, 8})
+
+
+def test_names_are_embedded_once_for_one_image_after_another(
+    model: encoder.Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def counted(encode_text: Callable, *names: object) -> np.ndarray:
+        made.append(names)
+        return class_bank(encode_text, *names)
+
+    monkeypatch.setattr(encoder, "class_bank", counted)
+    first, second = photos(2)
+    rows = model.classify([first, second], ["ring", "square"])
+    for image, row in ((first, rows[0]), (second, rows[1])):
+        np.testing.assert_allclose(model.classify(image, ["ring", "square"])[0], row, atol=1e-6)
+    assert len(made) == 1
+    swapped = model.classify(first, ["square", "ring"])[0]
+    np.testing.assert_allclose(swapped, rows[0, ::-1], atol=1e-6)
+    model.classify(first, ["square", "ring"], "{}")
+    assert len(made) == 3
+
+
+def test_a_compilation_that_lasts_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(terminal, "WORTH_A_WORD", 0.05)
+
+    def slow(variables: dict, array: np.ndarray) -> jax.Array:
+        time.sleep(0.2)
+        return jnp.asarray(array)
+
+    program = encoder.Program(slow, "the image tower")
+    for rows in (1, 1, 8):
+        program({}, np.zeros((rows, 2)))
+    said = "compiling the image tower, and its first batch"
+    assert capsys.readouterr().out.count(f"{said}: 0 s") == 2
 
 
 def test_a_model_goes_through_pickle(model: encoder.Encoder) -> None:

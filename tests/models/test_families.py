@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from otter_jax.models import from_pretrained
+from otter_jax.models import create_text_tower, from_pretrained
 from otter_jax.models.dual_encoder import DualEncoder
 from otter_jax.models.export import export_tower
 
@@ -58,3 +58,14 @@ def test_gradients_and_recomputation(name: str) -> None:
     idle = [jax.tree_util.keystr(path) for path, x in paths if np.abs(x).max() < 1e-9 * largest]
     # A softmax does not see what is added to all of its scores.
     assert all("key" in path and "bias" in path for path in idle), idle
+
+
+@pytest.mark.parametrize("name", ["bert", "clip_text", "deberta", "modernbert", "mpnet", "roberta"])
+def test_padding_behind_a_text_changes_nothing(name: str) -> None:
+    shape = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 20}
+    tower = create_text_tower(name, rngs=nnx.Rngs(0), num_hidden_layers=1, **shape)
+    assert tower.ignores_padding
+    tokens = np.array([[3, 5, 2, 9], [3, 2, 1, 1]])
+    mask = tokens != 1
+    longer = [np.pad(array, [(0, 0), (0, 5)]) for array in (tokens, mask)]
+    np.testing.assert_allclose(tower(*longer).pooled, tower(tokens, mask).pooled, atol=1e-6)

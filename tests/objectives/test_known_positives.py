@@ -175,6 +175,27 @@ def test_pairs_that_share_nothing_change_nothing(method: str, mode: str) -> None
                 np.testing.assert_allclose(found_facts[name], value, rtol=1e-5, atol=1e-6)
 
 
+def test_sharing_among_equal_captions_is_infonce_where_they_are_embedded_alike() -> None:
+    """As docs/targets.md says: a row's mass may lie on any of some columns that are the same."""
+    image, text = embeddings(0)
+    text = text[np.array([list(GROUPS).index(group) for group in GROUPS])]  # Equal in a group.
+    scales = objectives.LogScales(*map(jnp.asarray, LOG_SCALES))
+
+    def loss(image: jax.Array, text: jax.Array, mode: str | None) -> jax.Array:
+        method = objectives.make_method("infonce", known_positives=mode)
+        groups = None if mode is None else GROUPS[:, None]
+        student = objectives.Embeddings(image, text)
+        return objectives.total_loss(method, student, None, scales, groups=groups)[0]
+
+    value_and_gradient = jax.value_and_grad(loss)
+    plain, shared, masked = (
+        value_and_gradient(image, text, mode) for mode in (None, "share", "ignore")
+    )
+    for found, wanted in zip(shared, plain, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-7)
+    assert masked[0] < plain[0] - 0.01  # Another loss: fewer negatives.
+
+
 def test_what_cannot_be_is_refused() -> None:
     scales = objectives.LogScales(*map(jnp.float32, LOG_SCALES))
     with pytest.raises(ValueError, match="known_positives='ignore' needs the pairs' groups"):

@@ -65,6 +65,8 @@ def test_utilization_is_the_share_of_the_peak(tmp_path: Path) -> None:
     step = StepCosts(flops=5e6, peak=1e12, state=2**30, temporaries=0, total=2**30, device=2**32)
     with reporting.Reporter(tmp_path, total_steps=4, resume_step=-1, batch_size=8) as report:
         report.costs(1, step)
+        for _ in range(3):
+            report.took(step)
         report.step(2, {"loss": 1.0, "temperature": 0.02})
     budget, timings = map(json.loads, (tmp_path / "timings.jsonl").open())
     assert budget["memory/device_gib"] == 4 and budget["memory/total_gib"] == 1

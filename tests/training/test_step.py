@@ -1,5 +1,6 @@
 """The train step: teacher average, schedule, weight decay, and eight devices equal to one."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable
@@ -395,6 +396,39 @@ def test_gradients_are_float32_sums_where_towers_compute_in_bfloat16(
     for path, leaf in jax.tree.leaves_with_path(gradients):
         bits = np.asarray(leaf).view(np.uint32)
         assert not bits.any() or (bits & 0xFFFF).any(), jax.tree_util.keystr(path)
+
+
+def test_towers_compute_the_same_with_weights_that_cross_devices_in_bfloat16(
+    tiny_config: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is gathered is bfloat16, and so is a gradient: of a matrix, in 8 bits."""
+    monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)
+    config = vit_config(tiny_config, **{"model.dtype": "bfloat16", "mesh.dtype": "bfloat16"})
+    model, variables = dual_encoder.split(encoder.build_module(config))
+    settings = step.StepSettings.of(config)
+    gathered = {}
+
+    def loss(params: dual_encoder.Arrays, halved: bool) -> jax.Array:
+        kept = dataclasses.replace(settings, halved=halved, fsdp=True)
+        learner = step.Learner(model, None, None, None, kept, mesh_of(8))
+        used = learner.in_use(variables._replace(params=params))
+        gathered[halved] = {str(x.dtype) for x in jax.tree.leaves(used.params) if x.ndim > 1}
+        (image, text), _ = model.embed(used, batch_of(), train=True)
+        return jnp.sum(jnp.square(image)) + jnp.sum(jnp.square(text))
+
+    differentiate = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    value, exact = differentiate(variables.params, False)
+    same, rounded = differentiate(variables.params, True)
+    assert value == same
+    heads = {str(variables.params["image_projection"]["kernel"].dtype)}
+    assert gathered == {False: {"float32"}, True: {"bfloat16"} | heads}
+    for tower in ("image", "text"):
+        pairs = zip(jax.tree.leaves(exact[tower]), jax.tree.leaves(rounded[tower]), strict=True)
+        for wanted, found in pairs:
+            assert found.dtype == jnp.float32
+            np.testing.assert_allclose(found, wanted, rtol=2**-6, atol=1e-2 * abs(wanted).max())
+            low_bits = np.asarray(found).view(np.uint32) & 0xFFFF
+            assert found.ndim < 2 or not low_bits.any()
 
 
 def test_the_queue_stays_split(tiny_config: Callable) -> None:
