@@ -287,6 +287,23 @@ def test_what_was_drawn_is_not_drawn_again(
     assert all(after[i] == before[i] for i in range(len(before)))
 
 
+def test_what_was_drawn_outlives_ctrl_c(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorflow_datasets")
+    command = [f"--from=iconify:{many}", f"--to={tmp_path / 'out'}", "--workers=1"]
+
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="same command goes on"):
+        patch.setattr(source, "choose", stop)
+        prepare.main(command)
+    monkeypatch.setattr(drawings, "draw_one", stop)  # Nothing is drawn again.
+    prepare.main(command)
+    assert len(open_source(f"tfds:{tmp_path / 'out'}")) > 0
+
+
 def test_a_cut_tarball_ends_in_one_line(many: Path, tmp_path: Path) -> None:
     whole = pack(many, tmp_path / "package.tgz").read_bytes()
     for end in (0, 5, len(whole) // 3, len(whole) - 9, len(whole) - 1):
