@@ -5,11 +5,13 @@ Paper:    Wu et al., Data Efficient Language-supervised Zero-shot Recognition wi
 Command:  python main.py --config=configs/icons.py --workdir=runs/icons
           another method: --config.objective.name=otter | label_smoothing | kd | sigmoid
 Hardware: two CPU cores, no accelerator.
-Time:     TIME
-Expected: EXPECTED
+Time:     under five minutes by the CPU time of its parts (docs/icons.md), nearly all for training.
+Expected: after four epochs (--config.total_epochs=4) hit@1 of 32 % on unseen styles, 18 % on unseen
+          concepts (chance 0.2 % both).
 
 The text tower is MiniLM, frozen, its features computed once; a linear layer behind it is trained.
-What it knows of words is why concepts can be told that no icon trained on shows.
+What it knows of words is why concepts can be told that no icon trained on shows. The image tower
+was chosen among four by what it learns in 60 seconds of CPU time.
 """
 
 from ml_collections import ConfigDict
