@@ -138,14 +138,15 @@ def _open_records(spec: Spec, wish: _Wish) -> Source:
     if spec.name == "open_clipart":
         paths = _embedded_shards(spec.name, wish.split)
         return TarShards(paths, f"{spec.name}/{wish.split}", captions=wish.captions)
-    if spec.name == "icons":
-        return IconSheets(_embedded_folder(spec.name), spec.name, wish.split)
-    if spec.kind not in _OPENERS or not spec.path:
+    on_sheets = spec.name == "icons"
+    if not on_sheets and (spec.kind not in _OPENERS or not spec.path):
         meant = spec_of_path(spec.name)
         forms = f"write {meant}" if meant else f"valid forms: {', '.join(SPEC_FORMS)}"
         raise ValueError(f"unknown data source {spec.name!r}; {forms}")
     if wish.captions is not choose_captions and spec.kind != "webdataset":
         raise ValueError(f"{spec.name}: only tar shards have metadata to make captions of")
+    if on_sheets:
+        return IconSheets(_embedded_folder(spec.name), spec.name, wish.split)
     return _OPENERS[spec.kind](spec, wish)
 
 

@@ -74,6 +74,12 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_package(tmp_path_factory.mktemp("package") / "package", sets)
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Name a folder for drawings, which those who need the same find there."""
+    return tmp_path_factory.mktemp("drawn")
+
+
 def open_at(path: Path, folder: Path, options: str = "", processes: int = 1) -> source.IconSource:
     return source.open_icons(Spec.parse(f"iconify:{path}{options}"), folder, processes=processes)
 
@@ -211,8 +217,8 @@ def test_sets_of_one_author_or_of_shared_drawings_are_a_family() -> None:
     assert few["d"] == "d"
 
 
-def test_nothing_held_out_was_seen(many: Path, tmp_path: Path) -> None:
-    found = open_at(many, tmp_path)
+def test_nothing_held_out_was_seen(many: Path, drawn: Path) -> None:
+    found = open_at(many, drawn)
     assert set(found.splits) == set(splits.SPLITS)
     parts, first = {}, 0
     for split, length in found.splits.items():
@@ -241,7 +247,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".json"}
 
 
-def test_prepared_splits_are_read_by_name(many: Path, tmp_path: Path) -> None:
+def test_prepared_splits_are_read_by_name(many: Path, drawn: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorflow_datasets")
     whole, packed = tmp_path / "whole", tmp_path / "packed"
     tarball = pack(many, tmp_path / "package.tgz")
@@ -249,7 +255,7 @@ def test_prepared_splits_are_read_by_name(many: Path, tmp_path: Path) -> None:
         prepare.main([f"--from=iconify:{path}", f"--to={folder}", "--workers=1",
                       f"--records_per_shard={records}"])  # fmt: skip
     assert contents(whole) == contents(packed)
-    before = open_at(many, tmp_path / "drawn")
+    before = open_at(many, drawn)
     first = 0
     for split, length in before.splits.items():
         after = open_source(f"tfds:{whole}:{split}")
@@ -279,6 +285,23 @@ def test_what_was_drawn_is_not_drawn_again(
     open_at(many, tmp_path, processes=2)  # With nothing to do for them.
     assert after.fingerprint == before.fingerprint
     assert all(after[i] == before[i] for i in range(len(before)))
+
+
+def test_what_was_drawn_outlives_ctrl_c(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorflow_datasets")
+    command = [f"--from=iconify:{many}", f"--to={tmp_path / 'out'}", "--workers=1"]
+
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="same command goes on"):
+        patch.setattr(source, "choose", stop)
+        prepare.main(command)
+    monkeypatch.setattr(drawings, "draw_one", stop)  # Nothing is drawn again.
+    prepare.main(command)
+    assert len(open_source(f"tfds:{tmp_path / 'out'}")) > 0
 
 
 def test_a_cut_tarball_ends_in_one_line(many: Path, tmp_path: Path) -> None:

@@ -201,6 +201,12 @@ def test_what_is_refused(tmp_path: Path) -> None:
         recipes.open_pairs("open_clipart", "cc")
     with pytest.raises(ValueError, match=r"write official:FILE\?images=FOLDER, and a recipe"):
         recipes.open_pairs("official:x.tsv", "wit")
+    with pytest.raises(ValueError, match="icons: only tar shards have metadata to make captions"):
+        recipes.open_pairs("icons", "wit")
+    with pytest.raises(
+        ValueError, match="icons need a folder to be drawn into, and have no recipe"
+    ):
+        recipes.open_pairs("iconify:x.tgz", "wit", cache_dir=tmp_path)
     with pytest.raises(ValueError, match="only tar shards have metadata to make captions of"):
         recipes.open_pairs("folder:x", "wit")
     with pytest.raises(FileNotFoundError, match=r"there is no .*x\.tsv"):
