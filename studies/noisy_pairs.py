@@ -8,6 +8,7 @@ interrupted. The same command gives the same lines.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import multiprocessing
@@ -16,12 +17,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from otter_jax.terminal import progress
 from studies import collection as collections
-from studies import methods, runs
-from studies.methods import METHODS, SETTINGS
+from studies import judges, methods, runs
+from studies.methods import METHODS, RIVALS, SETTINGS
 
 TEST_SEEDS = 10
 TRIAL_SEED = 1000  # Of all trials: no seed of a test.
@@ -53,24 +55,28 @@ class Job(NamedTuple):
         return chosen | methods.CHANGES.get(self.change, {})
 
 
-_loaded: list[runs.Pairs] = []  # One, in each worker.
+_loaded: list[tuple[runs.Pairs, Path]] = []  # One, in each worker.
 
 
 def start_worker(workdir: Path) -> None:
     """Read the features, which were computed before."""
-    _loaded[:] = [runs.Pairs(collections.load(workdir))]
+    _loaded[:] = [(runs.Pairs(collections.load(workdir)), workdir)]
 
 
 def run(job: Job) -> tuple[Job, list[Record], dict[str, np.ndarray]]:
     """Train a job's runs; return their records, and by split the ranks of queries [seeds, q]."""
-    (pairs,) = _loaded
-    method, setting = METHODS[job.method], SETTINGS[job.setting]
+    ((pairs, workdir),) = _loaded
+    method, setting = (METHODS | RIVALS)[job.method], SETTINGS[job.setting]
     trainer = runs.Trainer(method, setting, job.hyperparameters())
     records: list[Record] = []
     ranks_of: dict[str, list[np.ndarray]] = {}
     for number, seed in job.seeds():
         split = pairs.splits[number]
-        data = pairs.data(setting, number, seed, uses_trust=trainer.options.uses_trust)
+        estimates = trainer.options.uses_trust and method.judge is None
+        data = pairs.data(setting, number, seed, uses_trust=estimates)
+        if method.judge is not None:
+            case = judges.Case(pairs, data, seed, workdir / "judged")
+            data = case.judged_by(method.judge)
         variables = trainer.train(data, seed)
         queries = (split.test, split.test_images)
         if job.kind == "trial":
@@ -104,20 +110,26 @@ def read_records(path: Path) -> list[Record]:
 
 def unfinished(jobs: Iterable[Job], records: Iterable[Record]) -> list[Job]:
     """Return the jobs without records."""
-    done = {Job(*(record[name] for name in Job._fields)) for record in records}
-    return [job for job in jobs if job not in done]
+    jobs = list(jobs)
+    fields = jobs[0]._fields if jobs else ()
+    done = {tuple(record.get(name) for name in fields) for record in records}
+    return [job for job in jobs if tuple(job) not in done]
 
 
 def run_jobs(jobs: list[Job], workdir: Path, workers: int) -> None:
     """Run jobs in worker processes, and write the records in the jobs' order."""
     if not jobs:
         return
+    if workers == 1 and not _loaded:
+        start_worker(workdir)
     context = multiprocessing.get_context("spawn")
-    with (
-        context.Pool(workers, start_worker, (workdir,)) as pool,
-        (workdir / "records.jsonl").open("a") as file,
-    ):
-        for job, records, ranks in progress(pool.imap(run, jobs), len(jobs), jobs[0].kind):
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context((workdir / "records.jsonl").open("a"))
+        finished = map(run, jobs)  # A single worker is this process.
+        if workers > 1:
+            pool = stack.enter_context(context.Pool(workers, start_worker, (workdir,)))
+            finished = pool.imap(run, jobs)
+        for job, records, ranks in progress(finished, len(jobs), jobs[0].kind):
             if job.kind == "test":
                 save_ranks(workdir, job, ranks)
             file.write("".join(json.dumps(record) + "\n" for record in records))
@@ -136,6 +148,20 @@ def ranks_file(workdir: Path, setting: str, method: str) -> Path:
     return workdir / "ranks" / f"{setting}, {method}.npz"
 
 
+def use_one_core(workdir: Path) -> None:
+    """Have this process and its workers use one core each, and share what is compiled.
+
+    Settings that differ in their captions alone have the same programs.
+    """
+    one_core = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {one_core}"
+    folder, least = str(workdir / "compiled"), 0
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = str(least)
+    jax.config.update("jax_compilation_cache_dir", folder)  # Which has read the variables.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+
+
 def main() -> None:
     """Tune every method, then test it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -147,11 +173,7 @@ def main() -> None:
     cells = list(itertools.product(SETTINGS, METHODS))
     trials = [Job("trial", *cell, trial) for cell in cells for trial in range(methods.NUM_TRIALS)]
     path = workdir / "records.jsonl"
-    one_core = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {one_core}"  # Of the workers.
-    # Settings that differ in their captions alone share what is compiled.
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(workdir / "compiled")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    use_one_core(workdir)
     run_jobs(unfinished(trials, read_records(path)), workdir, arguments.workers)
     records = read_records(path)
     tests = [Job("test", *cell, best_trial(records, *cell)) for cell in cells]

@@ -88,6 +88,7 @@ class Pairs:
         self.splits = [make_split(collection, number) for number in range(NUM_SPLITS)]
         trains = [split.train[:NUM_PAIRS] for split in self.splits]
         self.images = [principal_components(collection, train) for train in trains]
+        self.judged: dict[tuple, Data] = {}  # See judges.py.
         self._trust: dict[bytes, np.ndarray] = {}
 
     def data(self, setting: Setting, number: int, seed: int, *, uses_trust: bool) -> Data:
@@ -172,6 +173,15 @@ class Trainer:
         _, variables = self.make_model(seed)
         return self._train(variables, pairs, order[:needed].reshape(self.shape))
 
+    def project(self, variables: Variables, features: np.ndarray) -> np.ndarray:
+        """Return the trained head's unit embeddings of images, float32 [n, 384]."""
+        return np.asarray(_project(self.model, variables, features))
+
+    def scale(self, variables: Variables) -> float:
+        """Return the learnt factor of the similarities."""
+        bounds = self.options.scale_bounds
+        return float(objectives.scale_from_log(variables.params["log_scale"], *bounds))
+
     def ranks(
         self,
         variables: Variables,
@@ -181,11 +191,9 @@ class Trainer:
         images: np.ndarray,
     ) -> Ranks:
         """Rank some pairs among each other, and images of the other style among all its classes."""
-        project = functools.partial(_project, self.model, variables)
         captions, classes = map(_unit, (collection.text[pairs], collection.class_text))
-        found, other = map(
-            np.asarray, (project(data.image[pairs]), project(data.class_image[images]))
-        )
+        found = self.project(variables, data.image[pairs])
+        other = self.project(variables, data.class_image[images])
         own = np.arange(len(pairs))[:, None]
         queries = (
             (found, captions, own),

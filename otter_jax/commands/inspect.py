@@ -64,6 +64,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="estimate which captions are wrong, by the towers of --model or the quickstart's",
     )
     parser.add_argument(
+        "--rounds",
+        type=int,
+        default=0,
+        metavar="N",
+        help="estimate trust again N times, by what other pairs teach; 2 are enough; default: 0",
+    )
+    parser.add_argument(
         "--keep_above",
         type=float,
         metavar="TRUST",
@@ -97,7 +104,7 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
     numbers = statistics.choose(len(source), options.limit, options.seed)
     towers = None
     if options.trust:
-        _refuse_too_few(numbers)
+        _refuse_too_few(numbers, options.rounds)
         towers = encoder or _quickstart_encoder()
     if options.out is not None:
         make_folder("--out", options.out)
@@ -150,6 +157,8 @@ def _refuse_bad_options(options: argparse.Namespace) -> None:
         raise ValueError(f"--keep_above={options.keep_above} goes with --trust and --out=FOLDER")
     if not 0 <= options.keep_above <= 1:
         raise ValueError(f"--keep_above={options.keep_above}; it must lie in [0, 1]")
+    if options.rounds < 0 or (options.rounds and not options.trust):
+        raise ValueError(f"--rounds={options.rounds} goes with --trust, and must not be negative")
     if options.seed < 0:
         raise ValueError(f"--seed={options.seed}; it must not be negative")
 
@@ -318,25 +327,28 @@ def _quickstart_encoder() -> Any:
     return make_encoder(config, model, sharding.put_state(mesh, variables), mesh)
 
 
-def _refuse_too_few(numbers: Sequence[int]) -> None:
+def _refuse_too_few(numbers: Sequence[int], rounds: int) -> None:
     """Refuse to estimate trust of a few pairs (ValueError)."""
-    from otter_jax.embedding import trust  # With JAX, which a look at the data alone does without.
+    # With JAX, which a look at the data alone does without.
+    from otter_jax.embedding import trust, trust_rounds
 
-    trust.refuse_too_few(len(numbers), trust.NEIGHBORS)
+    trust_rounds.refuse_too_few(len(numbers), trust.NEIGHBORS, rounds, trust_rounds.FOLDS)
 
 
 def _estimate_trust(
     encoder: Any, source: Source, numbers: Sequence[int], options: argparse.Namespace
 ) -> tuple[dict[str, Any], Any]:
     """Return `trust.Trust` of some pairs, behind the columns that say which."""
-    from otter_jax.embedding import trust
+    from otter_jax.embedding import trust_rounds
     from otter_jax.embedding.pair_features import embed_pairs
 
-    _refuse_too_few(numbers)  # Of those that can be read.
+    _refuse_too_few(numbers, options.rounds)  # Of those that can be read.
     with tempfile.TemporaryDirectory(dir=options.out) as folder:
         store = _features_of(options.model, encoder)
         pairs = embed_pairs(source, encoder, Path(folder), numbers, store)
-        found = trust.estimate(pairs.image, pairs.text, seed=options.seed)
+        found = trust_rounds.estimate(
+            pairs.image, pairs.text, rounds=options.rounds, seed=options.seed
+        )
     return {"record": pairs.numbers, "key": pairs.keys}, found
 
 

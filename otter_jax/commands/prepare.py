@@ -5,7 +5,8 @@ random, at once and without an index. Images are stored byte for byte. Shards ar
 processes, or with --beam by a pipeline of Apache Beam. The same command goes on after an
 interruption: shards that are finished, and whole by their checksums, are kept, and the files are in
 the end those of a conversion that was never interrupted. manifest.json says what was converted, how
-much of it, what was left out and why, and has the sha256 of every shard.
+much of it, what was left out and why, and has the sha256 of every shard. A source that comes in
+splits, as iconify:PACKAGE does, keeps them: `tfds:DIR:SPLIT`.
 """
 
 import argparse

@@ -599,9 +599,9 @@ def load(path: str | Path, *, step: int | None = None) -> Encoder:
     Neither needs the pretrained weights that training began with. Where the latest checkpoint is
     damaged, that is said, and the one before is used. A checkpoint with two towers and its
     tokenizer beside it, by its path or its name in the Hugging Face Hub, is a model too: CLIP,
-    SigLIP and whatever else `otter_jax.models.from_pretrained` reads. "quickstart", where there is
-    no such folder, is a finished quickstart that comes with the package; its towers are those of
-    the extra [quickstart].
+    SigLIP and whatever else `otter_jax.models.from_pretrained` reads. "quickstart" and
+    "otter_rn50_small" are finished runs of these presets, which come with the package; what is
+    frozen of their towers is that of the extra [quickstart].
 
     Args:
         path: of the workdir, folder or checkpoint; or a name in the Hub; or "quickstart".

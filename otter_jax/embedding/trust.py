@@ -332,11 +332,11 @@ def find_neighborhoods(
     image_features: np.ndarray,
     text_features: np.ndarray,
     *,
-    neighbors: int,
-    best_share: float,
-    reference: int,
-    seed: int,
-    mesh: Mesh | None,
+    neighbors: int = NEIGHBORS,
+    best_share: float = 1 / 3,
+    reference: int = 100_000,
+    seed: int = 0,
+    mesh: Mesh | None = None,
 ) -> Neighborhoods:
     """Find who votes on each pair; arguments and errors as of `estimate`."""
     _check(image_features, text_features, neighbors, best_share, reference)

@@ -214,6 +214,8 @@ class SoftTargets(InfoNCE):
         self.require(
             "alpha", within or self.alpha == ESTIMATED, f"lie in [0, 1], or be {ESTIMATED!r}"
         )
+        words = "not be 0 where image_weight and text_weight are"
+        self.require("cross_weight", self.bound > 0.0, words)
 
     @property
     def bound(self) -> float:

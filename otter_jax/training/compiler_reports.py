@@ -81,16 +81,23 @@ class Program:
 
     def run(self) -> Iterator[tuple[Instruction, int]]:
         """Yield the instructions as they run, each with how often; fusions are one."""
-        yield from self._run(self._entry, 1)
+        for each, times, _ in self._run(self._entry, 1, 1):
+            yield each, times
 
-    def _run(self, computation: str, times: int) -> Iterator[tuple[Instruction, int]]:
+    def _run(
+        self, computation: str, times: int, rounds: int
+    ) -> Iterator[tuple[Instruction, int, int]]:
+        """Yield them with how often they run in all, and in the innermost loop around them."""
         for each in self._computations.get(computation, []):
-            if each.operation in ("while", "call", "conditional", "async-start"):
-                rounds = self._rounds(each) if each.operation == "while" else 1
+            if each.operation == "while":
+                inside = self._rounds(each)
                 for called in each.called:
-                    yield from self._run(called, times * rounds)
+                    yield from self._run(called, times * inside, inside)
+            elif each.operation in ("call", "conditional", "async-start"):
+                for called in each.called:
+                    yield from self._run(called, times, rounds)
             else:
-                yield each, times
+                yield each, times, rounds
 
     def _rounds(self, loop: Instruction) -> int:
         """Return how often a loop runs, as its annotation or else its condition says; 1 if none."""
@@ -136,15 +143,17 @@ class Program:
     def traffic(self) -> int:
         """Return the bytes between a device and its memory: operands and results at each border.
 
-        An upper bound: an array of which a part is read counts whole. What is said to lie on the
-        chip does not count.
+        An upper bound: an array of which a part is read counts whole, but that a round of a loop
+        is taken to need one row of what has as many rows as the loop has rounds, such as the
+        weights of equal layers side by side. What is said to lie on the chip does not count.
         """
         total = 0
-        for each, times in self.run():
+        for each, times, rounds in self._run(self._entry, 1, 1):
             if each.operation in FREE or each.operation.endswith("-done"):
                 continue
             arrays = [each.result, *(self._results.get(name, "") for name in each.operands)]
-            total += times * sum(sum(shape_sizes(text, off_chip=True)) for text in arrays)
+            moved = sum(sum(shape_sizes(text, off_chip=True, rows=rounds)) for text in arrays)
+            total += times * moved
         return total
 
     def cycles(self) -> int:
@@ -156,13 +165,22 @@ class Program:
         return sum(int(match[1]) * times for match, times in found if match)
 
 
-def shape_sizes(text: str, *, off_chip: bool = False) -> list[int]:
-    """Return the bytes of all arrays that a text names, such as `(f32[8,2]{1,0}, pred[])`."""
-    return [
-        BYTES[dtype] * math.prod(map(int, filter(None, shape.split(","))))
-        for dtype, shape, layout in SHAPE.findall(text)
-        if dtype in BYTES and not (off_chip and ON_CHIP in layout)
-    ]
+def shape_sizes(text: str, *, off_chip: bool = False, rows: int = 1) -> list[int]:
+    """Return the bytes of all arrays that a text names, such as `(f32[8,2]{1,0}, pred[])`.
+
+    Args:
+        text: of a result or of operands.
+        off_chip: leave out what lies on the chip.
+        rows: of an array with so many rows, take one.
+    """
+    sizes = []
+    for dtype, shape, layout in SHAPE.findall(text):
+        if dtype not in BYTES or (off_chip and ON_CHIP in layout):
+            continue
+        axes = list(map(int, filter(None, shape.split(","))))
+        size = BYTES[dtype] * math.prod(axes)
+        sizes.append(size // rows if axes[:1] == [rows] else size)
+    return sizes
 
 
 def memory(report: str) -> int:

@@ -22,7 +22,7 @@ from otter_jax.data.records import (
     refuse_too_many_bad,
 )
 from otter_jax.data.sources import Source, count_by_source, left_out, skipped_files
-from otter_jax.embedding import trust
+from otter_jax.embedding import caption_repair, trust, trust_rounds
 from otter_jax.embedding.features import MEMORY_LIMIT, fingerprint, in_parts
 from otter_jax.embedding.image_collections import compute_features, from_source, named_records
 from otter_jax.embedding.pair_features import PairFeatures, embed_pairs
@@ -102,8 +102,9 @@ def known_text_features(parts: Parts, source: Source, views: Views) -> np.ndarra
     """
     config, encoder = parts.config, parts.encoder
     frozen = config.data.cache_features and config.model.text.frozen
-    size = len(source) * encoder.text_width * np.float32().nbytes
-    if not frozen or views.second_text or views.masked_text or size > MEMORY_LIMIT:
+    if not frozen or views.second_text or views.masked_text:
+        return None
+    if len(source) * encoder.text_width * np.float32().nbytes > MEMORY_LIMIT:
         return None
     captions = []
     for _, record in read_in_order(source, range(len(source))):
@@ -238,7 +239,32 @@ def add_trust(parts: Parts, data: TrainingData) -> None:
     # Of a record that could not be read then, no more is known than of all together.
     values = np.full(len(data.source), 1.0 - found.share_wrong, np.float32)
     values[records] = found.alpha
+    if parts.config.trust.captions:
+        values[data.records] = repair_captions(parts, data, values[data.records])
     data.load = batches.with_values(data.load, "trust", values)
+
+
+def repair_captions(parts: Parts, data: TrainingData, alpha: np.ndarray) -> np.ndarray:
+    """Have batches carry repaired captions, and return how far these are trusted, [n].
+
+    Args:
+        parts: of the run.
+        data: whose features of n pairs are in memory; changed.
+        alpha: [n], the trust of these pairs.
+    """
+    config = parts.config
+    repaired = caption_repair.repair(
+        data.fixed["image_features"],
+        data.fixed["text_features"],
+        alpha,
+        captions=config.trust.captions,
+        reference=config.trust.reference,
+        seed=config.seed,
+        mesh=parts.mesh,
+    )
+    data.fixed = data.fixed | {"text_features": repaired.text}
+    data.load = batches.array_loader(data.fixed)
+    return repaired.trust
 
 
 def estimate_trust(
@@ -262,8 +288,9 @@ def estimate_trust(
         embedded = map(encoder.token_features, rows)
         said = progress(embedded, len(data.records), "captions of pairs", count=len)
         pairs = PairFeatures(fixed["image_features"], np.concatenate(list(said)), data.records)
-    found = trust.estimate(
-        pairs.image, pairs.text, **config.trust, seed=config.seed, mesh=parts.mesh
+    options = {name: value for name, value in config.trust.items() if name != "captions"}
+    found = trust_rounds.estimate(
+        pairs.image, pairs.text, **options, seed=config.seed, mesh=parts.mesh
     )
     return found, pairs.numbers
 
@@ -273,7 +300,10 @@ def trust_key(parts: Parts, source: Source) -> str:
     config, variables = parts.config, parts.encoder.variables
     towers = [group.get(kind) for group in variables for kind in ("image", "text")]
     transform = [config.data[name] for name in ("image_size", "fit", "max_tokens")]
-    numbers = [trust.TRUST_FORMAT, *config.trust.values(), config.seed]
+    asked = config.trust
+    numbers = [trust.TRUST_FORMAT, asked.neighbors, asked.reference, config.seed]
+    if asked.rounds:  # Else what an earlier version has found stays good.
+        numbers += [asked.rounds, asked.folds]
     return fingerprint(source.fingerprint, towers, transform, config.model.dtype, numbers)
 
 

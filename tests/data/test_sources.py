@@ -63,7 +63,9 @@ def test_a_bare_path_is_answered_with_its_spec(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spec", ["", "cc3m", "webdataset:", "webdataset", "hdf5:a", "csv:"])
 def test_unknown_specs_are_told_the_valid_forms(spec: str) -> None:
-    with pytest.raises(ValueError, match=r"unknown data source .*open_clipart, webdataset:PATH"):
+    with pytest.raises(
+        ValueError, match=r"unknown data source .*open_clipart, icons, webdataset:PATH"
+    ):
         open_source(spec)
 
 
@@ -140,7 +142,8 @@ def test_index_of_large_shards_is_kept_beside_them(
 
 
 def test_forms_in_messages_are_those_that_open() -> None:
-    kinds = {re.split(r"[:\s]", form)[0] for form in sources.SPEC_FORMS} - {"open_clipart"}
+    kinds = {re.split(r"[:\s]", form)[0] for form in sources.SPEC_FORMS}
+    kinds -= {"open_clipart", "icons"}  # Which come with the package.
     assert kinds == set(sources._OPENERS)
 
 

@@ -24,6 +24,11 @@ from otter_jax.objectives.contrastive import Term
         ("otter", {"epsilon": math.inf}, r"objective\.epsilon=inf: it must be a finite number"),
         ("otter", {"epsilon": 2.0}, r"epsilon=2\.0: it must be at most 1\.9 with remove_diagonal"),
         ("otter", {"image_weight": math.nan}, r"objective\.image_weight=nan"),
+        (
+            "kd",
+            {"cross_weight": 0.0},
+            r"cross_weight=0\.0: it must not be 0 where image_weight and",
+        ),
         ("otter", {"iterations": 2.5}, r"iterations=2\.5: .* a whole number"),
         ("otter", {"initial_bias": -10.0}, r"initial_bias=-10\.0: otter has no .*; sigmoid has"),
         (

@@ -75,6 +75,17 @@ def test_similarity_is_the_sum_of_three_products() -> None:
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_without_image_text_similarity_images_speak_of_images_alone() -> None:
+    image, text = teacher(8, seed=4)
+    weights = {"image_weight": 0.5, "text_weight": 0.25, "cross_weight": 0.0}
+    found = targets.teacher_similarity(image, text, **weights, remove_diagonal=False)
+    wanted = 0.5 * np.asarray(image) @ image.T + 0.25 * np.asarray(text) @ text.T
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    weights = {"image_weight": 0.0, "text_weight": 0.0, "cross_weight": 0.5}
+    found = targets.teacher_similarity(image, text, **weights, remove_diagonal=False)
+    np.testing.assert_allclose(found, 0.5 * np.asarray(image) @ text.T, rtol=1e-5, atol=1e-5)
+
+
 def test_removed_pairs_get_no_mass_on_any_row() -> None:
     for target in soft_targets("otter", teacher(12, seed=5)):
         np.testing.assert_array_equal(np.diagonal(target), 0.0)

@@ -24,7 +24,7 @@ METHODS = {
     "sigmoid": {},
     "otter": {},
     "otter in the log domain": {"epsilon": 0.03},
-    "otter with given pairs": {"remove_diagonal": False, "image_weight": 0.3},
+    "otter with given pairs": {"remove_diagonal": False, "image_weight": 0.3, "cross_weight": 0.5},
     "otter mixed": {"mixed_target": True, "alpha": 0.3},
     "otter stopped": {"stop_gradient_keys": True},
     "otter estimated": {"alpha": "estimated", "pair_weight": "estimated"},

@@ -1,5 +1,7 @@
 """Runs and jobs of the study, on few random pairs."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from test_collection import random_collection
@@ -9,8 +11,12 @@ from studies.methods import METHODS, SETTINGS
 
 
 @pytest.fixture
-def pairs(monkeypatch: pytest.MonkeyPatch) -> runs.Pairs:
-    """Return images that are a linear function of their captions, and noise."""
+def pairs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> runs.Pairs:
+    return load_random_pairs(monkeypatch, tmp_path)
+
+
+def load_random_pairs(monkeypatch: pytest.MonkeyPatch, workdir: Path) -> runs.Pairs:
+    """Return images that are a linear function of their captions, and noise, as this worker's."""
     monkeypatch.setattr(runs, "NUM_PAIRS", 220)
     monkeypatch.setattr(runs, "COMPONENTS", 32)
     monkeypatch.setitem(SETTINGS, "as given", methods.Setting(batch_size=24))
@@ -18,7 +24,7 @@ def pairs(monkeypatch: pytest.MonkeyPatch) -> runs.Pairs:
     mixing = np.random.default_rng(1).normal(size=(384, 40)) / 10
     image = collection.text @ mixing + 0.1 * collection.image
     pairs = runs.Pairs(collection._replace(image=image.astype(np.float32)))
-    monkeypatch.setattr(noisy_pairs, "_loaded", [pairs])
+    monkeypatch.setattr(noisy_pairs, "_loaded", [(pairs, workdir)])
     return pairs
 
 

@@ -79,6 +79,17 @@ def test_what_runs_in_a_loop_counts_as_often_as_it_runs() -> None:
         assert [each for each in found if each.times > 1] == [Collective("all-reduce", 4 * 16, 5)]
 
 
+def test_a_loop_reads_the_weights_of_its_layers_once() -> None:
+    x, weights = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 64), (24, 64, 64)))
+
+    def through_layers(x: jax.Array, weights: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda x, weight: (x @ weight, None), x, weights)[0]
+
+    program = Program(jax.jit(through_layers).lower(x, weights).compile().as_text())
+    # Taken out of the array, and multiplied with; XLA:CPU writes down what it takes out.
+    assert 1 <= program.traffic() / (4 * 24 * 64 * 64) < 4
+
+
 def test_arrays_on_the_chip_are_no_traffic() -> None:
     text = """
 ENTRY %main (x: f32[8,128]) -> f32[8,128] {

@@ -49,6 +49,7 @@ def write_tfds(folder: Path) -> None:
     ("spec", "pairs", "weights"),
     [
         ("open_clipart", 4751, ()),
+        ("icons", 30_059, ()),
         ("webdataset:{}/pairs.tar", 24, ()),
         ("csv:{}/pairs.csv", 24, ()),
         ("csv:{}/pairs.tsv", 24, ()),

@@ -10,7 +10,7 @@ from conftest import write_shard
 from ml_collections import ConfigDict
 
 from otter_jax import train
-from otter_jax.embedding import trust
+from otter_jax.embedding import caption_repair, trust, trust_rounds
 from otter_jax.training import loop, parts
 
 CACHED = {"data.augmentation": "none", "model.image.frozen": True}
@@ -66,7 +66,7 @@ def test_estimated_once_and_resumed_bit_for_bit(
         change_weights(context)
         train.train(config, tmp_path / "run")
     with monkeypatch.context() as context:
-        context.delattr(trust, "estimate")
+        context.delattr(trust_rounds, "estimate")
         train.train(config, tmp_path / "run")
     for name in ("metrics.jsonl", "results.json"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -126,3 +126,57 @@ def test_too_few_pairs_are_refused_before_anything_is_written(
     for key, value in (("reference", 30), ("neighbors", 0)):
         with pytest.raises(ValueError, match=f"config.trust.{key}={value}"):
             train.train(tiny_config(**{f"trust.{key}": value}), tmp_path / "run")
+
+
+def test_distrusted_pairs_are_trained_on_captions_of_their_neighbours(
+    tiny_config: Callable[..., ConfigDict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alpha = np.tile(np.float32([1, 1, 0]), 16)
+    seen, asked = [], {}
+
+    def estimate(image: np.ndarray, text: np.ndarray, **options: object) -> trust.Trust:
+        asked.update(options, texts=np.array(text))
+        return trust.Trust(alpha, 1 / 3, alpha, alpha)
+
+    def note(run: loop.Training, number: int, state: object, batch: dict) -> object:
+        records = [each["index"] for each in loop.batch_records(run, number)]
+        seen.append((records, np.asarray(batch["trust"]), np.asarray(batch["text_features"])))
+        return take_step(run, number, state, batch)
+
+    take_step = loop.take_step
+    monkeypatch.setattr(loop, "take_step", note)
+    monkeypatch.setattr(trust_rounds, "estimate", estimate)
+    config = tiny_config(
+        **CACHED,
+        **{"model.text.frozen": True, "objective.pair_weight": "estimated"},
+        **{"trust.rounds": 2, "trust.folds": 4, "trust.captions": 3},
+    )
+    train.train(config, tmp_path / "run")
+    assert (asked["rounds"], asked["folds"], "captions" in asked) == (2, 4, False)
+    for records, carried, texts in seen:
+        right = alpha[records] == 1
+        np.testing.assert_allclose(carried, np.where(right, 1, caption_repair.REPAIRED_WEIGHT))
+        before = asked["texts"][records]
+        np.testing.assert_allclose(texts[right], before[right], rtol=1e-5, atol=1e-6)
+        assert (np.abs(texts[~right] - before[~right]).max(axis=1) > 1e-3).all()
+
+
+def test_repair_needs_trust_and_features_that_are_computed_once(
+    tiny_config: Callable[..., ConfigDict], tmp_path: Path
+) -> None:
+    frozen = CACHED | {"model.text.frozen": True, "trust.captions": 5}
+    weighted = {"objective.pair_weight": "estimated"}
+    for changes, message in (
+        (frozen, r"trust\.captions=5: set config\.objective\.pair_weight='estimated' too"),
+        (
+            frozen | weighted | {"model.text.frozen": False},
+            r"set model\.image\.frozen, model\.text",
+        ),
+        (frozen | weighted | {"data.flip": True}, r"trust\.captions=5 mixes the features"),
+        (frozen | weighted | {"trust.captions": -1}, r"trust\.captions=-1: it must not be neg"),
+        (weighted | {"trust.rounds": 1, "trust.folds": 9}, "9 folds needs at least 54 .* found 48"),
+        (weighted | {"trust.folds": 1}, r"trust\.folds=1: there must be at least 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train.train(tiny_config(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,143 @@
+"""What each method of the second study trains on: which pairs, how far trusted, which captions.
+
+A judge sees the training pairs of a run with their wrong captions. Only the oracle knows which are
+wrong, and LEMoN, which does not say how many to drop, how many are.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from scipy.special import logsumexp
+
+from otter_jax.embedding import caption_repair, trust, trust_rounds
+from otter_jax.embedding.trust import Trust, unit_rows
+from studies import methods, rivals, runs
+from studies.methods import BASELINE, METHODS, Setting
+
+WARM_UP_EPOCHS = 2  # After which pairs with small losses are taken for right.
+ROUNDS = 2
+MOST_KEPT = 6  # Judgements in memory: trials come back to those of the splits.
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """The training pairs of one run.
+
+    Attributes:
+        pairs: the collection, its splits and components.
+        data: of a split, with the captions of the setting.
+        seed: of the run, and of what a judge draws.
+        folder: where estimates are kept.
+    """
+
+    pairs: runs.Pairs
+    data: runs.Data
+    seed: int
+    folder: Path
+
+    @property
+    def image(self) -> np.ndarray:
+        """Features of the images, float32 [n, 1280], as the tower gives them."""
+        return self.pairs.collection.image[self.data.train]
+
+    @property
+    def wrong(self) -> np.ndarray:
+        """Which captions are another image's, bool [n]."""
+        return self.data.caption_of != self.data.train
+
+    def judged_by(self, name: str) -> runs.Data:
+        """Return what the judge `name`, a key of `JUDGES`, says; that of the last cases is kept."""
+        kept = self.pairs.judged
+        key = (name, self.seed, self.data.train.tobytes(), self.data.caption_of.tobytes())
+        if key not in kept:
+            while len(kept) >= MOST_KEPT:
+                del kept[next(iter(kept))]
+            kept[key] = JUDGES[name](self)
+        return kept[key]
+
+    def estimate(self, rounds: int) -> Trust:
+        """Return the pairs' estimated trust, from the folder if it is there."""
+        said = repr((rounds, self.seed)).encode()
+        key = hashlib.sha256(self.data.train.tobytes() + self.data.caption_of.tobytes() + said)
+        path = self.folder / f"{key.hexdigest()[:32]}.npz"
+        if not path.is_file():
+            found = trust_rounds.estimate(
+                self.image, self.data.text, rounds=rounds, seed=self.seed % 256
+            )
+            self.folder.mkdir(exist_ok=True)
+            trust.write(path, key.hexdigest(), found, self.data.train)
+        return trust.read(path, key.hexdigest())[0]
+
+
+def keep_right(case: Case) -> runs.Data:
+    """Train on the right pairs alone: what can be reached."""
+    return case.data._replace(pool=np.flatnonzero(~case.wrong))
+
+
+def drop_estimated(case: Case) -> runs.Data:
+    """Drop as many as are estimated to be wrong, those with the least statistic."""
+    found = case.estimate(0)
+    return _drop(case, -found.statistic, found.share_wrong)
+
+
+def drop_by_lemon(case: Case) -> runs.Data:
+    """Drop as many as are wrong, those with the greatest LEMoN score.
+
+    The score needs distances between image and caption, of towers that know each other; these do
+    not, so that it is given those of maps that all pairs have taught alike, cross-fitted as in
+    `trust_rounds`.
+    """
+    image, text = case.image, case.data.text
+    found = trust.find_neighborhoods(image, text, seed=case.seed % 256)
+    fold = trust_rounds.assign_folds(found.keys, trust_rounds.FOLDS)
+    maps = trust_rounds.fit_maps(found.sides, fold, np.ones(len(fold)))
+    own = np.arange(len(fold))
+    cosines = trust_rounds.predicted_agreement(found.sides, maps, fold, own, own).mean(axis=1)
+    return _drop(case, rivals.lemon_score(image, text, 1.0 - cosines), case.wrong.mean())
+
+
+def _drop(case: Case, score: np.ndarray, share: float) -> runs.Data:
+    kept = np.argsort(score, kind="stable")[: round((1.0 - share) * len(score))]
+    return case.data._replace(pool=np.sort(kept))
+
+
+def trust_small_losses(case: Case) -> runs.Data:
+    """Trust pairs whose loss is small after a short training on all of them."""
+    trainer = _warm_up_trainer()
+    variables = trainer.train(case.data, case.seed)
+    image = trainer.project(variables, case.data.image[case.data.train])
+    logits = float(trainer.scale(variables)) * image @ unit_rows(case.data.text).T
+    own = np.diagonal(logits)
+    losses = logsumexp(logits, axis=1) + logsumexp(logits, axis=0) - 2 * own
+    return case.data._replace(trust=rivals.clean_probability(losses).astype(np.float32))
+
+
+def trust_rounds_of(case: Case) -> runs.Data:
+    """Trust as estimated in rounds."""
+    return case.data._replace(trust=case.estimate(ROUNDS).alpha)
+
+
+def repair(case: Case) -> runs.Data:
+    """Repair captions by the trust estimated in rounds."""
+    found = caption_repair.repair(case.image, case.data.text, case.estimate(ROUNDS).alpha)
+    return case.data._replace(text=found.text, trust=found.trust)
+
+
+@functools.cache
+def _warm_up_trainer() -> runs.Trainer:
+    hyperparameters = methods.hyperparameters(METHODS[BASELINE], 0) | {"epochs": WARM_UP_EPOCHS}
+    return runs.Trainer(METHODS[BASELINE], Setting(), hyperparameters)
+
+
+JUDGES: dict[str, Callable[[Case], runs.Data]] = {
+    "right": keep_right,
+    "dropped": drop_estimated,
+    "lemon": drop_by_lemon,
+    "small losses": trust_small_losses,
+    "rounds": trust_rounds_of,
+    "repair": repair,
+}
