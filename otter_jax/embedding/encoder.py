@@ -136,7 +136,7 @@ def find_tokenizer(config: ConfigDict) -> Path:
     return location if location.is_dir() else location.parent
 
 
-class Program:
+class JittedPart:
     """A jitted function of (variables, arrays...) that says so where it is compiled for long."""
 
     def __init__(self, run: Callable[..., jax.Array], name: str):
@@ -158,26 +158,26 @@ class Program:
 class Compiled(NamedTuple):
     """The jitted parts of an encoder; every process gets the whole of their results."""
 
-    image_features: Program
-    text_features: Program
-    project_image: Program
-    project_text: Program
-    embed_image: Program  # Tower and projection in one.
-    embed_text: Program
+    image_features: JittedPart
+    text_features: JittedPart
+    project_image: JittedPart
+    project_text: JittedPart
+    embed_image: JittedPart  # Tower and projection in one.
+    embed_text: JittedPart
 
 
 @functools.cache
 def compiled(model: FunctionalModel, mesh: Mesh) -> Compiled:
     """Jit, once for each model, functions of (variables, arrays...)."""
 
-    def jit(function: Callable[..., jax.Array], name: str) -> Program:
+    def jit(function: Callable[..., jax.Array], name: str) -> JittedPart:
         run = jax.jit(
             lambda variables, *arrays: function(
                 model.bind(sharding.whole_in_use(mesh, variables)), *arrays
             ),
             out_shardings=sharding.replicated(mesh),
         )
-        return Program(run, name)
+        return JittedPart(run, name)
 
     def project_image(module: dual_encoder.DualEncoder, features: jax.Array) -> jax.Array:
         return objectives.normalize(module.image_projection(features))
@@ -490,7 +490,7 @@ class Encoder:
 
     def _in_batches(
         self,
-        run: Program,
+        run: JittedPart,
         rows: Iterable[tuple[np.ndarray, ...]],
         smaller: Sequence[int] = (),
     ) -> Iterator[np.ndarray]:

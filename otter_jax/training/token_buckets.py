@@ -35,7 +35,7 @@ def in_buckets(stream: Iterator[Batch], lengths: Sequence[int], mesh: Mesh) -> I
     """
     if jax.process_count() == 1:
         for batch in stream:
-            yield shortened(batch, lengths, longest_text(batch))
+            yield cut(batch, lengths, longest_text(batch))
         return
     waiting: tuple[Batch, jax.Array] | None = None
     for batch in stream:
@@ -43,7 +43,7 @@ def in_buckets(stream: Iterator[Batch], lengths: Sequence[int], mesh: Mesh) -> I
         # so that no device waits for the answer.
         largest = _largest(mesh, longest_text(batch))
         if waiting is not None:
-            yield shortened(waiting[0], lengths, int(waiting[1]))
+            yield cut(waiting[0], lengths, int(waiting[1]))
         waiting = batch, largest
 
 
@@ -52,7 +52,7 @@ def longest_text(batch: Batch) -> int:
     return max((used_length(batch[name]) for name in MASKS if name in batch), default=0)
 
 
-def shortened(batch: Batch, lengths: Sequence[int], used: int) -> Batch:
+def cut(batch: Batch, lengths: Sequence[int], used: int) -> Batch:
     """Return a batch whose texts are cut to the first of the lengths that holds `used` tokens."""
     return {
         name: rows[:, : fitting_length(used, lengths, rows.shape[1])] if name in PADDED else rows

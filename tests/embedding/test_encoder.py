@@ -202,7 +202,7 @@ def test_a_compilation_that_lasts_is_said_once(
         time.sleep(0.2)
         return jnp.asarray(array)
 
-    program = encoder.Program(slow, "the image tower")
+    program = encoder.JittedPart(slow, "the image tower")
     for rows in (1, 1, 8):
         program({}, np.zeros((rows, 2)))
     said = "compiling the image tower, and its first batch"
