@@ -21,9 +21,9 @@ from otter_jax.embedding import trust_rounds
 image, text = (np.load(path, mmap_mode="r") for path in sys.argv[1:3])
 reference, rounds = map(int, sys.argv[3:])
 # What is loaded once is not counted.
-trust_rounds.estimate(image[:1000], text[:1000], reference=100, rounds=rounds)
+trust_rounds.estimate_in_rounds(image[:1000], text[:1000], reference=100, rounds=rounds)
 start, cpu = time.perf_counter(), time.process_time()
-trust_rounds.estimate(image, text, reference=reference, rounds=rounds)
+trust_rounds.estimate_in_rounds(image, text, reference=reference, rounds=rounds)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 print(time.perf_counter() - start, time.process_time() - cpu, peak)
 """

@@ -38,7 +38,7 @@ def measure(
         groups, setting.wrong, np.random.default_rng((6, seed))
     )
     texts = collection.text[order]
-    found = trust_rounds.estimate(collection.image, texts, rounds=rounds, seed=seed)
+    found = trust_rounds.estimate_in_rounds(collection.image, texts, rounds=rounds, seed=seed)
     area = area_under_curve(found.alpha, wrong) if wrong.any() else float("nan")
     return float(wrong.mean()), found.share_wrong, area
 
