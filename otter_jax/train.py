@@ -145,7 +145,9 @@ def open_pairs(
     order_of_records(config, source, np.arange(len(source)))  # Refuses too few pairs.
     if method.uses_trust:
         asked = config.trust
-        trust_rounds.refuse_too_few(len(source), asked.neighbors, asked.rounds, asked.folds)
+        trust_rounds.refuse_too_few_in_folds(
+            len(source), asked.neighbors, asked.rounds, asked.folds
+        )
     return source, split
 
 

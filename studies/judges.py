@@ -65,7 +65,7 @@ class Case:
         key = hashlib.sha256(self.data.train.tobytes() + self.data.caption_of.tobytes() + said)
         path = self.folder / f"{key.hexdigest()[:32]}.npz"
         if not path.is_file():
-            found = trust_rounds.estimate(
+            found = trust_rounds.estimate_in_rounds(
                 self.image, self.data.text, rounds=rounds, seed=self.seed % 256
             )
             self.folder.mkdir(exist_ok=True)

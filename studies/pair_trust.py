@@ -1,6 +1,6 @@
 """How well are wrong captions found? The embedded pairs, with captions shuffled in known places.
 
-    python -m studies.pair_trust --workdir=runs/noisy_pairs [--seeds=3]
+    python -m studies.pair_trust --workdir=runs/noisy_pairs [--seeds=3] [--rounds=2]
 
 prints the estimated share of wrong pairs, and how surely a wrong pair has less trust than a right
 one (AUC), by how the captions were shuffled. `--workdir` keeps the features.
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from otter_jax.embedding import trust
+from otter_jax.embedding import trust_rounds
 from studies import collection as collections
 from studies.methods import SETTINGS, Setting
 
@@ -30,14 +30,15 @@ def area_under_curve(alpha: np.ndarray, wrong: np.ndarray) -> float:
 
 
 def measure(
-    collection: collections.Collection, setting: Setting, seed: int
+    collection: collections.Collection, setting: Setting, seed: int, rounds: int = 0
 ) -> tuple[float, float, float]:
     """Return the share of wrong captions, its estimate, and the AUC (NaN if none is wrong)."""
     groups = collection.folder * setting.within_folder
     order, wrong = collections.shuffled_captions(
         groups, setting.wrong, np.random.default_rng((6, seed))
     )
-    found = trust.estimate(collection.image, collection.text[order], seed=seed)
+    texts = collection.text[order]
+    found = trust_rounds.estimate_in_rounds(collection.image, texts, rounds=rounds, seed=seed)
     area = area_under_curve(found.alpha, wrong) if wrong.any() else float("nan")
     return float(wrong.mean()), found.share_wrong, area
 
@@ -47,12 +48,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True, help="where the features are kept")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=0, help="how often to estimate again")
     arguments = parser.parse_args()
     collection = collections.load(arguments.workdir)
     lines = ["| captions | wrong | estimated | AUC |", "|---|---|---|---|"]
     settings = {n: s for n, s in SETTINGS.items() if s.wrong or n == "as given"}
     for name, setting in settings.items():
-        cells = [measure(collection, setting, seed) for seed in range(arguments.seeds)]
+        seeds, rounds = range(arguments.seeds), arguments.rounds
+        cells = [measure(collection, setting, seed, rounds) for seed in seeds]
         wrong, share, area = np.mean(cells, axis=0)
         lines.append(f"| {name} | {100 * wrong:.0f} % | {100 * share:.1f} % | {area:.3f} |")
     print("\n".join(lines))

@@ -332,7 +332,7 @@ def _refuse_too_few(numbers: Sequence[int], rounds: int) -> None:
     # With JAX, which a look at the data alone does without.
     from otter_jax.embedding import trust, trust_rounds
 
-    trust_rounds.refuse_too_few(len(numbers), trust.NEIGHBORS, rounds, trust_rounds.FOLDS)
+    trust_rounds.refuse_too_few_in_folds(len(numbers), trust.NEIGHBORS, rounds, trust_rounds.FOLDS)
 
 
 def _estimate_trust(
@@ -346,7 +346,7 @@ def _estimate_trust(
     with tempfile.TemporaryDirectory(dir=options.out) as folder:
         store = _features_of(options.model, encoder)
         pairs = embed_pairs(source, encoder, Path(folder), numbers, store)
-        found = trust_rounds.estimate(
+        found = trust_rounds.estimate_in_rounds(
             pairs.image, pairs.text, rounds=options.rounds, seed=options.seed
         )
     return {"record": pairs.numbers, "key": pairs.keys}, found

@@ -36,7 +36,7 @@ class Maps(NamedTuple):
     to_image: np.ndarray  # float32 [folds, e, d].
 
 
-def estimate(
+def estimate_in_rounds(
     image_features: np.ndarray,
     text_features: np.ndarray,
     *,
@@ -84,7 +84,7 @@ def estimate(
     return estimated
 
 
-def refuse_too_few(count: int, neighbors: int, rounds: int, folds: int) -> None:
+def refuse_too_few_in_folds(count: int, neighbors: int, rounds: int, folds: int) -> None:
     """Refuse so few different pairs that neighbours or folds are too small (ValueError)."""
     trust.refuse_too_few(count, neighbors)
     least = folds * (trust.NULL_DRAWS + 1)
@@ -108,7 +108,7 @@ def assign_folds(keys: np.ndarray, folds: int) -> np.ndarray:
     if folds < 2:
         raise ValueError(f"pair trust: folds={folds}; there must be at least 2")
     distinct, place = np.unique(keys, return_inverse=True)
-    refuse_too_few(len(distinct), 0, 1, folds)
+    refuse_too_few_in_folds(len(distinct), 0, 1, folds)
     return place % folds
 
 

@@ -289,7 +289,7 @@ def estimate_trust(
         said = progress(embedded, len(data.records), "captions of pairs", count=len)
         pairs = PairFeatures(fixed["image_features"], np.concatenate(list(said)), data.records)
     options = {name: value for name, value in config.trust.items() if name != "captions"}
-    found = trust_rounds.estimate(
+    found = trust_rounds.estimate_in_rounds(
         pairs.image, pairs.text, **options, seed=config.seed, mesh=parts.mesh
     )
     return found, pairs.numbers

@@ -36,13 +36,15 @@ def sides_of(pairs: Features) -> tuple[trust.Side, trust.Side]:
 
 def test_no_rounds_are_the_estimate_from_neighbours(noisy: tuple[Features, np.ndarray]) -> None:
     straight = trust.estimate(*noisy[0], seed=3)
-    for one, two in zip(trust_rounds.estimate(*noisy[0], rounds=0, seed=3), straight, strict=True):
+    for one, two in zip(
+        trust_rounds.estimate_in_rounds(*noisy[0], rounds=0, seed=3), straight, strict=True
+    ):
         np.testing.assert_array_equal(one, two)
 
 
 def test_rounds_find_more_of_what_is_wrong(noisy: tuple[Features, np.ndarray]) -> None:
     pairs, wrong = noisy
-    single, double = (trust_rounds.estimate(*pairs, rounds=rounds) for rounds in (0, 2))
+    single, double = (trust_rounds.estimate_in_rounds(*pairs, rounds=rounds) for rounds in (0, 2))
     areas = [roc_auc_score(~wrong, found.alpha) for found in (single, double)]
     assert areas[1] > areas[0] + 0.005
     assert abs(double.share_wrong - 0.6) < abs(single.share_wrong - 0.6) + 0.02
@@ -90,8 +92,8 @@ def test_no_pair_has_taught_what_it_is_judged_by() -> None:
 
 def test_trust_goes_with_its_pair_in_any_order(noisy: tuple[Features, np.ndarray]) -> None:
     pairs, order = noisy[0], np.random.default_rng(3).permutation(600)
-    straight = trust_rounds.estimate(*pairs, reference=300)
-    mixed = trust_rounds.estimate(pairs.image[order], pairs.text[order], reference=300)
+    straight = trust_rounds.estimate_in_rounds(*pairs, reference=300)
+    mixed = trust_rounds.estimate_in_rounds(pairs.image[order], pairs.text[order], reference=300)
     np.testing.assert_allclose(mixed.statistic, straight.statistic[order], atol=1e-4)
     np.testing.assert_allclose(mixed.alpha, straight.alpha[order], atol=1e-3)
 
@@ -115,17 +117,17 @@ def test_captions_of_others_are_of_the_same_fold() -> None:
 
 
 def test_one_caption_for_all_breaks_nothing() -> None:
-    found = trust_rounds.estimate(clusters(90).image, np.ones((90, 5)), rounds=1)
+    found = trust_rounds.estimate_in_rounds(clusters(90).image, np.ones((90, 5)), rounds=1)
     assert np.isfinite(found.alpha).all() and found.alpha.mean() < 0.2
 
 
 def test_too_few_pairs_for_the_folds_are_refused() -> None:
     pairs = clusters(50)
-    assert trust_rounds.estimate(*pairs, rounds=1, folds=8).alpha.shape == (50,)
+    assert trust_rounds.estimate_in_rounds(*pairs, rounds=1, folds=8).alpha.shape == (50,)
     with pytest.raises(ValueError, match="in 9 folds needs at least 54 different pairs, found 50"):
-        trust_rounds.estimate(*pairs, rounds=1, folds=9)
+        trust_rounds.estimate_in_rounds(*pairs, rounds=1, folds=9)
     with pytest.raises(ValueError, match="folds=1; there must be at least 2"):
-        trust_rounds.estimate(*pairs, rounds=1, folds=1)
+        trust_rounds.estimate_in_rounds(*pairs, rounds=1, folds=1)
     with pytest.raises(ValueError, match="at least 31 different pairs"):
-        trust_rounds.refuse_too_few(30, 30, 0, 5)
-    trust_rounds.refuse_too_few(31, 30, 0, 99)
+        trust_rounds.refuse_too_few_in_folds(30, 30, 0, 5)
+    trust_rounds.refuse_too_few_in_folds(31, 30, 0, 99)

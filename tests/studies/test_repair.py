@@ -47,7 +47,7 @@ def test_estimates_are_kept_with_what_they_depend_on(
     case: judges.Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = case.estimate(1)
-    monkeypatch.delattr(judges.trust_rounds, "estimate")
+    monkeypatch.delattr(judges.trust_rounds, "estimate_in_rounds")
     np.testing.assert_array_equal(case.estimate(1).alpha, first.alpha)
     with pytest.raises(AttributeError):  # Of other captions nothing is kept.
         other = case.data._replace(caption_of=case.data.caption_of[::-1].copy())

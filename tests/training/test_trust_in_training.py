@@ -66,7 +66,7 @@ def test_estimated_once_and_resumed_bit_for_bit(
         change_weights(context)
         train.train(config, tmp_path / "run")
     with monkeypatch.context() as context:
-        context.delattr(trust_rounds, "estimate")
+        context.delattr(trust_rounds, "estimate_in_rounds")
         train.train(config, tmp_path / "run")
     for name in ("metrics.jsonl", "results.json"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -145,7 +145,7 @@ def test_distrusted_pairs_are_trained_on_captions_of_their_neighbours(
 
     take_step = loop.take_step
     monkeypatch.setattr(loop, "take_step", note)
-    monkeypatch.setattr(trust_rounds, "estimate", estimate)
+    monkeypatch.setattr(trust_rounds, "estimate_in_rounds", estimate)
     config = tiny_config(
         **CACHED,
         **{"model.text.frozen": True, "objective.pair_weight": "estimated"},
