@@ -144,14 +144,9 @@ def open_pairs(
     refuse_other_data(source, workdir)
     order_of_records(config, source, np.arange(len(source)))  # Refuses too few pairs.
     if method.uses_trust:
-<<<<<<< HEAD
-        trust.refuse_too_few(len(source), config.trust.neighbors)
-    return source, split
-=======
         asked = config.trust
         trust_rounds.refuse_too_few(len(source), asked.neighbors, asked.rounds, asked.folds)
-    return source
->>>>>>> rivals
+    return source, split
 
 
 def train_claimed(

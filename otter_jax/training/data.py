@@ -22,13 +22,8 @@ from otter_jax.data.records import (
     refuse_too_many_bad,
 )
 from otter_jax.data.sources import Source, count_by_source, left_out, skipped_files
-<<<<<<< HEAD
-from otter_jax.embedding import trust
-from otter_jax.embedding.features import MEMORY_LIMIT, fingerprint, in_parts
-=======
 from otter_jax.embedding import caption_repair, trust, trust_rounds
-from otter_jax.embedding.features import fingerprint, in_parts
->>>>>>> rivals
+from otter_jax.embedding.features import MEMORY_LIMIT, fingerprint, in_parts
 from otter_jax.embedding.image_collections import compute_features, from_source, named_records
 from otter_jax.embedding.pair_features import PairFeatures, embed_pairs
 from otter_jax.json_files import read_json, write_json
