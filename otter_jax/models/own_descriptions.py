@@ -38,6 +38,9 @@ SINCE_0_1_0: Mapping[str, Mapping[str, Any]] = {
     "EfficientNetLite0": {"resize": None},
 }
 
+# How a tower runs, not what it is: a description without them is whole.
+HOW_IT_RUNS: Mapping[str, Any] = {"scan_layers": False}
+
 _KINDS: Mapping[Any, Kind] = {
     int: COUNT,
     float: NUMBER,
@@ -64,6 +67,7 @@ def read_settings(tower: str, config_class: type, saved: Any, source: str) -> di
     if not any(name in saved for name in later):
         saved = {**later, **saved}
     annotations = get_type_hints(config_class)
+    saved = {name: HOW_IT_RUNS[name] for name in HOW_IT_RUNS if name in annotations} | dict(saved)
     kinds = {name: kind_of_field(annotation) for name, annotation in annotations.items()}
     read_entries(saved, kinds | {"resize": RESIZE} if "resize" in kinds else kinds, source)
     for name, value in saved.items():
