@@ -181,7 +181,9 @@ def main() -> None:
     path = arguments.workdir / "records.jsonl"
     if arguments.out is not None:
         records = read_records(path)
-        lines = ["## Share of the damage that is repaired", ""]
+        lines = ["# What is repaired: tables", ""]
+        lines += ["[The study](study.md#how-much-is-repaired) says what they mean.", ""]
+        lines += ["## Share of the damage that is repaired", ""]
         lines += table([*read_first_records(), *records])
         lines += ["", "## What was chosen", "", *chosen_table(records)]
         (arguments.out / "repair_tables.md").write_text("\n".join(lines) + "\n")
