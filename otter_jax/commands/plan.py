@@ -9,6 +9,7 @@ takes ten times as long (--complete).
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -327,7 +328,9 @@ def compile_in_child(folder: Path, topology: Topology, *, complete: bool) -> Non
         return
     words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["nothing"]
     how = f"signal {-child.returncode}" if child.returncode < 0 else f"status {child.returncode}"
-    raise ValueError(f"{topology}: the compiler ended with {how}; its last words: {words[-1]}")
+    # An exception's traceback may go on behind what it says.
+    telling = [line for line in words if re.match(r"[\w.]*(Error|Exception):", line)] or words
+    raise ValueError(f"{topology}: the compiler ended with {how}; its last words: {telling[-1]}")
 
 
 def child_command(folder: Path, topology: Topology) -> list[str]:
