@@ -5,13 +5,13 @@ Paper:    Wu et al., Data Efficient Language-supervised Zero-shot Recognition wi
 Command:  python main.py --config=configs/icons.py --workdir=runs/icons
           another method: --config.objective.name=otter | label_smoothing | kd | sigmoid
 Hardware: two CPU cores, no accelerator.
-Time:     six minutes at the 1,060 images a second that it made beside other work.
-Expected: hit@1 of 41 % on unseen styles, 23 % on unseen concepts (chance 0.2 % both); after four
-          epochs (--config.total_epochs=4) 32 % and 18 %.
+Time:     4 min 49 s on two free cores, evaluation included; nearly all for training.
+Expected: hit@1 of 44.8 % on unseen styles, 25.9 % on unseen concepts (chance 0.2 % both; seed 0).
 
-The text tower is MiniLM, frozen, its features computed once; a linear layer behind it is trained.
-What it knows of words is why concepts can be told that no icon trained on shows. The image tower
-was chosen among four by what it learns in 60 seconds of CPU time.
+The text tower is MiniLM, frozen, its features computed once; images learn to meet them. What it
+knows of words is why concepts can be told that no icon trained on shows. The image tower was chosen
+among four by what it learns in 60 seconds of CPU time, learning rate, length and equal names on the
+validation splits.
 """
 
 from ml_collections import ConfigDict

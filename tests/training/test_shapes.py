@@ -18,6 +18,7 @@ SMALL = {
     "clip_vit_b32": SMALL_TRANSFORMER | {"image_size": 64},
     "clip_resnet50": {"base_width": 4, "depths": (1, 1, 1, 1), "width": 16, "num_heads": 2,
                       "image_size": 64},
+    "resnet18": {"stem_width": 4, "stage_widths": (8, 8, 16, 16)},
     "resnet50": {"depths": (1, 1, 1, 1), "stem_width": 4, "stage_widths": (8, 8, 16, 16)},
     "efficientnet_lite0": {"num_stages": 2, "stem_width": 8, "width": 16},
 }  # fmt: skip
