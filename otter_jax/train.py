@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from otter_jax import config as config_lib
 from otter_jax import objectives, sharding
-from otter_jax.data.held_out import Split, hold_out
+from otter_jax.data.held_out import Split
 from otter_jax.data.sources import Source, remarks
 from otter_jax.embedding import trust_rounds
 from otter_jax.embedding.encoder import keep_description
@@ -37,7 +37,7 @@ from otter_jax.runs.workdir import (
     refuse_other_run,
     refuse_unwritable,
 )
-from otter_jax.terminal import progress, say
+from otter_jax.terminal import say
 from otter_jax.training import costs
 from otter_jax.training.data import (
     TrainingData,
@@ -59,6 +59,7 @@ from otter_jax.training.parts import (
     describe_run,
     open_whole,
     refuse_unmeasured_best,
+    split_held_out,
 )
 from otter_jax.training.state import TrainState, initial_state, make_memory, state_places
 from otter_jax.training.step import Learner, StepSettings, make_target_step, make_train_step
@@ -134,12 +135,11 @@ def open_pairs(
 
     Beside them stands how `data.held_out` divided all pairs, if it did.
     """
-    source, split = open_whole(config, workdir), None
+    source = open_whole(config, workdir)
     for remark in remarks(source):
         say(remark)
     refuse_bad_data(config, source, {})
-    if config.data.held_out:
-        split = hold_out(source, config.data.held_out, config.seed, progress)
+    if split := split_held_out(config, source):
         source = split.train
     refuse_other_data(source, workdir)
     order_of_records(config, source, np.arange(len(source)))  # Refuses too few pairs.

@@ -85,7 +85,7 @@ def build_parts(
 ) -> Parts:
     """Build the model and open the evaluation sets.
 
-    `split` is what `open_split` gave, where the caller has it: it reads all images.
+    `split` is what `split_held_out` gave, where the caller has it: it reads all images.
     """
     with sharding.on_host():
         model, variables = dual_encoder.split(build_module(config))
@@ -100,7 +100,9 @@ def build_parts(
         names=config.evaluate.names,
     )
     sets = list(listed)
-    if split := split or open_split(config, workdir):
+    if split is None and config.data.held_out:
+        split = split_held_out(config, open_whole(config, workdir))
+    if split is not None:
         sets = [held_out_set(split, config.evaluate.template), *sets]
     return Parts(config, workdir, mesh, method, model, encoder, store, sets)
 
@@ -112,11 +114,10 @@ def refuse_unmeasured_best(parts: Parts) -> None:
     refuse_unmeasured(parts.config.checkpoint.best, measured)
 
 
-def open_split(config: ConfigDict, workdir: Path) -> Split | None:
-    """Return the pairs with those that `data.held_out` keeps from training apart, if it does."""
-    if not config.data.held_out:
-        return None
-    return hold_out(open_whole(config, workdir), config.data.held_out, config.seed, progress)
+def split_held_out(config: ConfigDict, source: Source) -> Split | None:
+    """Return all pairs with those that `data.held_out` keeps from training apart, if it does."""
+    share = config.data.held_out
+    return hold_out(source, share, config.seed, progress) if share else None
 
 
 def open_whole(config: ConfigDict, workdir: Path) -> Source:
