@@ -22,7 +22,7 @@ def _openmoji(spec: EvaluationSpec, image_size: int) -> ZeroShotSet:
 def _icons(spec: EvaluationSpec, image_size: int) -> ZeroShotSet:
     from otter_jax.evaluation.benchmarks import icons
 
-    return icons.load(spec.kind)
+    return icons.load(spec.kind, ICON_SPLITS[spec.kind])
 
 
 def _open_images(spec: EvaluationSpec, image_size: int) -> ZeroShotSet:
@@ -61,20 +61,17 @@ def _csv(spec: EvaluationSpec, image_size: int) -> ZeroShotSet:
     return own.load_csv(spec.name, Path(spec.path), spec.class_list(), spec.data_options)
 
 
-# Sets that come with packages.
-WITHOUT_PATH = (
-    "openmoji",
-    "icons_style",
-    "icons_concepts",
-    "icons_style_validation",
-    "icons_concepts_validation",
-)
+# Evaluation set -> which split of the SPEC `icons` it is.
+ICON_SPLITS = {
+    "icons_style": "style_test",
+    "icons_concepts": "concepts_test",
+    "icons_style_validation": "style_validation",
+    "icons_concepts_validation": "concepts_validation",
+}
+WITHOUT_PATH = ("openmoji", *ICON_SPLITS)  # They come with packages.
 BENCHMARKS: dict[str, Callable[[EvaluationSpec, int], ZeroShotSet]] = {
     "openmoji": _openmoji,
-    "icons_style": _icons,
-    "icons_concepts": _icons,
-    "icons_style_validation": _icons,
-    "icons_concepts_validation": _icons,
+    **dict.fromkeys(ICON_SPLITS, _icons),
     "open_images": _open_images,
     "imagenet10k": _imagenet10k,
     "imagenet1k": _imagenet,

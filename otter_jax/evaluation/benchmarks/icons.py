@@ -10,16 +10,14 @@ from otter_jax.data.sources import open_source
 from otter_jax.evaluation.benchmarks import own
 from otter_jax.evaluation.benchmarks.labelled import ZeroShotSet
 
-SPLITS = {
-    "icons_style": "style_test",
-    "icons_concepts": "concepts_test",
-    "icons_style_validation": "style_validation",
-    "icons_concepts_validation": "concepts_validation",
-}
 
+def load(name: str, split: str) -> ZeroShotSet:
+    """Return a split of `icons` as images whose classes are their captions.
 
-def load(name: str) -> ZeroShotSet:
-    """Return one of `SPLITS`, by its name, as images whose classes are their captions."""
-    source = open_source("icons", SPLITS[name])
+    Args:
+        name: what the set is called.
+        split: of the SPEC.
+    """
+    source = open_source("icons", split)
     captions = [[source.first_caption(number)] for number in range(len(source))]
     return own.from_pairs(name, source, own.listed_classes(captions, name))

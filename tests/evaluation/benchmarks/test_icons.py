@@ -4,11 +4,11 @@ import pytest
 
 from otter_jax.data.images import decode
 from otter_jax.data.sources import open_source
-from otter_jax.evaluation.benchmarks import icons
+from otter_jax.evaluation.benchmarks import ICON_SPLITS
 from otter_jax.evaluation.sets import open_sets, refuse_unknown_sets
 
 
-@pytest.mark.parametrize(("name", "split"), icons.SPLITS.items())
+@pytest.mark.parametrize(("name", "split"), ICON_SPLITS.items())
 def test_each_icon_has_its_caption_as_its_class(name: str, split: str) -> None:
     (found,) = open_sets([name], image_size=32)
     source, labelled = open_source("icons", split), found.labelled
