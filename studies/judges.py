@@ -10,15 +10,20 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
+import optax
 from scipy.special import logsumexp
 
+from otter_jax import objectives
 from otter_jax.embedding import caption_repair, trust, trust_rounds
 from otter_jax.embedding.trust import Trust, unit_rows
+from otter_jax.models.dual_encoder import Arrays, FunctionalModel, Variables
 from studies import methods, rivals, runs
 from studies.methods import BASELINE, METHODS, Setting
 
 WARM_UP_EPOCHS = 2  # After which pairs with small losses are taken for right.
+IMPACT_RATE = 1e-2  # Of the step whose impact is measured: that of the methods' first trial.
 ROUNDS = 2
 MOST_KEPT = 6  # Judgements in memory: trials come back to those of the splits.
 
@@ -109,11 +114,71 @@ def trust_small_losses(case: Case) -> runs.Data:
     """Trust pairs whose loss is small after a short training on all of them."""
     trainer = _warm_up_trainer()
     variables = trainer.train(case.data, case.seed)
-    image = trainer.project(variables, case.data.image[case.data.train])
-    logits = float(trainer.scale(variables)) * image @ unit_rows(case.data.text).T
-    own = np.diagonal(logits)
-    losses = logsumexp(logits, axis=1) + logsumexp(logits, axis=0) - 2 * own
+    everyone = np.arange(len(case.data.train))
+    losses = _losses(trainer, variables, case.data, everyone)
     return case.data._replace(trust=rivals.clean_probability(losses).astype(np.float32))
+
+
+def trust_by_impact(case: Case) -> runs.Data:
+    """Trust pairs by what a step on them does to a memory bank of clean ones (NPC).
+
+    The bank is found by small losses after a short training, and the step is Adam's from rest.
+    """
+    trainer, data, batch = _warm_up_trainer(), case.data, Setting().batch_size
+    variables = trainer.train(data, case.seed)
+    everyone = np.arange(len(data.train))
+    losses = _losses(trainer, variables, data, everyone)
+    clean = np.flatnonzero(rivals.clean_probability(losses) > rivals.CLEAN)
+    entries = rivals.memory_entries(case.image, data.text, clean)
+    weight = np.empty(len(everyone))
+    order = np.random.default_rng((7, case.seed)).permutation(everyone)
+    filled = np.resize(order, -(-len(order) // batch) * batch)  # The last batch takes first ones.
+    for rows in filled.reshape(-1, batch):
+        image, text = data.image[data.train[rows]], data.text[rows]
+        moved = _step(trainer, variables, image, text)
+        before, after = (
+            np.stack([_losses(trainer, each, data, own) for own in entries[rows].T], axis=1)
+            for each in (variables, moved)
+        )
+        weight[rows] = rivals.confidence(before, after)
+    return data._replace(trust=rivals.weigh_with_memory(weight, entries).astype(np.float32))
+
+
+def _losses(
+    trainer: runs.Trainer, variables: Variables, data: runs.Data, rows: np.ndarray
+) -> np.ndarray:
+    """Return InfoNCE of some pairs among each other, [n], the mean of both directions."""
+    image = trainer.project(variables, data.image[data.train[rows]])
+    logits = float(trainer.scale(variables)) * image @ unit_rows(data.text[rows]).T
+    sums = logsumexp(logits, axis=1) + logsumexp(logits, axis=0)
+    return sums / 2 - np.diagonal(logits)
+
+
+def _step(
+    trainer: runs.Trainer, variables: Variables, image: np.ndarray, text: np.ndarray
+) -> Variables:
+    """Return what one step of InfoNCE on a batch makes of a head."""
+    params = _descend(trainer.model, trainer.options, variables, image, text)
+    return variables._replace(params=params)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _descend(
+    model: FunctionalModel,
+    method: objectives.Method,
+    variables: Variables,
+    image: jax.Array,
+    text: jax.Array,
+) -> Arrays:
+    def loss(params: Arrays) -> jax.Array:
+        head = model.bind(variables._replace(params=params)).image_projection
+        found = objectives.Embeddings(head(image), text)
+        scales = objectives.LogScales(params["log_scale"], params["log_scale"])
+        return objectives.total_loss(method, found, None, scales)[0]
+
+    params, optimizer = variables.params, optax.adam(IMPACT_RATE)
+    updates, _ = optimizer.update(jax.grad(loss)(params), optimizer.init(params))
+    return optax.apply_updates(params, updates)
 
 
 def trust_rounds_of(case: Case) -> runs.Data:
@@ -138,6 +203,7 @@ JUDGES: dict[str, Callable[[Case], runs.Data]] = {
     "dropped": drop_estimated,
     "lemon": drop_by_lemon,
     "small losses": trust_small_losses,
+    "impact": trust_by_impact,
     "rounds": trust_rounds_of,
     "repair": repair,
 }

@@ -72,7 +72,7 @@ def run(job: Job) -> tuple[Job, list[Record], dict[str, np.ndarray]]:
     ranks_of: dict[str, list[np.ndarray]] = {}
     for number, seed in job.seeds():
         split = pairs.splits[number]
-        estimates = trainer.options.uses_trust and method.judge is None
+        estimates = trainer.estimates and method.judge is None
         data = pairs.data(setting, number, seed, uses_trust=estimates)
         if method.judge is not None:
             case = judges.Case(pairs, data, seed, workdir / "judged")

@@ -13,11 +13,12 @@ from otter_jax.config import default_config
 from otter_jax.embedding import trust
 from otter_jax.evaluation.ranks import best_true_ranks
 from otter_jax.models import dual_encoder
-from otter_jax.models.dual_encoder import DualEncoder, FunctionalModel, Variables
+from otter_jax.models.dual_encoder import Arrays, DualEncoder, FunctionalModel, Variables
 from otter_jax.models.projections import make_projection
 from otter_jax.training.optimizers import make_optimizer, make_schedule
 from otter_jax.training.state import initial_state, state_places
 from otter_jax.training.step import Learner, StepSettings, make_train_step
+from studies import rivals
 from studies.collection import NUM_SPLITS, Collection, make_split, shuffled_captions
 from studies.methods import Method, Setting
 
@@ -117,6 +118,7 @@ class Trainer:
         """Read the hyperparameters, which are those of `methods.hyperparameters`."""
         hyper = dict(hyperparameters)
         self.cap = hyper.pop("trust_cap", 1.0)
+        falls = [hyper.pop(name, None) for name in ("first_alpha", "last_alpha")]
         config = default_config()
         config.batch_size = setting.batch_size
         config.optimizer.name = "adamw"
@@ -125,6 +127,8 @@ class Trainer:
         config.teacher.decay = hyper.pop("teacher_decay", config.teacher.decay)
         self.shape = (NUM_PAIRS * hyper.pop("epochs") // setting.batch_size, setting.batch_size)
         config.optimizer.warmup_steps = int(WARMUP_SHARE * self.shape[0])
+        # Of every step, where alpha is none of the pairs' own.
+        self.alphas = None if None in falls else rivals.progressive_alpha(self.shape, *falls)
         self.head = setting.head
         self.options = objectives.make_method(method.objective, **{**method.options, **hyper})
         schedule = make_schedule(config, self.shape[0])
@@ -136,13 +140,15 @@ class Trainer:
         state = initial_state(variables, optimizer, uses_teacher=uses_teacher)
         step = make_train_step(learner, state_places(mesh, state, fsdp=False))
 
-        def train(variables: Variables, pairs: dict[str, jax.Array], order: jax.Array) -> Variables:
+        def train(variables: Variables, pairs: Arrays, order: jax.Array, own: Arrays) -> Variables:
             state = initial_state(variables, optimizer, uses_teacher=uses_teacher)
 
-            def one_step(state: Any, rows: jax.Array) -> tuple[Any, None]:
-                return step(state, {name: array[rows] for name, array in pairs.items()})[0], None
+            def one_step(state: Any, given: tuple[jax.Array, Arrays]) -> tuple[Any, None]:
+                rows, of_step = given
+                batch = {name: array[rows] for name, array in pairs.items()}
+                return step(state, batch | of_step)[0], None
 
-            return jax.lax.scan(one_step, state, order)[0].variables
+            return jax.lax.scan(one_step, state, (order, own))[0].variables
 
         self._train = jax.jit(train)
 
@@ -168,10 +174,16 @@ class Trainer:
         epochs = -(-needed // len(data.pool))
         order = np.concatenate([rng.permutation(data.pool) for _ in range(epochs)])
         pairs = {"image_features": data.image[data.train], "text_features": data.text}
-        if self.options.uses_trust:
+        if self.estimates:
             pairs["trust"] = np.float32(self.cap) * data.trust
+        own = {} if self.alphas is None else {"trust": self.alphas}
         _, variables = self.make_model(seed)
-        return self._train(variables, pairs, order[:needed].reshape(self.shape))
+        return self._train(variables, pairs, order[:needed].reshape(self.shape), own)
+
+    @property
+    def estimates(self) -> bool:
+        """Whether each pair's own trust is asked for."""
+        return self.options.uses_trust and self.alphas is None
 
     def project(self, variables: Variables, features: np.ndarray) -> np.ndarray:
         """Return the trained head's unit embeddings of images, float32 [n, 384]."""

@@ -113,3 +113,69 @@ def test_every_rival_can_be_built() -> None:
         assert method.judge is None or method.judge in judges.JUDGES
         runs.Trainer(method, methods.Setting(), methods.hyperparameters(method, 1))
     assert len(repair.cells()) == len(set(repair.cells())) == 5 * len(RIVALS) - 2
+
+
+def test_the_impact_on_a_memory_is_that_of_a_slow_twin(
+    case: judges.Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judges, "Setting", lambda: methods.Setting(batch_size=24))
+    monkeypatch.setattr(judges.rivals, "CLEAN", 0.5)  # Eighteen steps tell few apart.
+    judges._warm_up_trainer.cache_clear()
+    seen = []
+    whole = judges.rivals.confidence
+    monkeypatch.setattr(
+        judges.rivals, "confidence", lambda *given: seen.append(given) or whole(*given)
+    )
+    found = judges.JUDGES["impact"](case).trust
+    assert found.shape == (220,) and 0 < found.min() < found.max() == 1
+    # The first batch again, by plain NumPy from its head to its losses.
+    trainer, data = judges._warm_up_trainer(), case.data
+    judges._warm_up_trainer.cache_clear()
+    variables = trainer.train(data, case.seed)
+    everyone = np.arange(220)
+    clean = np.flatnonzero(
+        judges.rivals.clean_probability(losses(trainer, variables, data, everyone)) > 0.5
+    )
+    entries = judges.rivals.memory_entries(case.image, data.text, clean)
+    rows = np.random.default_rng((7, case.seed)).permutation(everyone)[:24]
+    before, after = seen[0]
+    for column in range(2):
+        expected = losses(trainer, variables, data, entries[rows, column])
+        np.testing.assert_allclose(before[:, column], expected, rtol=1e-4)
+    kernel = variables.params["image_projection"]["kernel"]
+    step = judges._step(trainer, variables, data.image[data.train[rows]], data.text[rows])
+    moved = step.params["image_projection"]["kernel"] - kernel
+    np.testing.assert_allclose(np.abs(moved), judges.IMPACT_RATE, rtol=1e-2)  # Adam's first step.
+    expected = losses(trainer, step, data, entries[rows, 0])
+    np.testing.assert_allclose(after[:, 0], expected, rtol=1e-4)
+
+
+def losses(trainer, variables, data: runs.Data, rows: np.ndarray) -> np.ndarray:
+    """Return each pair's InfoNCE among the others, summand by summand."""
+    weights = variables.params["image_projection"]
+    image = data.image[data.train[rows]] @ np.asarray(weights["kernel"]) + weights.get("bias", 0.0)
+    cosines = np.array([
+        [x @ y / np.linalg.norm(x) / np.linalg.norm(y) for y in data.text[rows]] for x in image
+    ])  # fmt: skip
+    logits = trainer.scale(variables) * cosines
+    own = np.diagonal(logits)
+    by_row, by_column = (np.log(np.exp(logits).sum(axis=axis)) for axis in (1, 0))
+    return ((by_row - own) + (by_column - own)) / 2
+
+
+def test_progressive_targets_are_soft_for_a_part_of_each_batch(case: judges.Case) -> None:
+    method = RIVALS["progressive self-distillation"]
+    setting = methods.Setting(batch_size=24)
+    chosen = methods.hyperparameters(method, 0) | {"epochs": 3}
+    trainer = runs.Trainer(method, setting, chosen)
+    assert not trainer.estimates and trainer.alphas.shape == trainer.shape
+    # Hard targets alone are InfoNCE with the teacher's scale unused.
+    hard = runs.Trainer(method, setting, chosen | {"first_alpha": 1.0, "last_alpha": 1.0})
+    infonce = runs.Trainer(methods.METHODS["infonce"], setting, methods.hyperparameters(
+        methods.METHODS["infonce"], 0) | {"epochs": 3})  # fmt: skip
+    kernels = [
+        np.asarray(each.train(case.data, 3).params["image_projection"]["kernel"])
+        for each in (trainer, hard, infonce)
+    ]
+    np.testing.assert_allclose(kernels[1], kernels[2], atol=2e-5)
+    assert np.abs(kernels[0] - kernels[2]).max() > 1e-3
