@@ -25,6 +25,7 @@ from studies.methods import BASELINE, METHODS, Setting
 WARM_UP_EPOCHS = 2  # After which pairs with small losses are taken for right.
 IMPACT_RATE = 1e-2  # Of the step whose impact is measured: that of the methods' first trial.
 ROUNDS = 2
+MOST_CONTRASTED = 12_000  # Pairs whose losses are taken among each other.
 MOST_KEPT = 6  # Judgements in memory: trials come back to those of the splits.
 
 
@@ -33,21 +34,18 @@ class Case:
     """The training pairs of one run.
 
     Attributes:
-        pairs: the collection, its splits and components.
-        data: of a split, with the captions of the setting.
+        image: features of their images as the tower gives them, float32 [n, d].
+        data: with the captions of the setting.
         seed: of the run, and of what a judge draws.
         folder: where estimates are kept.
+        judged: what the last judges have said, which are shared by cases.
     """
 
-    pairs: runs.Pairs
+    image: np.ndarray
     data: runs.Data
     seed: int
     folder: Path
-
-    @property
-    def image(self) -> np.ndarray:
-        """Features of the images, float32 [n, 1280], as the tower gives them."""
-        return self.pairs.collection.image[self.data.train]
+    judged: dict[tuple, runs.Data]
 
     @property
     def wrong(self) -> np.ndarray:
@@ -56,7 +54,7 @@ class Case:
 
     def judged_by(self, name: str) -> runs.Data:
         """Return what the judge `name`, a key of `JUDGES`, says; that of the last cases is kept."""
-        kept = self.pairs.judged
+        kept = self.judged
         key = (name, self.seed, self.data.train.tobytes(), self.data.caption_of.tobytes())
         if key not in kept:
             while len(kept) >= MOST_KEPT:
@@ -112,10 +110,9 @@ def _drop(case: Case, score: np.ndarray, share: float) -> runs.Data:
 
 def trust_small_losses(case: Case) -> runs.Data:
     """Trust pairs whose loss is small after a short training on all of them."""
-    trainer = _warm_up_trainer()
+    trainer = _warm_up_trainer(case.data)
     variables = trainer.train(case.data, case.seed)
-    everyone = np.arange(len(case.data.train))
-    losses = _losses(trainer, variables, case.data, everyone)
+    losses = _losses_of_all(trainer, variables, case.data)
     return case.data._replace(trust=rivals.clean_probability(losses).astype(np.float32))
 
 
@@ -124,10 +121,9 @@ def trust_by_impact(case: Case) -> runs.Data:
 
     The bank is found by small losses after a short training, and the step is Adam's from rest.
     """
-    trainer, data, batch = _warm_up_trainer(), case.data, Setting().batch_size
+    trainer, data, batch = _warm_up_trainer(case.data), case.data, Setting().batch_size
     variables = trainer.train(data, case.seed)
-    everyone = np.arange(len(data.train))
-    losses = _losses(trainer, variables, data, everyone)
+    losses, everyone = _losses_of_all(trainer, variables, data), np.arange(len(data.train))
     clean = np.flatnonzero(rivals.clean_probability(losses) > rivals.CLEAN)
     entries = rivals.memory_entries(case.image, data.text, clean)
     weight = np.empty(len(everyone))
@@ -142,6 +138,13 @@ def trust_by_impact(case: Case) -> runs.Data:
         )
         weight[rows] = rivals.confidence(before, after)
     return data._replace(trust=rivals.weigh_with_memory(weight, entries).astype(np.float32))
+
+
+def _losses_of_all(trainer: runs.Trainer, variables: Variables, data: runs.Data) -> np.ndarray:
+    """Return each pair's InfoNCE among all pairs; of many, among equally large parts of them."""
+    everyone = np.arange(len(data.train))
+    parts = np.array_split(everyone, -(-len(everyone) // MOST_CONTRASTED))
+    return np.concatenate([_losses(trainer, variables, data, part) for part in parts])
 
 
 def _losses(
@@ -192,10 +195,14 @@ def repair(case: Case) -> runs.Data:
     return case.data._replace(text=found.text, trust=found.trust)
 
 
+def _warm_up_trainer(data: runs.Data) -> runs.Trainer:
+    return _make_warm_up_trainer(runs.Shapes.of(data))
+
+
 @functools.cache
-def _warm_up_trainer() -> runs.Trainer:
+def _make_warm_up_trainer(shapes: runs.Shapes) -> runs.Trainer:
     hyperparameters = methods.hyperparameters(METHODS[BASELINE], 0) | {"epochs": WARM_UP_EPOCHS}
-    return runs.Trainer(METHODS[BASELINE], Setting(), hyperparameters)
+    return runs.Trainer(METHODS[BASELINE], Setting(), hyperparameters, shapes)
 
 
 JUDGES: dict[str, Callable[[Case], runs.Data]] = {

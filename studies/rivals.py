@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from otter_jax import sharding
+from otter_jax.embedding.nearest_rows import nearest_rows
 from otter_jax.embedding.trust import unit_rows
 
 TINY = 1e-12
@@ -103,8 +105,9 @@ def memory_entries(image: np.ndarray, text: np.ndarray, clean: np.ndarray) -> np
     """
     if not len(clean):
         raise ValueError(f"no pair is clean with a probability above {CLEAN}: no memory bank")
-    sides = (unit_rows(image), unit_rows(text))
-    return np.stack([clean[np.argmax(each @ each[clean].T, axis=1)] for each in sides], axis=1)
+    sides, mesh = (unit_rows(image), unit_rows(text)), sharding.make_mesh()
+    nearest = (nearest_rows(each, each[clean], 1, mesh)[1][:, 0] for each in sides)
+    return np.stack([clean[numbers] for numbers in nearest], axis=1)
 
 
 def confidence(before: np.ndarray, after: np.ndarray) -> np.ndarray:

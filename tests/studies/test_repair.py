@@ -1,5 +1,6 @@
 """The second study: its cells, shares, and what its judges hand to training."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ def case(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> judges.Case:
     setting = methods.Setting(wrong=0.4, batch_size=24)
     pairs = load_random_pairs(monkeypatch, tmp_path)
     data = pairs.data(setting, 0, 7, uses_trust=False)
-    return judges.Case(pairs, data, 7, tmp_path / "judged")
+    image = pairs.collection.image[data.train]
+    return judges.Case(image, data, 7, tmp_path / "judged", {})
 
 
 def test_the_oracle_draws_the_right_pairs_and_no_other(case: judges.Case) -> None:
@@ -51,14 +53,15 @@ def test_estimates_are_kept_with_what_they_depend_on(
     np.testing.assert_array_equal(case.estimate(1).alpha, first.alpha)
     with pytest.raises(AttributeError):  # Of other captions nothing is kept.
         other = case.data._replace(caption_of=case.data.caption_of[::-1].copy())
-        judges.Case(case.pairs, other, case.seed, case.folder).estimate(1)
+        dataclasses.replace(case, data=other).estimate(1)
 
 
 def test_repair_changes_captions_and_trust_alone(case: judges.Case) -> None:
     repaired = judges.JUDGES["repair"](case)
+    ((pairs, _),) = noisy_pairs._loaded
     assert repaired.text.shape == case.data.text.shape and repaired.trust.shape == (220,)
     np.testing.assert_array_equal(repaired.pool, case.data.pool)
-    right = case.pairs.collection.text[case.data.train]  # What they are called in truth.
+    right = pairs.collection.text[case.data.train]  # What they are called in truth.
     before, after = (np.einsum("nd,nd->n", each, right) for each in (case.data.text, repaired.text))
     assert after[case.wrong].mean() > before[case.wrong].mean()
 
@@ -120,7 +123,7 @@ def test_the_impact_on_a_memory_is_that_of_a_slow_twin(
 ) -> None:
     monkeypatch.setattr(judges, "Setting", lambda: methods.Setting(batch_size=24))
     monkeypatch.setattr(judges.rivals, "CLEAN", 0.5)  # Eighteen steps tell few apart.
-    judges._warm_up_trainer.cache_clear()
+    judges._make_warm_up_trainer.cache_clear()
     seen = []
     whole = judges.rivals.confidence
     monkeypatch.setattr(
@@ -129,8 +132,8 @@ def test_the_impact_on_a_memory_is_that_of_a_slow_twin(
     found = judges.JUDGES["impact"](case).trust
     assert found.shape == (220,) and 0 < found.min() < found.max() == 1
     # The first batch again, by plain NumPy from its head to its losses.
-    trainer, data = judges._warm_up_trainer(), case.data
-    judges._warm_up_trainer.cache_clear()
+    trainer, data = judges._warm_up_trainer(case.data), case.data
+    judges._make_warm_up_trainer.cache_clear()
     variables = trainer.train(data, case.seed)
     everyone = np.arange(220)
     clean = np.flatnonzero(
