@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from test_runs import load_random_pairs
 
 from studies import judges, methods, noisy_pairs, repair, runs
@@ -109,6 +110,21 @@ def test_the_table_has_a_share_for_what_is_finished() -> None:
     assert "75 [75, 75]<br>+3.0" in table["| lemon"]
     assert "(10.0)" in table["| infonce"] and "100 [100, 100]" in table["| oracle"]
     assert not any(map(str.isdigit, table["| dropped"]))
+
+
+def test_a_report_has_tables_and_a_picture(tmp_path: Path) -> None:
+    lines = records("repair", "oracle", np.full((3, 2), 14.0))
+    lines += records("repair", "lemon", np.full((3, 2), 13.0))
+    for method in ("oracle", "lemon"):  # The trial that was chosen is in the tables.
+        lines += [
+            each | {"kind": "trial", "trial": 4} for each in records("", method, np.ones((3, 1)))
+        ]
+    repair.report(lines, tmp_path)
+    text = (tmp_path / "repair_tables.md").read_text()
+    assert "| 40 % shuffled | lemon | 4 | 2 |" in text
+    with Image.open(tmp_path / "repair.png") as image:
+        colours = {rgb for _, rgb in image.convert("RGB").getcolors(10**6)}
+    assert (31, 119, 180) in colours and (255, 127, 14) in colours  # Both losses are drawn.
 
 
 def test_every_rival_can_be_built() -> None:
