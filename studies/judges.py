@@ -124,7 +124,7 @@ def trust_by_impact(case: Case) -> runs.Data:
     trainer, data, batch = _warm_up_trainer(case.data), case.data, Setting().batch_size
     variables = trainer.train(data, case.seed)
     losses, everyone = _losses_of_all(trainer, variables, data), np.arange(len(data.train))
-    clean = np.flatnonzero(rivals.clean_probability(losses) > rivals.CLEAN)
+    clean = rivals.memory_bank(rivals.clean_probability(losses))
     entries = rivals.memory_entries(case.image, data.text, clean)
     weight = np.empty(len(everyone))
     order = np.random.default_rng((7, case.seed)).permutation(everyone)

@@ -39,7 +39,8 @@ def draw(shares: Mapping[tuple[str, str], Interval], settings: Sequence[str], pa
         for row, method in enumerate(rows):
             if (setting, method) in shares:
                 _draw_share(panel, row, method, shares[setting, method])
-        panel.set(title=setting, xlim=SHOWN, ylim=(-0.7, len(rows) - 0.3))
+        panel.set_title(setting, fontsize="medium")
+        panel.set(xlim=SHOWN, ylim=(-0.7, len(rows) - 0.3))
         panel.set_xticks([-50, 0, 50, 100, 150])
         panel.set_yticks(range(len(rows)), rows)
         panel.tick_params(axis="y", length=0)

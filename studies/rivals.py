@@ -7,7 +7,8 @@ from otter_jax.embedding.nearest_rows import nearest_rows
 from otter_jax.embedding.trust import unit_rows
 
 TINY = 1e-12
-CLEAN = 0.9  # From which probability on a pair may be in NPC's memory bank, as in its release.
+CLEAN = 0.9  # From which probability on a pair is in NPC's memory bank, as in its release.
+LEAST_CLEAN = 0.1  # Of all pairs, those most probably clean, where fewer reach it.
 
 
 def lemon_score(
@@ -86,11 +87,26 @@ def clean_probability(losses: np.ndarray, iterations: int = 100) -> np.ndarray:
     return belongs[:, np.argmin(means)]
 
 
+def memory_bank(clean_probability: np.ndarray) -> np.ndarray:
+    """Return which pairs NPC's memory bank holds (Zhang et al., AAAI 2024), int [M].
+
+    Those that are surely clean. Among many wrong captions a mixture of losses may be sure of none,
+    of which the paper does not speak; then it is the tenth most probably clean.
+
+    Args:
+        clean_probability: [N], as of `clean_probability`.
+    """
+    least = -(-len(clean_probability) // round(1 / LEAST_CLEAN))
+    first = np.argsort(-clean_probability, kind="stable")
+    sure = np.count_nonzero(clean_probability > CLEAN)
+    return np.sort(first[: max(sure, least)])
+
+
 def memory_entries(image: np.ndarray, text: np.ndarray, clean: np.ndarray) -> np.ndarray:
     """Return each pair's two entries in NPC's memory bank (Zhang et al., AAAI 2024).
 
-    The bank are pairs that are surely clean. A pair's entries are the one with the nearest image,
-    and the one with the nearest caption; a clean pair's are itself.
+    They are the pair of the bank with the nearest image, and the one with the nearest caption; a
+    clean pair's are itself.
 
     Args:
         image: float [N, d].
@@ -99,12 +115,7 @@ def memory_entries(image: np.ndarray, text: np.ndarray, clean: np.ndarray) -> np
 
     Returns:
         int [N, 2], numbers of pairs.
-
-    Raises:
-        ValueError: if no pair is clean.
     """
-    if not len(clean):
-        raise ValueError(f"no pair is clean with a probability above {CLEAN}: no memory bank")
     sides, mesh = (unit_rows(image), unit_rows(text)), sharding.make_mesh()
     nearest = (nearest_rows(each, each[clean], 1, mesh)[1][:, 0] for each in sides)
     return np.stack([clean[numbers] for numbers in nearest], axis=1)

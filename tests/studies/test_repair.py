@@ -138,7 +138,6 @@ def test_the_impact_on_a_memory_is_that_of_a_slow_twin(
     case: judges.Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(judges, "Setting", lambda: methods.Setting(batch_size=24))
-    monkeypatch.setattr(judges.rivals, "CLEAN", 0.5)  # Eighteen steps tell few apart.
     judges._make_warm_up_trainer.cache_clear()
     seen = []
     whole = judges.rivals.confidence
@@ -152,9 +151,8 @@ def test_the_impact_on_a_memory_is_that_of_a_slow_twin(
     judges._make_warm_up_trainer.cache_clear()
     variables = trainer.train(data, case.seed)
     everyone = np.arange(220)
-    clean = np.flatnonzero(
-        judges.rivals.clean_probability(losses(trainer, variables, data, everyone)) > 0.5
-    )
+    found = judges.rivals.clean_probability(losses(trainer, variables, data, everyone))
+    clean = judges.rivals.memory_bank(found)
     entries = judges.rivals.memory_entries(case.image, data.text, clean)
     rows = np.random.default_rng((7, case.seed)).permutation(everyone)[:24]
     before, after = seen[0]

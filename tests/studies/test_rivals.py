@@ -52,8 +52,12 @@ def test_memory_entries_are_the_nearest_clean_pairs() -> None:
             }
             assert found[i, column] == max(cosines, key=cosines.get)
     assert found[5].tolist() == [5, 5]
-    with pytest.raises(ValueError, match="no pair is clean"):
-        rivals.memory_entries(image, text, clean[:0])
+
+
+def test_a_memory_bank_holds_what_is_sure_or_else_a_tenth() -> None:
+    probability = np.array([0.95, 0.2, 0.91, 0.89, *np.linspace(0.1, 0.3, 17)])
+    assert rivals.memory_bank(probability).tolist() == [0, 2, 3]
+    assert rivals.memory_bank(np.full(30, 0.95)).tolist() == list(range(30))
 
 
 def test_confidence_is_one_unless_the_memory_suffers() -> None:
