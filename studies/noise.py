@@ -23,6 +23,7 @@ from otter_jax.data.text_files import read_lines
 from studies.collection import shuffled_captions
 
 KINDS = ("random", "category", "noun")
+TRIES = 30  # To draw a caption of another image.
 
 
 class Captions(NamedTuple):
@@ -97,23 +98,28 @@ def make(
         source, _ = shuffled_captions(np.zeros_like(everyone), noise.share, rng)
         return Pairing(captions.image_of, source)
     if noise.kind in KINDS:
-        return Pairing(captions.image_of, sharing_a_label(labels, noise.share, rng))
+        source = sharing_a_label(labels, captions.image_of, noise.share, rng)
+        return Pairing(captions.image_of, source)
     if noise.kind.endswith(".npy"):
         return Pairing(read_index(Path(noise.kind), captions), everyone)
     return Pairing(captions.image_of, read_captions(Path(noise.kind), captions))
 
 
 def sharing_a_label(
-    labels: Sequence[Sequence[Hashable]], share: float, rng: np.random.Generator
+    labels: Sequence[Sequence[Hashable]],
+    image_of: np.ndarray,
+    share: float,
+    rng: np.random.Generator,
 ) -> np.ndarray:
-    """Return which caption stands for each: for some, another one that shares a label with it.
+    """Return which caption stands for each: for some, another image's that shares a label with it.
 
     A label is drawn from those of a chosen caption, then a caption from the others that have it,
     as in LEMoN's release (Zhang et al., ICML 2025). A caption may stand for several, and some that
-    are chosen stay as they are, since nothing shares their label.
+    are chosen stay as they are, since no other image's shares their label.
 
     Args:
         labels: of each caption, in an order.
+        image_of: int [n], of each caption.
         share: of all captions, how many are chosen; fewer where fewer have any label.
         rng: source of the choice.
 
@@ -128,10 +134,12 @@ def sharing_a_label(
     labelled = rng.permutation([number for number, own in enumerate(labels) if own])
     for number in labelled[: round(share * len(labels))].tolist():
         own = labels[number]
-        others = having[own[rng.integers(len(own))]]
-        if len(others) > 1:
-            place = rng.integers(len(others) - 1)  # Among the others, this one passed over.
-            source[number] = others[place + (others[place] >= number)]
+        having_it = having[own[rng.integers(len(own))]]
+        for _ in range(TRIES):
+            found = having_it[rng.integers(len(having_it))]
+            if image_of[found] != image_of[number]:
+                source[number] = found
+                break
     return source
 
 
@@ -197,11 +205,13 @@ def in_order(path: Path, captions: Captions) -> tuple[np.ndarray, np.ndarray]:
     having: dict[str, list[int]] = defaultdict(list)
     for number, text in enumerate(captions.text):
         having[plain(text)].append(number)
-    images, numbers = [], []
+    images, numbers, taken = [], [], set()
     for start in range(0, len(lines), each):
         found = [having[plain(line)] for line in lines[start : start + each]]
         votes = Counter(image for own in found for image in set(captions.image_of[own].tolist()))
-        image = max(votes, key=votes.get, default=-1)
+        left = [image for image in votes if image not in taken]  # Images may have equal captions.
+        image = max(left, key=votes.get, default=-1)
+        taken.add(image)
         for line, own in enumerate(found, start):
             mine = [number for number in own if captions.image_of[number] == image]
             if not mine:
@@ -211,8 +221,6 @@ def in_order(path: Path, captions: Captions) -> tuple[np.ndarray, np.ndarray]:
                 )
             numbers.append(mine[0])
         images.append(image)
-    if len(set(images)) != count:
-        raise ValueError(f"{path}: its captions are of {len(set(images))} of {count} images")
     return np.array(images), np.array(numbers)
 
 

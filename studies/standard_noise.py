@@ -20,6 +20,7 @@ import importlib
 import itertools
 import json
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -413,4 +414,7 @@ def main(given: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
+        sys.exit(str(error))

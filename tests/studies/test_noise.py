@@ -23,16 +23,18 @@ def generator() -> np.random.Generator:
 
 @given(labels=LABELS, share=st.floats(0, 1), seed=st.integers(0, 99))
 def test_what_stands_for_a_caption_shares_a_label_with_it(labels, share, seed) -> None:
-    source = noise.sharing_a_label(labels, share, np.random.default_rng(seed))
+    image_of = np.arange(len(labels)) // 2
+    source = noise.sharing_a_label(labels, image_of, share, np.random.default_rng(seed))
     changed = np.flatnonzero(source != np.arange(len(labels)))
     assert len(changed) <= round(share * len(labels))
     assert all(set(labels[i]) & set(labels[source[i]]) for i in changed)
+    assert (image_of[source] != image_of)[changed].all()
 
 
 def test_all_that_share_a_label_are_drawn_equally_often() -> None:
     labels = [["cat"], ["cat", "cat"], ["dog"], ["cat"], ["cat"]]
-    rng = generator()
-    drawn = [noise.sharing_a_label(labels, 1.0, rng) for _ in range(900)]
+    rng, image_of = generator(), np.arange(5)
+    drawn = [noise.sharing_a_label(labels, image_of, 1.0, rng) for _ in range(900)]
     counts = np.bincount([each[1] for each in drawn], minlength=5)
     assert counts[1] == counts[2] == 0 and counts[[0, 3, 4]].min() > 240
     assert all(each[2] == 2 for each in drawn)  # There is no other dog.
@@ -81,6 +83,9 @@ def test_images_come_into_the_order_of_scan(tmp_path: Path) -> None:
     path.write_text("".join(f"{line} .\n" for line in lines))
     images, numbers = noise.in_order(path, captions)
     assert images.tolist() == [2, 0, 1] and numbers[:6].tolist() == [12, 10, 11, 14, 13, 0]
+    twins = captions._replace(text=captions.text[:5] * 2 + captions.text[10:])
+    path.write_text("".join(f"{line}\n" for line in twins.text))
+    assert sorted(noise.in_order(path, twins)[0]) == [0, 1, 2]
     path.write_text("".join(f"{line}\n" for line in [*lines[:-1], "caption 0 of image 0"]))
     with pytest.raises(
         ValueError, match=r"train_caps.txt:15: 'caption 0 of image 0' is no caption"
