@@ -19,7 +19,6 @@ import argparse
 import importlib
 import itertools
 import json
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -29,16 +28,14 @@ import numpy as np
 
 from otter_jax import objectives, sharding
 from otter_jax.data.held_out import restrict
-from otter_jax.data.records import Source
-from otter_jax.data.sources import open_source
-from otter_jax.embedding.image_collections import compute_features, from_source
 from otter_jax.embedding.trust import unit_rows
 from otter_jax.evaluation import retrieval
 from otter_jax.json_files import read_json, write_json
-from otter_jax.terminal import progress, say
-from otter_jax.training.parts import Parts, build_parts
+from otter_jax.terminal import say
+from otter_jax.training.parts import build_parts
 from studies import judges, methods, noisy_pairs, repair, runs
 from studies import noise as noises
+from studies.frozen_pairs import SPLITS, Side, arrange, load_side, open_split, write_karpathy
 from studies.methods import BASELINE, METHODS, RIVALS, Setting
 from studies.nouns import english_nouns
 
@@ -49,24 +46,14 @@ DEFAULT_METHODS = (
     "repaired captions, sigmoid", "npc", "progressive self-distillation", "small losses", ORACLE,
 )  # fmt: skip
 METRICS = tuple(f"{way}_recall@{k}" for way in ("i2t", "t2i") for k in retrieval.KS)
-KARPATHY_SPLITS = {"train": ("train", "restval"), "validation": ("val",), "test": ("test",)}
 
 # What the records of a workdir have in common.
 FACTS = (
-    *KARPATHY_SPLITS, "karpathy", "images", "order", "category", "pairs", "config", "image_size",
+    *SPLITS, "karpathy", "images", "order", "category", "pairs", "config", "image_size",
     "count_equal",
 )  # fmt: skip
 
 Record = dict[str, Any]
-
-
-class Side(NamedTuple):
-    """The pairs of one split, as the frozen towers see them."""
-
-    image: np.ndarray  # float32 [n, d].
-    text: np.ndarray  # float32 [m, e], of every caption.
-    captions: noises.Captions
-    categories: tuple[tuple[str, ...], ...]  # Of every caption.
 
 
 class Study(NamedTuple):
@@ -89,94 +76,6 @@ class Job(NamedTuple):
     method: str
     trial: int
     seed: int
-
-
-def open_split(spec: str) -> Source:
-    """Open `SPEC`, or `SPEC@SPLIT` of a collection that comes with the package."""
-    name, _, split = spec.partition("@")
-    return open_source(name, split or "train", progress=progress)
-
-
-def write_karpathy(file: Path, images: Path, workdir: Path) -> dict[str, str]:
-    """Write a table for each split of Karpathy's JSON of COCO or Flickr30K; return their SPECs.
-
-    Raises:
-        ValueError: if the file is none of these.
-    """
-    try:
-        listed = json.loads(file.read_text(encoding="utf-8"))["images"]
-        rows = [
-            (
-                each["split"],
-                str(images.resolve() / each.get("filepath", "") / each["filename"]),
-                [sentence["raw"] for sentence in each["sentences"]],
-            )
-            for each in listed
-        ]
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{file} is no dataset_coco.json or dataset_flickr30k.json: {error!r}"
-        ) from None
-    specs = {}
-    for name, splits in KARPATHY_SPLITS.items():
-        path = workdir / f"{name}.jsonl"
-        own = (row for row in rows if row[0] in splits)
-        lines = [json.dumps({"image": image, "captions": texts}) for _, image, texts in own]
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        specs[name] = f"csv:{path}"
-    return specs
-
-
-def load_side(source: Source, parts: Parts, name: str, category: str | None) -> Side:
-    """Return the features of a source; `parts.store` keeps them.
-
-    Raises:
-        ValueError: if a record cannot be read: numbers of published files would go astray.
-    """
-    records = [source[number] for number in progress(range(len(source)), len(source), name)]
-    collection = from_source(source, [record.key for record in records])
-    found = compute_features(collection, parts.encoder, parts.store, name)
-    if found.unreadable:
-        key, reason = next(iter(found.unreadable.items()))
-        raise ValueError(
-            f"{source.name}: {len(found.unreadable)} images cannot be read ({key}: {reason})"
-        )
-    own = [record.captions or (record.caption,) for record in records]
-    counts = [len(each) for each in own]
-    captions = noises.Captions(tuple(itertools.chain(*own)), np.repeat(np.arange(len(own)), counts))
-    distinct = list(dict.fromkeys(captions.text))
-    place = {text: number for number, text in enumerate(distinct)}
-    features = parts.store.text_features(parts.encoder, distinct, f"{name} captions")
-    text = features[[place[each] for each in captions.text]]
-    of_image = [categories_of(record.key, record.metadata, category) for record in records]
-    return Side(found.features, text, captions, tuple(of_image[i] for i in captions.image_of))
-
-
-def categories_of(key: str, metadata: dict[str, Any], field: str | None) -> tuple[str, ...]:
-    """Return a record's categories: of a field of its metadata, or what its key begins with.
-
-    >>> categories_of("birds/owl-3", {}, None), categories_of("mdi:home", {}, None)
-    (('birds',), ('mdi',))
-    >>> categories_of("7", {"tags": ["cat", "dog"]}, "tags")
-    ('cat', 'dog')
-    """
-    if field is None:
-        head = re.match(r"(.+)[/:]", key)
-        return (head.group(1),) if head else ()
-    found = metadata.get(field, ())
-    return tuple(map(str, found)) if isinstance(found, list | tuple) else (str(found),)
-
-
-def arrange(side: Side, order: Path) -> Side:
-    """Return a side with its images and captions in the order of a file."""
-    images, numbers = noises.in_order(order, side.captions)
-    place = np.argsort(images)
-    captions = noises.Captions(
-        tuple(side.captions.text[number] for number in numbers),
-        place[side.captions.image_of[numbers]],
-    )
-    categories = tuple(side.categories[number] for number in numbers)
-    return Side(side.image[images], side.text[numbers], captions, categories)
 
 
 def make_data(study: Study, noise: noises.Noise, seed: int) -> runs.Data:
@@ -248,28 +147,28 @@ def best_trial(records: Iterable[Record], noise: str, method: str) -> int:
 def run_cell(noise: str, method: str, study: Study, workdir: Path, trials: int, seeds: int) -> None:
     """Tune and test a method under a noise, as far as that is not done."""
     path = workdir / "records.jsonl"
-    tuning = [Job("trial", noise, method, trial, TRIAL_SEED) for trial in range(trials)]
-    run_jobs(tuning, study, workdir)
+    trainers: dict[int, runs.Trainer] = {}  # By trial.
+
+    def run_missing(jobs: list[Job]) -> None:
+        for job in noisy_pairs.unfinished(jobs, noisy_pairs.read_records(path)):
+            if job.trial not in trainers:
+                trainers[job.trial] = make_trainer(study, method, job.trial)
+            record = run(job, study, trainers[job.trial], workdir)
+            with path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            say(f"{noise}, {method}, {job.kind} {job.trial}/{job.seed}: {score(record):.2f}")
+
+    run_missing([Job("trial", noise, method, trial, TRIAL_SEED) for trial in range(trials)])
     chosen = best_trial(noisy_pairs.read_records(path), noise, method)
-    run_jobs([Job("test", noise, method, chosen, seed) for seed in range(seeds)], study, workdir)
+    run_missing([Job("test", noise, method, chosen, seed) for seed in range(seeds)])
 
 
-def run_jobs(jobs: Sequence[Job], study: Study, workdir: Path) -> None:
-    """Run those jobs that are not on record; those of a trial are compiled once."""
-    path, trainers = workdir / "records.jsonl", {}
-    train = study.train
-    shapes = runs.Shapes(
-        len(train.captions.text), study.components[0].shape[1], train.text.shape[1]
-    )
-    for job in noisy_pairs.unfinished(jobs, noisy_pairs.read_records(path)):
-        if job.trial not in trainers:
-            method = ALL_METHODS[job.method]
-            chosen = methods.hyperparameters(method, job.trial)
-            trainers[job.trial] = runs.Trainer(method, Setting(), chosen, shapes)
-        record = run(job, study, trainers[job.trial], workdir)
-        with path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        say(f"{job.noise}, {job.method}, {job.kind} {job.trial}/{job.seed}: {score(record):.2f}")
+def make_trainer(study: Study, method: str, trial: int) -> runs.Trainer:
+    """Return the trainer of a method with the hyperparameters of a trial."""
+    train, width = study.train, study.components[0].shape[1]
+    shapes = runs.Shapes(len(train.captions.text), width, train.text.shape[1])
+    chosen = methods.hyperparameters(ALL_METHODS[method], trial)
+    return runs.Trainer(ALL_METHODS[method], Setting(), chosen, shapes)
 
 
 def tables(records: Sequence[Record]) -> list[str]:
@@ -332,7 +231,7 @@ def refuse_other_data(arguments: argparse.Namespace) -> None:
 def load(arguments: argparse.Namespace) -> Study:
     """Run the frozen towers over the three splits that the command names."""
     workdir = arguments.workdir
-    specs = {name: getattr(arguments, name) for name in KARPATHY_SPLITS}
+    specs = {name: getattr(arguments, name) for name in SPLITS}
     if arguments.karpathy is not None:
         specs = write_karpathy(arguments.karpathy, arguments.images, workdir)
     config = importlib.import_module(f"configs.{arguments.config}").get_config()
@@ -362,7 +261,7 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--workdir", type=Path, required=True, help="features, records, estimates")
-    for name in KARPATHY_SPLITS:
+    for name in SPLITS:
         add(f"--{name}", help="a SPEC; SPEC@SPLIT of what comes with the package")
     add("--karpathy", type=Path, help="dataset_coco.json or dataset_flickr30k.json instead")
     add("--images", type=Path, help="with --karpathy: the folder of the images")
@@ -380,7 +279,7 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(given)
     if arguments.out is not None:
         return arguments
-    named = all(getattr(arguments, name) for name in KARPATHY_SPLITS)
+    named = all(getattr(arguments, name) for name in SPLITS)
     if named == (arguments.karpathy is not None and arguments.images is not None):
         parser.error("give --train, --validation and --test, or --karpathy and --images")
     if not arguments.noise:
