@@ -168,12 +168,12 @@ def progressive_alpha(shape: tuple[int, int], first: float, last: float) -> np.n
     In every batch a part of the pairs learns from their own captions (InfoNCE), the others from
     soft targets, what the model itself makes of the batch; the more it has learnt, the more of
     them (Andonian et al., Robust Cross-Modal Representation Learning with Progressive
-    Self-Distillation, CVPR 2022). Its share of hard targets falls by half a cosine here. With
-    objective "kd", alpha "estimated" and the student as its own teacher, each pair's alpha at a
-    step is 1 or 0.
+    Self-Distillation, CVPR 2022). With objective "kd", alpha "estimated" and the student as its own
+    teacher, each pair's alpha at a step is 1 or 0.
 
-    What differs: hard rows have all pairs of the batch for negatives, where the paper contrasts
-    each part by itself.
+    There is no public code, and of the paper its abstract was at hand: that the share of hard
+    targets falls by half a cosine, that the pairs are drawn at random, and that all pairs of the
+    batch are negatives of each row, are choices made here.
 
     Args:
         shape: steps, and pairs a batch; the order of pairs in a batch is random already.
