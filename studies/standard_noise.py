@@ -38,6 +38,7 @@ from studies import noise as noises
 from studies.frozen_pairs import SPLITS, Side, arrange, load_side, open_split, write_karpathy
 from studies.methods import BASELINE, METHODS, RIVALS, Setting
 from studies.nouns import english_nouns
+from studies.pair_trust import area_under_curve
 
 ORACLE, TRIAL_SEED = repair.ORACLE, noisy_pairs.TRIAL_SEED
 ALL_METHODS = METHODS | RIVALS
@@ -99,21 +100,40 @@ def make_data(study: Study, noise: noises.Noise, seed: int) -> runs.Data:
 
 def run(job: Job, study: Study, trainer: runs.Trainer, workdir: Path) -> Record:
     """Train and evaluate."""
-    method = ALL_METHODS[job.method]
-    data = make_data(study, noises.Noise.parse(job.noise), job.seed)
-    wrong = float((data.caption_of != data.train).mean())
-    image = study.train.image[data.train]
-    case = judges.Case(image, data, job.seed, workdir / "judged", study.judged)
-    if method.judge is not None:
-        data = case.judged_by(method.judge)
-    elif trainer.estimates:
-        data = data._replace(trust=case.estimate(0).alpha)
+    method, noise = ALL_METHODS[job.method], noises.Noise.parse(job.noise)
+    data, facts = judged(
+        method, trainer, make_data(study, noise, job.seed), study, job.seed, workdir
+    )
     variables = trainer.train(data, job.seed)
     place, side = (1, study.validation) if job.kind == "trial" else (2, study.test)
     found = trainer.project(variables, study.components[place])
     scores = recalls(found, unit_rows(side.text), side.captions, study.counts_equal)
     scores = {name: round(100 * scores[name], 4) for name in METRICS}
-    return {**job._asdict(), "wrong": round(wrong, 4), "pairs": len(image), **scores}
+    return {**job._asdict(), **facts, **scores}
+
+
+def judged(
+    method: methods.Method,
+    trainer: runs.Trainer,
+    data: runs.Data,
+    study: Study,
+    seed: int,
+    workdir: Path,
+) -> tuple[runs.Data, dict[str, float]]:
+    """Return what the method's judge or the estimate makes of pairs, and what is known of them."""
+    wrong = data.caption_of != data.train
+    facts: dict[str, float] = {"pairs": len(wrong), "wrong": round(float(wrong.mean()), 4)}
+    if method.judge is None and not trainer.estimates:
+        return data, facts
+    image = study.train.image[data.train]
+    case = judges.Case(image, data, seed, workdir / "judged", study.judged)
+    if method.judge is not None:
+        return case.judged_by(method.judge), facts
+    found = case.estimate(0)
+    facts["estimated"] = round(found.share_wrong, 4)
+    if wrong.any():
+        facts["area"] = round(area_under_curve(found.alpha, wrong), 4)
+    return data._replace(trust=found.alpha), facts
 
 
 def recalls(
@@ -182,9 +202,7 @@ def tables(records: Sequence[Record]) -> list[str]:
         }
         if not tests:
             continue
-        wrong = np.mean([each["wrong"] for each in tests])
-        heading = f"## {Path(noise).name}: {100 * wrong:.1f} % wrong of {tests[0]['pairs']:,} pairs"
-        lines += ["", heading, ""]
+        lines += ["", f"## {Path(noise).name}", "", _facts(tests), ""]
         heads = ["method", "trial", "seeds", *METRICS, "sum", "repaired, %"]
         lines += [_row(heads), _row(["---"] * len(heads))]
         for method, own in of_method.items():
@@ -193,6 +211,17 @@ def tables(records: Sequence[Record]) -> list[str]:
             repaired = _repaired(own, of_method.get(BASELINE), of_method.get(ORACLE))
             lines.append(_row([method, str(own[0]["trial"]), str(len(own)), *cells, repaired]))
     return lines
+
+
+def _facts(tests: list[Record]) -> str:
+    """Return how many pairs are wrong, and how well trust finds them where it was asked."""
+    wrong = np.mean([each["wrong"] for each in tests])
+    line = f"{100 * wrong:.1f} % of {tests[0]['pairs']:,} pairs are wrong"
+    if estimated := [each["estimated"] for each in tests if "estimated" in each]:
+        line += f"; trust estimates {100 * np.mean(estimated):.1f} %"
+    if areas := [each["area"] for each in tests if "area" in each]:
+        line += f", and finds them with an AUC of {np.mean(areas):.2f}"
+    return f"{line}."
 
 
 def _repaired(own: list[Record], baseline: list[Record] | None, oracle: list[Record] | None) -> str:
