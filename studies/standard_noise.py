@@ -315,9 +315,11 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("give --noise, once or several times")
     for each in arguments.noise:
         try:
-            noises.Noise.parse(each)
+            kind = noises.Noise.parse(each).kind
         except ValueError as error:
             parser.error(str(error))
+        if kind not in noises.KINDS and not Path(kind).is_file():
+            parser.error(f"--noise={each}: no such file")
     return arguments
 
 

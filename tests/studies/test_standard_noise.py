@@ -73,6 +73,7 @@ def test_recalls_are_customary_unless_equal_captions_count() -> None:
         ([*SPECS], "give --noise"),
         (["--train=a", "--noise=random:0.4"], "give --train, --validation and --test"),
         ([*SPECS, "--noise=random"], "unknown noise 'random'"),
+        ([*SPECS, "--noise=none.npy"], "--noise=none.npy: no such file"),
         (["--karpathy=x.json", "--noise=random:0.4"], "or --karpathy and --images"),
     ],
 )
