@@ -3,20 +3,14 @@
 import os
 import tempfile
 
-# Most of the time goes into compiling small programs that run a few times: one thread without
-# passes that make machine code faster is done in a third of the time. Processes that tests start
-# with flags of their own put these before them.
-COMPILE_QUICKLY = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 "
-)
-
 # Before jax is imported: the sharded paths need several devices on any machine. On a busy one eight
-# devices on two cores may wait for each other for longer than XLA's 40 s. XLA_FLAGS of the caller
-# override COMPILE_QUICKLY.
+# devices on two cores may wait for each other for longer than XLA's 40 s. Most of the time goes
+# into compiling small programs that run a few times: without what makes machine code faster, and
+# on one thread, it is there in a third of the time (XLA_FLAGS of the caller override that).
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
-    COMPILE_QUICKLY
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 "
     + os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
     + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
@@ -74,6 +68,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             for name, line in getattr(report, "user_properties", ()):
                 if name == "golden" and report.when == "call":
                     terminalreporter.write_line(line)
+
+
+def flags_for(devices: int) -> dict[str, str]:
+    """XLA_FLAGS of a process that compiles as this one does, with so many devices."""
+    # Of a flag that is given twice, the last counts.
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    return {"XLA_FLAGS": flags}
 
 
 def draw_shape(colour: str, shape: str, size: int = 48) -> bytes:
