@@ -227,7 +227,10 @@ def _facts(tests: list[Record]) -> str:
 def _repaired(own: list[Record], baseline: list[Record] | None, oracle: list[Record] | None) -> str:
     if not baseline or not oracle or own is baseline:
         return ""
-    scores = (np.array([[score(each) for each in found]]) for found in (own, baseline, oracle))
+    scores = [np.array([[score(each) for each in found]]) for found in (own, baseline, oracle)]
+    count = min(each.size for each in scores[1:])
+    if (scores[2][:, :count] <= scores[1][:, :count]).any():
+        return "-"  # Hardly any damage: its shares would be arbitrary.
     share = repair.repaired_share(*scores, np.random.default_rng(0))
     return f"{100 * share.mean:.0f} [{100 * share.low:.0f}, {100 * share.high:.0f}]"
 

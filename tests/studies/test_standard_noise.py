@@ -57,6 +57,22 @@ def test_a_cell_is_tuned_tested_and_tabled(
     assert oracle.endswith("100 [100, 100] |") and oracle.split(" | ")[2] == "2"
 
 
+def test_no_share_is_told_where_an_oracle_is_not_ahead_with_every_seed() -> None:
+    def tests(method: str, *scores: float) -> list[study.Record]:
+        facts = {"kind": "test", "noise": "noun:0.1", "method": method, "trial": 0}
+        facts |= {"wrong": 0.1, "pairs": 9}
+        return [
+            facts | {"seed": seed} | dict.fromkeys(study.METRICS, each)
+            for seed, each in enumerate(scores)
+        ]
+
+    rest = tests("infonce", 10.0, 10.0) + tests("sigmoid", 11.0, 11.0)
+    ahead = study.tables(rest + tests("oracle", 12.0, 14.0))
+    assert any("| sigmoid |" in line and "| 33 [" in line for line in ahead)
+    level = study.tables(rest + tests("oracle", 12.0, 9.0))
+    assert any("| sigmoid |" in line and line.endswith("| - |") for line in level)
+
+
 def test_recalls_are_customary_unless_equal_captions_count() -> None:
     captions = noise.Captions(("a cat", "A cat.", "a dog"), np.arange(3))
     image = np.eye(3, dtype=np.float32)
