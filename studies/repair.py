@@ -120,7 +120,7 @@ def repaired_share(
 
 
 def table(records: Sequence[Record]) -> list[str]:
-    """Return, by method and setting, the share repaired with its interval, and points gained."""
+    """Return, by method and setting, the share repaired with its interval, points, and seeds."""
     settings = [name for name in SETTINGS if name in COMPARED]
     lines = [_row(["method", *settings]), _row(["---"] * (1 + len(settings)))]
     for method in (BASELINE, *FROM_FIRST, *RIVALS):
@@ -129,13 +129,14 @@ def table(records: Sequence[Record]) -> list[str]:
 
 
 def _cell(records: Sequence[Record], setting: str, method: str) -> str:
-    ours, baseline = (scores_by_run(records, setting, name) for name in (method, BASELINE))
+    names = (method, BASELINE, ORACLE)
+    ours, baseline, oracle = (scores_by_run(records, setting, name) for name in names)
     if not ours.size:
         return ""
-    count = min(ours.shape[1], baseline.shape[1])
     if method == BASELINE:
         return f"({baseline.mean():.1f})"
-    points = f"{(ours[:, :count] - baseline[:, :count]).mean():+.1f}"
+    count = min(each.shape[1] for each in (ours, baseline, oracle) if each.size)
+    points = f"{(ours[:, :count] - baseline[:, :count]).mean():+.1f}, n={count}"
     share = share_of(records, setting, method)
     if share is None:
         return points
