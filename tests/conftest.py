@@ -163,8 +163,21 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def small_figures() -> Iterator[None]:
+    """Runs draw a few pairs: as many as readers want to see would last longer than all the rest."""
+    from otter_jax.pictures import gallery
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gallery, "PAIRS_SHOWN", 4)
+        patch.setattr(gallery, "IMAGES_SHOWN", 4)
+        yield
+
+
 @pytest.fixture
-def tiny_config(pairs_folder: Path, tokenizer_folder: Path) -> Callable[..., ConfigDict]:
+def tiny_config(
+    pairs_folder: Path, tokenizer_folder: Path, small_figures: None
+) -> Callable[..., ConfigDict]:
     """Makes a config that trains in seconds: small random towers on the 48 drawings."""
 
     def make(**changes: object) -> ConfigDict:

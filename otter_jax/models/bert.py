@@ -64,6 +64,7 @@ class BertConfig:
         tie_word_embeddings: whether that head scores tokens with their embeddings.
         remat: whether the backward pass computes each layer again instead of storing it.
         scan_layers: whether layers that are equal run as one loop, see `scanning`.
+        pack_heads: whether several heads attend at once, see `transformer.attend_packed`.
 
     Raises:
         ValueError: something that these towers cannot compute.
@@ -96,6 +97,7 @@ class BertConfig:
     tie_word_embeddings: bool = True
     remat: bool = False
     scan_layers: bool = False
+    pack_heads: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what these towers cannot compute."""

@@ -323,6 +323,17 @@ class Conv(nnx.Module):
         return images if self.bias is None else add_parameter(images, self.bias[...])
 
 
+def _apart_on_cpu(gradient: jax.Array) -> jax.Array:
+    """Return a gradient that XLA:CPU computes once, instead of in each of its uses.
+
+    Compilers for GPUs and TPUs end a convolution or a product with the sums over what it gives,
+    which spares a pass over the gradient.
+    """
+    return jax.lax.platform_dependent(
+        gradient, cpu=cpu_forms.as_it_is, default=lambda gradient: gradient
+    )
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def batch_norm(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
@@ -355,7 +366,7 @@ def _batch_norm_backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return the gradients, written out: derived ones pass over the batch several times more."""
     x, scale, mean, inverse = saved
-    gradient = cpu_forms.as_it_is(gradients[0])
+    gradient = _apart_on_cpu(gradients[0])
     rows = gradient.reshape(-1, x.shape[-1]).astype(jnp.float32)
     to_bias = jnp.sum(rows, axis=0)
     to_scale = (jnp.sum(rows * x.reshape(rows.shape), axis=0) - mean * to_bias) * inverse
@@ -525,7 +536,8 @@ def _layer_norm_backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return the gradients, written out: derived ones keep and pass over more arrays."""
     x, scale, mean, inverse = saved
-    x, gradient = cpu_forms.as_it_is((x, gradient))
+    # A bfloat16 x is not to be kept in float32 from the forward pass, which has converted it too.
+    x, gradient = cpu_forms.as_it_is(x), _apart_on_cpu(gradient)
     normalised = (x.astype(jnp.float32) - mean) * inverse
     rows = gradient.astype(jnp.float32)
     scaled = rows * scale
@@ -578,7 +590,7 @@ def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _gelu_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    x, gradient = cpu_forms.as_it_is((x, gradient))
+    x, gradient = cpu_forms.as_it_is(x), _apart_on_cpu(gradient)
     density = jnp.exp(-0.5 * jnp.square(x)) / math.sqrt(2 * math.pi)
     return (gradient * (_normal_distribution(x) + x * density),)
 
@@ -608,14 +620,22 @@ def drop_examples(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array
 
 
 def _drop(x: jax.Array, rate: float, key: jax.Array | None, mask_shape: Sequence[int]) -> jax.Array:
+    return drop_where(x, rate, dropout_mask(key, rate, mask_shape))
+
+
+def dropout_mask(key: jax.Array | None, rate: float, shape: Sequence[int]) -> jax.Array | None:
+    """Return bool [*shape], what `dropout` with this key keeps of it; None for all."""
     if key is None or rate == 0.0:
-        return x
+        return None
     if key.ndim:
-        draw = functools.partial(jax.random.bernoulli, p=1.0 - rate, shape=mask_shape[1:])
-        keep = jax.vmap(draw)(key)
-    else:
-        keep = jax.random.bernoulli(key, 1.0 - rate, mask_shape)
-    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+        draw = functools.partial(jax.random.bernoulli, p=1.0 - rate, shape=shape[1:])
+        return jax.vmap(draw)(key)
+    return jax.random.bernoulli(key, 1.0 - rate, shape)
+
+
+def drop_where(x: jax.Array, rate: float, keep: jax.Array | None) -> jax.Array:
+    """Set what a mask of `dropout_mask` does not keep to zero, and scale the rest."""
+    return x if keep is None else jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
 def split_key(key: jax.Array | None, count: int) -> Sequence[jax.Array | None]:

@@ -39,7 +39,7 @@ SINCE_0_1_0: Mapping[str, Mapping[str, Any]] = {
 }
 
 # How a tower runs, not what it is: a description without them is whole.
-HOW_IT_RUNS: Mapping[str, Any] = {"scan_layers": False}
+HOW_IT_RUNS: Mapping[str, Any] = {"scan_layers": False, "pack_heads": False}
 
 _KINDS: Mapping[Any, Kind] = {
     int: COUNT,

@@ -454,8 +454,9 @@ class ResNet(_Stages):
             float32 [B, width], and [B, cells, width] row by row.
         """
         x = self.conv1(images, train) if self.config.deep_stem else self.conv1(images)
-        x = jax.nn.relu(self.bn1(x, train))
-        x = self._run_stages(max_pool(x), train)
+        # The same as the other way around, with a quarter of the pixels to be rectified.
+        x = jax.nn.relu(max_pool(self.bn1(x, train)))
+        x = self._run_stages(x, train)
         return TowerOutput(jnp.mean(x, axis=(1, 2), dtype=jnp.float32), _cells(x))
 
 

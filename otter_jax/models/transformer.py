@@ -21,7 +21,9 @@ from otter_jax.models.layers import (
     Linear,
     add_parameter,
     drop_examples,
+    drop_where,
     dropout,
+    dropout_mask,
     gelu,
     product,
     split_key,
@@ -38,6 +40,7 @@ ACTIVATIONS = {
 LAYER_SCALE = (
     1e-5  # Where it starts; Touvron et al., "Going deeper with Image Transformers" (2021).
 )
+LANES = 128  # Of a TPU's registers: arrays are padded to a multiple of them along their last axis.
 HEAD_WIDTH = 64  # Of the original ViTs and CLIPs; some of the larger ones have wider heads.
 
 # Names of a block's weights, as `weights.CheckpointLayout.names`.
@@ -79,6 +82,7 @@ class TransformerConfig:
             activation is SiLU instead of `hidden_act` (SwiGLU).
         remat: compute the blocks' activations again in the backward pass instead of keeping them.
         scan_layers: run blocks that are equal as one loop, see `scanning`.
+        pack_heads: attend with several heads at once, see `attend_packed`.
 
     Raises:
         ValueError: an activation or a number of heads that there is not.
@@ -97,6 +101,7 @@ class TransformerConfig:
     gated: bool = False
     remat: bool = False
     scan_layers: bool = False
+    pack_heads: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what the blocks cannot compute."""
@@ -192,6 +197,7 @@ class SelfAttention(nnx.Module):
         self.output = make.linear(width, width, output_deviation)
         self.heads = config.num_attention_heads
         self.dropout_rate = config.attention_probs_dropout_prob
+        self.attend = attend_packed if config.pack_heads else attend
 
     def __call__(
         self, x: jax.Array, bias: jax.Array | None, dropout_key: jax.Array | None
@@ -202,7 +208,7 @@ class SelfAttention(nnx.Module):
         by what they attend to (fourth axis); None adds nothing.
         """
         query, key, value = self.query(x), self.key(x), self.value(x)
-        mixed = attend(query, key, value, self.heads, bias, self.dropout_rate, dropout_key)
+        mixed = self.attend(query, key, value, self.heads, bias, self.dropout_rate, dropout_key)
         return self.output(mixed)
 
 
@@ -244,6 +250,78 @@ def attend(
     weights = dropout(weights, dropout_rate, dropout_key)
     mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, value)
     return mixed.transpose(0, 2, 1, 3).reshape(shape)
+
+
+def attend_packed(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    heads: int,
+    bias: jax.Array | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """Return what `attend` does, with as many heads at once as fill the lanes of a TPU.
+
+    A head of 64 channels is padded to 128 in every array, and is moved to where it stands alone and
+    back. Here a group of heads, side by side as the projection gives them, is one: a query is
+    compared with the keys of the whole group, but has zeros for the channels of the other heads,
+    which a matrix unit multiplies in the time that padding takes; of the values' mean it takes its
+    own head's channels. Weights are computed again for the gradient.
+
+    Heads that do not fill the lanes are attended to one by one.
+    """
+    packed, unused = divmod(LANES, query.shape[-1] // heads)
+    if packed < 2 or unused or heads % packed:
+        return attend(query, key, value, heads, bias, dropout_rate, dropout_key)
+    keep = dropout_mask(
+        dropout_key, dropout_rate, (len(query), heads, query.shape[1], key.shape[1])
+    )
+
+    @jax.checkpoint
+    def attend_in_groups(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        return _attend_in_groups(query, key, value, heads, packed, bias, dropout_rate, keep)
+
+    return attend_in_groups(query, key, value)
+
+
+def _attend_in_groups(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    heads: int,
+    packed: int,
+    bias: jax.Array | None,
+    dropout_rate: float,
+    keep: jax.Array | None,
+) -> jax.Array:
+    """Do so with groups of `packed` heads, and a mask of weights, bool [B, heads, L, K]."""
+    (batch, queries, width), keys = query.shape, key.shape[1]
+    groups, channels = heads // packed, width // heads * packed
+    # Whose each channel of a group is, bool [packed, 1, channels].
+    own = (jnp.arange(channels) * packed // channels == jnp.arange(packed)[:, None])[:, None]
+
+    def by_group(x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:2], groups, channels).transpose(0, 2, 1, 3)
+
+    def like_scores(x: jax.Array) -> jax.Array:
+        """Bring what is [B, heads, L, K], or 1 in place of one of them, to the scores' shape."""
+        x = jnp.broadcast_to(x, (len(x), heads, queries, keys))
+        return x.reshape(len(x), groups, packed * queries, keys).swapaxes(2, 3)
+
+    query, key, value = by_group(query), by_group(key), by_group(value)
+    query = jnp.where(own, query[:, :, None], 0).reshape(batch, groups, -1, channels)
+    # [B, groups, K, packed * L]: a group's queries lie along the lanes.
+    scores = jnp.einsum("bgqd,bgkd->bgkq", query, key, preferred_element_type=jnp.float32)
+    scores = scores * (width // heads) ** -0.5
+    if bias is not None:
+        scores = scores + like_scores(bias)
+    weights = jax.nn.softmax(scores, axis=2).astype(query.dtype)
+    weights = drop_where(weights, dropout_rate, None if keep is None else like_scores(keep))
+    mixed = jnp.einsum("bgkq,bgkd->bgqd", weights, value)
+    mixed = mixed.reshape(batch, groups, packed, queries, channels)
+    mixed = jnp.sum(jnp.where(own, mixed, 0), axis=2)
+    return mixed.transpose(0, 2, 1, 3).reshape(batch, queries, width)
 
 
 def mask_bias(mask: jax.Array) -> jax.Array:

@@ -165,7 +165,7 @@ def contrastive_step(learner: Learner, state: TrainState, batch: DeviceBatch) ->
 
 def distillation_step(learner: Learner, state: TrainState, batch: DeviceBatch) -> Proposal:
     """Move the teacher, let it say what matches what, contrast with that, descend: KD, OTTER."""
-    teacher, seen = teach(learner, state, batch)
+    teacher, seen, batch = teach(learner, state, batch)
 
     def loss(embeddings: tuple[jax.Array, jax.Array], params: Arrays) -> tuple[jax.Array, Metrics]:
         student, scales = objectives.Embeddings(*embeddings), scales_of(params)
@@ -179,7 +179,9 @@ def distillation_step(learner: Learner, state: TrainState, batch: DeviceBatch) -
 def views_step(learner: Learner, state: TrainState, batch: DeviceBatch) -> Proposal:
     """See each pair in several views, compare all of them, descend: DeCLIP, SLIP."""
     method = learner.method
-    teacher, seen = teach(learner, state, batch) if method.uses_teacher else (state.teacher, None)
+    teacher, seen = state.teacher, None
+    if method.uses_teacher:
+        teacher, seen, batch = teach(learner, state, batch)
 
     def loss(outputs: Arrays, params: Arrays) -> tuple[jax.Array, tuple[Metrics, Arrays]]:
         views = objectives.ViewOutputs(**outputs, mlm_labels=batch.get("masked_labels"))
@@ -290,17 +292,24 @@ def at_step(opt_state: optax.OptState, step: jax.Array) -> optax.OptState:
 
 def teach(
     learner: Learner, state: TrainState, batch: DeviceBatch
-) -> tuple[Arrays, objectives.Embeddings]:
-    """Return the teacher of this step, and the whole batch as it sees it, [N, d] each.
+) -> tuple[Arrays, objectives.Embeddings, DeviceBatch]:
+    """Return the teacher of this step, the whole batch as it sees it, [N, d] each, and the batch.
 
     The student's parameters of this step are in the average before the student goes forward
     (OTTER's released code). Batch statistics are the student's.
+
+    What uses the batch returned comes after the teacher, so that what the teacher's towers and what
+    the student's remember is not in memory at once.
     """
-    settings, teacher = learner.settings, state.teacher
-    if settings.teacher_moves:
+    settings = learner.settings
+
+    def moved(teacher: Arrays) -> Arrays:
+        if not settings.teacher_moves:
+            return teacher
         decay = teacher_decay(state.step, settings.teacher_decay, settings.teacher_warmup)
-        teacher = move_average(teacher, state.variables.params, decay)
-    variables = state.variables._replace(params=teacher)
+        return move_average(teacher, state.variables.params, decay)
+
+    variables = state.variables._replace(params=moved(state.teacher))
 
     def embed(rows: DeviceBatch) -> tuple[jax.Array, jax.Array]:
         train, keys = settings.teacher_train_mode, rows["dropout_keys"]
@@ -312,10 +321,28 @@ def teach(
     keys = row_keys(named_key(settings.seed, "teacher dropout", state.step), batch)
     rows = batch | {"dropout_keys": keys}
     if settings.parts == 1:
-        return teacher, objectives.Embeddings(*embed(rows))
-    parts = micro_batches.split_parts(rows, settings.parts, learner.mesh)
-    seen = micro_batches.join_parts(jax.lax.map(embed, parts))
-    return teacher, objectives.Embeddings(*seen)
+        seen = embed(rows)
+    else:
+        parts = micro_batches.split_parts(rows, settings.parts, learner.mesh)
+        seen = micro_batches.join_parts(jax.lax.map(embed, parts))
+    seen, batch = in_turn((objectives.Embeddings(*seen), batch))
+    # The average is made again for the step's end. It would be there all the while otherwise,
+    # beside the one before, to which the guard may have to go back.
+    return moved(in_turn(state.teacher)), seen, batch
+
+
+def in_turn(arrays: Arrays) -> Arrays:
+    """Return arrays that are all there before one of them is used, on GPUs and TPUs.
+
+    A CPU takes one operation after the other anyway, and rounds as it did before.
+    """
+    leaves, tree = jax.tree.flatten(arrays)
+    leaves = jax.lax.platform_dependent(
+        *leaves,
+        cpu=lambda *leaves: leaves,
+        default=lambda *leaves: jax.lax.optimization_barrier(leaves),
+    )
+    return jax.tree.unflatten(tree, leaves)
 
 
 def teacher_decay(step: jax.Array, decay: float, warmup: bool) -> jax.Array:
