@@ -261,6 +261,16 @@ def test_batch_norm_and_its_gradients_are_the_definition(
         np.testing.assert_allclose(gradient, wanted, atol=1e-3 * max(1.0, np.abs(wanted).max()))
 
 
+@pytest.mark.parametrize("platform, held", [("cpu", 1), ("tpu", 0), ("cuda", 0)])
+def test_a_batch_norm_s_gradient_is_held_apart_on_cpus_alone(platform: str, held: int):
+    def total(x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sin(batch_norm(x, jnp.ones(4), jnp.zeros(4), 1e-5)[0]))
+
+    traced = jax.jit(jax.grad(total)).trace(jnp.ones((3, 4)))
+    lowered = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert lowered.count("optimization_barrier") == held
+
+
 def test_batch_norm_records_the_unbiased_variance():
     x = np.float32(np.random.default_rng(0).normal(3.0, 2.0, size=(2, 3, 2, 4)))
     layer = BatchNorm(4, momentum=0.9)
