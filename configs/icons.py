@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     """Return the config."""
     config = default_config()
     config.batch_size = 256
-    config.total_epochs = 14.0
+    config.total_epochs = 20.0
     config.log_every_steps = 100
 
     config.data.train = "icons"

@@ -59,7 +59,7 @@ class Method:
         options: what is fixed.
         defaults: what trial 0 has of `space`: the values of the method's authors.
         space: what the other trials draw from. `trust_cap` is what estimated trust is multiplied
-            by.
+            by; `first_alpha` and `last_alpha` are those of `rivals.progressive_alpha`.
         judge: a key of `judges.JUDGES`, which says what to train on; unset for the pairs as they
             are, with the trust of `trust.estimate` where the objective asks for it.
     """
@@ -126,6 +126,15 @@ RIVALS: dict[str, Method] = {
     "dropped": Method("infonce", judge="dropped"),
     "small losses": Method("infonce", options=_WEIGHTED, judge="small losses"),
     "lemon": Method("infonce", judge="lemon"),
+    "npc": Method("infonce", options=_WEIGHTED, judge="impact"),
+    # The student is its own teacher.
+    "progressive self-distillation": Method(
+        "kd", options=_TRUSTED,
+        defaults={"first_alpha": 1.0, "last_alpha": 0.2, "teacher_scale": 100.0,
+                  "teacher_decay": 0.0},
+        space={"first_alpha": (0.8, 1.0), "last_alpha": (0.2, 0.5, 0.8),
+               "teacher_scale": (20.0, 50.0, 100.0, 200.0), "teacher_decay": (0.0,)},
+    ),
     "trust in rounds, sigmoid": _SIGMOID_METHOD(options=_WEIGHTED, judge="rounds"),
     # SoftCLIP's and CWCL's: what images say of each other, and texts of each other.
     "intra-modal targets": Method(

@@ -72,10 +72,11 @@ def run(job: Job) -> tuple[Job, list[Record], dict[str, np.ndarray]]:
     ranks_of: dict[str, list[np.ndarray]] = {}
     for number, seed in job.seeds():
         split = pairs.splits[number]
-        estimates = trainer.options.uses_trust and method.judge is None
+        estimates = trainer.estimates and method.judge is None
         data = pairs.data(setting, number, seed, uses_trust=estimates)
         if method.judge is not None:
-            case = judges.Case(pairs, data, seed, workdir / "judged")
+            image = pairs.collection.image[data.train]
+            case = judges.Case(image, data, seed, workdir / "judged", pairs.judged)
             data = case.judged_by(method.judge)
         variables = trainer.train(data, seed)
         queries = (split.test, split.test_images)

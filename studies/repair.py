@@ -6,7 +6,7 @@ Tunes and tests an oracle, rivals and the repairs of the package as `studies.noi
 methods, and holds them against the records of that study. Each run is a line of records.jsonl; what
 is there is not run again, so that the command goes on where it was interrupted, and with more seeds
 later. It uses one core; several may run side by side, each with other methods (--method). With
---out it writes repair_tables.md from what is finished, and trains nothing.
+--out it writes repair_tables.md and repair.png from what is finished, and trains nothing.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from studies import collection as collections
-from studies import methods, noisy_pairs
+from studies import methods, noisy_pairs, repair_figure
 from studies.methods import BASELINE, RIVALS, SETTINGS
 from studies.noisy_pairs import (
     TEST_SEEDS,
@@ -120,7 +120,7 @@ def repaired_share(
 
 
 def table(records: Sequence[Record]) -> list[str]:
-    """Return, by method and setting, the share repaired with its interval, and points gained."""
+    """Return, by method and setting, the share repaired with its interval, points, and seeds."""
     settings = [name for name in SETTINGS if name in COMPARED]
     lines = [_row(["method", *settings]), _row(["---"] * (1 + len(settings)))]
     for method in (BASELINE, *FROM_FIRST, *RIVALS):
@@ -129,19 +129,26 @@ def table(records: Sequence[Record]) -> list[str]:
 
 
 def _cell(records: Sequence[Record], setting: str, method: str) -> str:
-    ours, baseline, oracle = (
-        scores_by_run(records, setting, name) for name in (method, BASELINE, ORACLE)
-    )
+    names = (method, BASELINE, ORACLE)
+    ours, baseline, oracle = (scores_by_run(records, setting, name) for name in names)
     if not ours.size:
         return ""
-    count = min(ours.shape[1], baseline.shape[1])
     if method == BASELINE:
         return f"({baseline.mean():.1f})"
-    points = f"{(ours[:, :count] - baseline[:, :count]).mean():+.1f}"
-    if not oracle.size:
+    count = min(each.shape[1] for each in (ours, baseline, oracle) if each.size)
+    points = f"{(ours[:, :count] - baseline[:, :count]).mean():+.1f}, n={count}"
+    share = share_of(records, setting, method)
+    if share is None:
         return points
-    share = repaired_share(ours, baseline, oracle, np.random.default_rng(0))
     return f"{_percent(share.mean)} [{_percent(share.low)}, {_percent(share.high)}]<br>{points}"
+
+
+def share_of(records: Sequence[Record], setting: str, method: str) -> Share | None:
+    """Return the share that a method repairs in a setting; None where it or the oracle lacks."""
+    scores = [scores_by_run(records, setting, name) for name in (method, BASELINE, ORACLE)]
+    if not all(each.size for each in scores):
+        return None
+    return repaired_share(*scores, np.random.default_rng(0))
 
 
 def _percent(share: float) -> str:
@@ -170,6 +177,21 @@ def read_first_records() -> list[Record]:
         return [each for each in records if each["kind"] == "test"]
 
 
+def report(records: Sequence[Record], out: Path) -> None:
+    """Write repair_tables.md and repair.png to a folder."""
+    every = [*read_first_records(), *records]
+    lines = ["# What is repaired: tables", ""]
+    lines += ["[The study](study.md#how-much-is-repaired) says what they mean.", ""]
+    lines += ["## Share of the damage that is repaired", "", *table(every)]
+    lines += ["", "## What was chosen", "", *chosen_table(records)]
+    (out / "repair_tables.md").write_text("\n".join(lines) + "\n")
+    settings = [name for name in SETTINGS if name in NOISY]
+    compared = [method for method in (*FROM_FIRST, *RIVALS) if method != ORACLE]
+    shares = {cell: share_of(every, *cell) for cell in itertools.product(settings, compared)}
+    known = {cell: share for cell, share in shares.items() if share is not None}
+    repair_figure.draw(known, settings, out / "repair.png")
+
+
 def main() -> None:
     """Tune and test, or write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -180,13 +202,7 @@ def main() -> None:
     arguments = parser.parse_args()
     path = arguments.workdir / "records.jsonl"
     if arguments.out is not None:
-        records = read_records(path)
-        lines = ["# What is repaired: tables", ""]
-        lines += ["[The study](study.md#how-much-is-repaired) says what they mean.", ""]
-        lines += ["## Share of the damage that is repaired", ""]
-        lines += table([*read_first_records(), *records])
-        lines += ["", "## What was chosen", "", *chosen_table(records)]
-        (arguments.out / "repair_tables.md").write_text("\n".join(lines) + "\n")
+        report(read_records(path), arguments.out)
         return
     noisy_pairs.use_one_core(arguments.workdir)
     for setting, method in cells():

@@ -13,16 +13,18 @@ from otter_jax.config import default_config
 from otter_jax.embedding import trust
 from otter_jax.evaluation.ranks import best_true_ranks
 from otter_jax.models import dual_encoder
-from otter_jax.models.dual_encoder import DualEncoder, FunctionalModel, Variables
+from otter_jax.models.dual_encoder import Arrays, DualEncoder, FunctionalModel, Variables
 from otter_jax.models.projections import make_projection
 from otter_jax.training.optimizers import make_optimizer, make_schedule
 from otter_jax.training.state import initial_state, state_places
 from otter_jax.training.step import Learner, StepSettings, make_train_step
+from studies import rivals
 from studies.collection import NUM_SPLITS, Collection, make_split, shuffled_captions
 from studies.methods import Method, Setting
 
 KS = (1, 5, 10)
 COMPONENTS = 512
+TEXT_WIDTH = 384
 WARMUP_SHARE = 0.1
 NUM_PAIRS = 4_222  # To train on; the splits have that many, or one more.
 
@@ -36,15 +38,28 @@ class FeatureTower(nnx.Module):
 
 
 class Data(NamedTuple):
-    """What is trained on, and what it is tested with afterwards."""
+    """What is trained on, n pairs, and what it is tested with afterwards."""
 
-    image: np.ndarray  # float32 [n, COMPONENTS], all pairs.
+    image: np.ndarray  # float32 [all pairs, COMPONENTS].
     class_image: np.ndarray  # float32 [m, COMPONENTS], the other style.
-    train: np.ndarray  # int [NUM_PAIRS], numbers of the training images
-    caption_of: np.ndarray  # int [NUM_PAIRS], and of the pairs whose captions they are given.
-    text: np.ndarray  # float32 [NUM_PAIRS, 384]: these captions, or what stands for them.
+    train: np.ndarray  # int [n], numbers of the training images
+    caption_of: np.ndarray  # int [n], and of the pairs whose captions they are given.
+    text: np.ndarray  # float32 [n, e]: these captions, or what stands for them.
     pool: np.ndarray  # int: places in `train` of the pairs that batches are drawn from.
-    trust: np.ndarray | None  # float32 [NUM_PAIRS], where the method asks for it.
+    trust: np.ndarray | None  # float32 [n], where the method asks for it.
+
+
+class Shapes(NamedTuple):
+    """How much a trainer is compiled for."""
+
+    pairs: int
+    image_width: int
+    text_width: int
+
+    @classmethod
+    def of(cls, data: Data) -> "Shapes":
+        """Return those of some data."""
+        return cls(len(data.train), data.image.shape[1], data.text.shape[1])
 
 
 class Ranks(NamedTuple):
@@ -61,22 +76,17 @@ class Ranks(NamedTuple):
         return recalls | {f"hit@{k}": hits[k][2] for k in KS}
 
 
-def principal_components(
-    collection: Collection, train: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the images of both styles in the principal components of the training images.
+def principal_components(rows: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return features [n, d] in the principal components of the training images' `rows`.
 
     All are divided by one number that makes the mean square 1, and so keep their proportions.
     """
-    rows = collection.image[train].astype(np.float64)
+    rows = rows.astype(np.float64)
     mean = rows.mean(axis=0)
     axes = np.linalg.eigh((rows - mean).T @ (rows - mean))[1][:, ::-1][:, :COMPONENTS]
     axes *= np.sign(axes.sum(axis=0))  # An eigenvector's sign is arbitrary.
     axes /= np.sqrt(np.mean(((rows - mean) @ axes) ** 2))
-    return tuple(
-        ((features - mean) @ axes).astype(np.float32)
-        for features in (collection.image, collection.class_image)
-    )
+    return tuple(((features - mean) @ axes).astype(np.float32) for features in others)
 
 
 class Pairs:
@@ -87,7 +97,8 @@ class Pairs:
         self.collection = collection
         self.splits = [make_split(collection, number) for number in range(NUM_SPLITS)]
         trains = [split.train[:NUM_PAIRS] for split in self.splits]
-        self.images = [principal_components(collection, train) for train in trains]
+        both = (collection.image, collection.class_image)
+        self.images = [principal_components(collection.image[train], *both) for train in trains]
         self.judged: dict[tuple, Data] = {}  # See judges.py.
         self._trust: dict[bytes, np.ndarray] = {}
 
@@ -113,18 +124,32 @@ class Pairs:
 class Trainer:
     """Trains with one method, setting and choice of hyperparameters; it is compiled once."""
 
-    def __init__(self, method: Method, setting: Setting, hyperparameters: Mapping[str, Any]):
-        """Read the hyperparameters, which are those of `methods.hyperparameters`."""
+    def __init__(
+        self,
+        method: Method,
+        setting: Setting,
+        hyperparameters: Mapping[str, Any],
+        shapes: Shapes | None = None,
+    ):
+        """Read the hyperparameters, which are those of `methods.hyperparameters`.
+
+        Shapes are those of the embedded clip art unless they are given.
+        """
+        self.shapes = shapes or Shapes(NUM_PAIRS, COMPONENTS, TEXT_WIDTH)
         hyper = dict(hyperparameters)
         self.cap = hyper.pop("trust_cap", 1.0)
+        falls = [hyper.pop(name, None) for name in ("first_alpha", "last_alpha")]
         config = default_config()
         config.batch_size = setting.batch_size
         config.optimizer.name = "adamw"
         config.optimizer.learning_rate = hyper.pop("learning_rate")
         config.optimizer.weight_decay = hyper.pop("weight_decay")
         config.teacher.decay = hyper.pop("teacher_decay", config.teacher.decay)
-        self.shape = (NUM_PAIRS * hyper.pop("epochs") // setting.batch_size, setting.batch_size)
+        steps = self.shapes.pairs * hyper.pop("epochs") // setting.batch_size
+        self.shape = (steps, setting.batch_size)
         config.optimizer.warmup_steps = int(WARMUP_SHARE * self.shape[0])
+        # Of every step, where alpha is none of the pairs' own.
+        self.alphas = None if None in falls else rivals.progressive_alpha(self.shape, *falls)
         self.head = setting.head
         self.options = objectives.make_method(method.objective, **{**method.options, **hyper})
         schedule = make_schedule(config, self.shape[0])
@@ -136,23 +161,25 @@ class Trainer:
         state = initial_state(variables, optimizer, uses_teacher=uses_teacher)
         step = make_train_step(learner, state_places(mesh, state, fsdp=False))
 
-        def train(variables: Variables, pairs: dict[str, jax.Array], order: jax.Array) -> Variables:
+        def train(variables: Variables, pairs: Arrays, order: jax.Array, own: Arrays) -> Variables:
             state = initial_state(variables, optimizer, uses_teacher=uses_teacher)
 
-            def one_step(state: Any, rows: jax.Array) -> tuple[Any, None]:
-                return step(state, {name: array[rows] for name, array in pairs.items()})[0], None
+            def one_step(state: Any, given: tuple[jax.Array, Arrays]) -> tuple[Any, None]:
+                rows, of_step = given
+                batch = {name: array[rows] for name, array in pairs.items()}
+                return step(state, batch | of_step)[0], None
 
-            return jax.lax.scan(one_step, state, order)[0].variables
+            return jax.lax.scan(one_step, state, (order, own))[0].variables
 
         self._train = jax.jit(train)
 
     def make_model(self, seed: int) -> tuple[FunctionalModel, Variables]:
         """Return a fresh head for images; texts keep their features, as in the quickstart."""
-        rngs, width = nnx.Rngs(seed), 384
+        rngs, (_, image_width, width) = nnx.Rngs(seed), self.shapes
         module = DualEncoder(
-            FeatureTower(COMPONENTS),
+            FeatureTower(image_width),
             FeatureTower(width),
-            make_projection(self.head, COMPONENTS, width, rngs=rngs),
+            make_projection(self.head, image_width, width, rngs=rngs),
             make_projection("none", width, width, rngs=rngs),
             initial_scale=self.options.initial_scale,
             initial_bias=self.options.initial_bias,
@@ -168,10 +195,16 @@ class Trainer:
         epochs = -(-needed // len(data.pool))
         order = np.concatenate([rng.permutation(data.pool) for _ in range(epochs)])
         pairs = {"image_features": data.image[data.train], "text_features": data.text}
-        if self.options.uses_trust:
+        if self.estimates:
             pairs["trust"] = np.float32(self.cap) * data.trust
+        own = {} if self.alphas is None else {"trust": self.alphas}
         _, variables = self.make_model(seed)
-        return self._train(variables, pairs, order[:needed].reshape(self.shape))
+        return self._train(variables, pairs, order[:needed].reshape(self.shape), own)
+
+    @property
+    def estimates(self) -> bool:
+        """Whether each pair's own trust is asked for."""
+        return self.options.uses_trust and self.alphas is None
 
     def project(self, variables: Variables, features: np.ndarray) -> np.ndarray:
         """Return the trained head's unit embeddings of images, float32 [n, 384]."""

@@ -5,11 +5,12 @@ import tempfile
 
 # Before jax is imported: the sharded paths need several devices on any machine. On a busy one eight
 # devices on two cores may wait for each other for longer than XLA's 40 s. Most of the time goes
-# into compiling small programs that run a few times: machine code that is not optimized is there in
-# half the time (XLA_FLAGS of the caller override that).
+# into compiling small programs that run a few times: without what makes machine code faster, and
+# on one thread, it is there in a third of the time (XLA_FLAGS of the caller override that).
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
-    "--xla_backend_optimization_level=0 "
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 "
     + os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
     + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
@@ -17,15 +18,16 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Many tests compile the same small programs: once is enough, in pytest's workers and started
-# processes too, which inherit the folder.
+# processes too, which inherit the folder. Even of an addition, reading is a third of compiling.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = (
     os.environ["JAX_COMPILATION_CACHE_DIR"]
     if "PYTEST_XDIST_WORKER" in os.environ
     else tempfile.mkdtemp(prefix="otter_jax_compiled_")
 )
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+import ctypes
 import gc
 import io
 import itertools
@@ -68,6 +70,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                     terminalreporter.write_line(line)
 
 
+def flags_for(devices: int) -> dict[str, str]:
+    """XLA_FLAGS of a process that compiles as this one does, with so many devices."""
+    # Of a flag that is given twice, the last counts.
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    return {"XLA_FLAGS": flags}
+
+
 def draw_shape(colour: str, shape: str, size: int = 48) -> bytes:
     """A PNG of one shape in one colour on white."""
     image = Image.new("RGB", (size, size), "white")
@@ -105,11 +114,16 @@ def write_shard(path: Path, pairs: list[tuple[bytes, str]]) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_what_was_compiled() -> Iterator[None]:
-    """A worker would otherwise hold the programs of all files it has seen: gigabytes."""
+    """A worker would otherwise hold the programs of all files it has seen: gigabytes.
+
+    Three megabytes each, even of an addition, which glibc keeps for itself unless it is told.
+    """
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
     gc.collect()
+    if sys.platform == "linux":
+        getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
 
 
 @pytest.fixture(scope="session")
@@ -149,8 +163,21 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def small_figures() -> Iterator[None]:
+    """Runs draw a few pairs: as many as readers want to see would last longer than all the rest."""
+    from otter_jax.pictures import gallery
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gallery, "PAIRS_SHOWN", 4)
+        patch.setattr(gallery, "IMAGES_SHOWN", 4)
+        yield
+
+
 @pytest.fixture
-def tiny_config(pairs_folder: Path, tokenizer_folder: Path) -> Callable[..., ConfigDict]:
+def tiny_config(
+    pairs_folder: Path, tokenizer_folder: Path, small_figures: None
+) -> Callable[..., ConfigDict]:
     """Makes a config that trains in seconds: small random towers on the 48 drawings."""
 
     def make(**changes: object) -> ConfigDict:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import flags_for
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(
@@ -43,8 +44,7 @@ def run(project: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "otter_jax", *arguments],
         cwd=project,
-        env=os.environ
-        | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": str(ROOT)},
+        env=os.environ | flags_for(devices=1) | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=300,
@@ -75,7 +75,7 @@ def test_a_project_of_its_own_trains_evaluates_and_is_loaded(project: Path) -> N
          "m.save('exported')\nagain = otter_jax.load('exported')\n"
          "print(m.classify(['0.png'], ['ring', 'bar']).shape)\n"
          "print(abs(m.encode_image('0.png') - again.encode_image('0.png')).max() < 1e-6)"],
-        cwd=project, env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
+        cwd=project, env=os.environ | flags_for(devices=1) | {"PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert loaded.stdout.split("\n")[:2] == ["(1, 2)", "True"], loaded.stderr

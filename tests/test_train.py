@@ -119,6 +119,12 @@ def test_same_seed_same_files_and_other_seed_others(tiny_config: Callable, tmp_p
     assert first == second != other
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return where the first test that needs an uninterrupted run puts it, for all of them."""
+    return tmp_path_factory.mktemp("uninterrupted")
+
+
 @pytest.mark.parametrize(
     ("frozen", "moment"), [(True, "step"), (False, "step"), (True, "draw"), (True, "before")]
 )
@@ -126,11 +132,13 @@ def test_resumed_run_equals_uninterrupted_bit_for_bit(
     tiny_config: Callable,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    uninterrupted: Path,
     frozen: bool,
     moment: str,
 ) -> None:
     config = tiny_config(**(FROZEN if frozen else {}))
-    run(config, tmp_path / "whole")
+    whole = uninterrupted / ("frozen" if frozen else "trained")
+    run(config, whole)  # Once: it is finished then.
     interrupted = tmp_path / "interrupted"
     interrupt(monkeypatch, moment)
     with pytest.raises(KeyboardInterrupt):
@@ -139,8 +147,8 @@ def test_resumed_run_equals_uninterrupted_bit_for_bit(
     assert not (interrupted / "results.json").exists()
     run(config, interrupted)
     for name in ("metrics.jsonl", "results.json", "data.json"):
-        assert (interrupted / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    states = [final_state(config, tmp_path / name) for name in ("whole", "interrupted")]
+        assert (interrupted / name).read_bytes() == (whole / name).read_bytes()
+    states = [final_state(config, workdir) for workdir in (whole, interrupted)]
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 

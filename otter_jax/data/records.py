@@ -114,6 +114,31 @@ def first_caption(source: Source, number: int) -> str:
     return source[number].caption if own is None else own(number)
 
 
+def single_captions(source: Source) -> list[str] | None:
+    """Return every record's caption, "" where it cannot be used; None if a record has several.
+
+    Of a source that knows how many it has, no more is read than `first_caption` reads.
+    """
+    numbers = range(len(source))
+    if source.caption_counts is not None:
+        if any(count > 1 for count in source.caption_counts):
+            return None
+        return [_usable_caption(source, number) for number in numbers]
+    captions = []
+    for _, record in read_in_order(source, numbers):
+        if isinstance(record, Record) and len(record.captions) > 1:
+            return None
+        captions.append(record.caption if isinstance(record, Record) else "")
+    return captions
+
+
+def _usable_caption(source: Source, number: int) -> str:
+    try:
+        return first_caption(source, number)
+    except RecordError:
+        return ""
+
+
 def key_of(source: Source, number: int) -> str:
     """Return what a record is called; RecordError if it cannot be used.
 

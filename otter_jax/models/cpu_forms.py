@@ -7,12 +7,14 @@ CPU, `lax`'s own convolutions are fast where they run forwards without groups; w
   fuses the operations around it into the transposed copy of an operand;
 * the kernel's gradient of any other convolution, which is a convolution with a huge window;
 * the image's gradient of a strided convolution or pooling, which works on zeros between pixels;
-* a grouped convolution in any direction.
+* a grouped convolution in any direction;
+* a kernel larger than its image: XLA takes the one for the other;
+* a convolution of an odd number of channels to few.
 
 So each operation here has a gradient of its own. Images are [batch, height, width, channels].
 `pads` holds the zeros before and after the rows, and before and after the columns. Strides are at
-most as long as the windows; with gaps between windows `lax` will have to do. Kernels and matrices
-may be of a wider type than the images; their gradients are sums in it.
+most as long as the windows, and pads shorter; with gaps between windows `lax` will have to do.
+Kernels and matrices may be of a wider type than the images; their gradients are sums in it.
 """
 
 import functools
@@ -25,6 +27,7 @@ import numpy as np
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 Taps = tuple[slice, slice]  # Which of a kernel's rows and columns.
+FEW_CHANNELS = 32
 
 
 @jax.custom_vjp
@@ -51,25 +54,56 @@ def _pointwise_backward(
 pointwise.defvjp(_pointwise_forward, _pointwise_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolution(images: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
     """Convolve [B, H, W, I] with a kernel [h, w, I, O], in the images' type."""
+    if all(kernel.shape[axis] > images.shape[axis + 1] for axis in (0, 1)):
+        return _small_convolution(images, kernel, stride, pads)
+    return _large_convolution(images, kernel, stride, pads)
+
+
+def _small_convolution(images: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
+    """Multiply, for every pixel that comes out, the pixels that are there with their taps."""
+    rows, columns = (_meetings(images, kernel, stride, pads, axis) for axis in (0, 1))
+
+    def pixel(y: slice, x: slice, taps_y: slice, taps_x: slice) -> jax.Array:
+        met, taps = images[:, y, x], kernel[taps_y, taps_x]
+        return pointwise(met.reshape(len(images), -1), taps.reshape(-1, kernel.shape[3]))
+
+    pixels = [pixel(y, x, taps_y, taps_x) for y, taps_y in rows for x, taps_x in columns]
+    return jnp.stack(pixels, axis=1).reshape(len(images), len(rows), len(columns), -1)
+
+
+def _meetings(
+    images: jax.Array, kernel: jax.Array, stride: int, pads: Pads, axis: int
+) -> list[tuple[slice, slice]]:
+    """Return, for every position along an axis, the pixels that meet taps, and those taps."""
+    length, size, (before, after) = images.shape[axis + 1], kernel.shape[axis], pads[axis]
+    starts = range(-before, length + after - size + 1, stride)
+    edges = [(start, max(start, 0), min(start + size, length)) for start in starts]
+    return [(slice(a, b), slice(a - start, b - start)) for start, a, b in edges]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _large_convolution(images: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
     return _convolve(images, kernel.astype(images.dtype), stride, pads)
 
 
 def _convolve(images: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
+    if kernel.shape[2] % 2 and kernel.shape[3] <= FEW_CHANNELS:  # A channel of zeros.
+        images = jnp.pad(images, ((0, 0), (0, 0), (0, 0), (0, 1)))
+        kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, 1), (0, 0)))
     return jax.lax.conv_general_dilated(
         images, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
-def _convolution_forward(
+def _large_convolution_forward(
     images: jax.Array, kernel: jax.Array, stride: int, pads: Pads
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return convolution(images, kernel, stride, pads), (images, kernel)
+    return _large_convolution(images, kernel, stride, pads), (images, kernel)
 
 
-def _convolution_backward(
+def _large_convolution_backward(
     stride: int, pads: Pads, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     images, kernel = saved
@@ -85,7 +119,7 @@ def _convolution_backward(
     )
 
 
-convolution.defvjp(_convolution_forward, _convolution_backward)
+_large_convolution.defvjp(_large_convolution_forward, _large_convolution_backward)
 
 
 def _kernel_gradient(
@@ -98,13 +132,26 @@ def _kernel_gradient(
     out_channels = kernel.shape[3]
 
     def add(total: jax.Array, window: jax.Array, row: jax.Array) -> jax.Array:
-        patches = jnp.concatenate(_shifted(window, kernel.shape, stride, row.shape), axis=-1)
+        patches = _patches_of_row(window, kernel.shape, stride, row.shape)
         product = jnp.matmul(_rows(row).T, _rows(patches), preferred_element_type=jnp.float32)
         return total + product
 
     start = jnp.zeros((out_channels, kernel.size // out_channels), jnp.float32)
     total = _over_rows(add, start, images, kernel.shape, stride, pads, gradient)
     return total.T.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _patches_of_row(
+    window: jax.Array, kernel_shape: tuple[int, ...], stride: int, row_shape: tuple[int, ...]
+) -> jax.Array:
+    """Return the patches [B, 1, columns, taps and channels] that a row of the output has met."""
+    columns, (rows, wide, channels) = row_shape[2], kernel_shape[:3]
+    if 2 * columns > rows * wide:
+        return jnp.concatenate(_shifted(window, kernel_shape, stride, row_shape), axis=-1)
+    # Fewer and longer pieces: a patch's rows are runs of neighbouring numbers.
+    flat, step, run = window.reshape(*window.shape[:2], -1), stride * channels, wide * channels
+    runs = [flat[:, :, at : at + run] for at in range(0, columns * step, step)]
+    return jnp.stack(runs, axis=1).reshape(len(window), 1, columns, -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

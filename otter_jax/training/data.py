@@ -16,10 +16,9 @@ from otter_jax.data import batches, text_augmentations
 from otter_jax.data.groups import group_name, hash_groups, refuse_unknown_column
 from otter_jax.data.pair_loader import PairLoader, Views
 from otter_jax.data.records import (
-    Record,
     count_reasons,
-    read_in_order,
     refuse_too_many_bad,
+    single_captions,
 )
 from otter_jax.data.sources import Source, count_by_source, left_out, skipped_files
 from otter_jax.embedding import caption_repair, trust, trust_rounds
@@ -106,11 +105,9 @@ def known_text_features(parts: Parts, source: Source, views: Views) -> np.ndarra
         return None
     if len(source) * encoder.text_width * np.float32().nbytes > MEMORY_LIMIT:
         return None
-    captions = []
-    for _, record in read_in_order(source, range(len(source))):
-        if isinstance(record, Record) and len(record.captions) > 1:
-            return None
-        captions.append(record.caption if isinstance(record, Record) else "")
+    captions = single_captions(source)
+    if captions is None:
+        return None
     different, of_pair = np.unique(captions, return_inverse=True)
     encoder = parts.place_encoder()
     features = parts.store.text_features(encoder, different.tolist(), "training captions")

@@ -14,6 +14,7 @@ from otter_jax.runs import processes, reporting
 from otter_jax.runs.best_step import best_step, is_over
 from otter_jax.runs.checkpoints import Checkpoints
 from otter_jax.runs.interruption import Interrupted
+from otter_jax.runs.machine import give_back_freed_memory
 from otter_jax.runs.reporting import Reporter
 from otter_jax.runs.workdir import WorkdirLock
 from otter_jax.terminal import say, working
@@ -144,7 +145,9 @@ def step_costs(training: Training, state: TrainState, batch: DeviceBatch) -> cos
     with working(f"compiling the train step{texts if config.data.token_buckets else ''}"):
         step = training.step.lower(state, batch)
         unsplit = step if config.micro_batch is None else training.unsplit_step.lower(state, batch)
-        return costs.measure(step, unsplit, state, config.model.dtype)
+        found = costs.measure(step, unsplit, state, config.model.dtype)
+        give_back_freed_memory()
+        return found
 
 
 def take_step(

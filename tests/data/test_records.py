@@ -121,3 +121,35 @@ def test_lines_as_captions() -> None:
     assert records.caption_lines("one\n\ntwo\r\n", metadata) == ("one", "two", "three")
     assert records.caption_lines("", metadata) == ("lone", "two", "three")
     assert records.caption_lines("", {}) == ()
+
+
+class OneCaption(Numbered):
+    """The same with a caption each, which it knows without reading a record."""
+
+    caption_counts = np.ones(10, np.uint8)
+
+    def __getitem__(self, i: int) -> records.Record:
+        """Never."""
+        raise AssertionError("an image was read for its caption")
+
+    def first_caption(self, i: int) -> str:
+        """Its caption."""
+        return f"{i}.0"
+
+
+class CountedByNobody(Numbered):
+    """One caption each, which is not known before all are read."""
+
+    caption_counts = None
+
+    def __getitem__(self, i: int) -> records.Record:
+        """One of them, with the first of its captions."""
+        record = super().__getitem__(i)
+        return record._replace(captions=record.captions[:1])
+
+
+def test_single_captions_are_read_without_images_where_they_can_be() -> None:
+    assert records.single_captions(OneCaption()) == [f"{i}.0" for i in range(10)]
+    usable = [f"{i}.0" if i % 3 < 2 else "" for i in range(10)]
+    assert records.single_captions(CountedByNobody()) == usable
+    assert records.single_captions(Numbered()) is None

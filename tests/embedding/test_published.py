@@ -54,13 +54,19 @@ def test_what_is_published_is_what_was_trained(
         load("ours")
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return where the first test that needs trained towers puts their run, for all of them."""
+    return tmp_path_factory.mktemp("trained") / "run"
+
+
 def test_trained_towers_come_back_with_their_statistics_in_half_precision(
-    tiny_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_config: Callable, tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(published, "FOLDER", tmp_path / "published")
-    train(tiny_config(**{"total_steps": 1, "evaluate.sets": ()}), tmp_path / "run")
-    variables = load(tmp_path / "run").variables
-    published.publish("ours", tmp_path / "run", variables, "a test")
+    train(tiny_config(**{"total_steps": 1, "evaluate.sets": ()}), trained)
+    variables = load(trained).variables
+    published.publish("ours", trained, variables, "a test")
     restored = published.with_published(
         jax.tree.map(np.zeros_like, variables), published.read_published("ours")[1]
     )
@@ -75,9 +81,9 @@ def test_trained_towers_come_back_with_their_statistics_in_half_precision(
 
 
 def test_what_is_too_large_is_not_published(
-    tiny_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_config: Callable, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(tiny_config(**{"total_steps": 1, "evaluate.sets": ()}), tmp_path / "run")
+    train(tiny_config(**{"total_steps": 1, "evaluate.sets": ()}), trained)  # Finished, if above.
     monkeypatch.setattr(published, "LARGEST", 1e3)
     with pytest.raises(ValueError, match=r"trained parts have \d+ MB, and a package takes 0;"):
-        published.publish("ours", tmp_path / "run", load(tmp_path / "run").variables, "a test")
+        published.publish("ours", trained, load(trained).variables, "a test")

@@ -50,7 +50,7 @@ def test_gradients_and_recomputation(name: str) -> None:
         def loss(params: nnx.State, model: nnx.GraphDef = model) -> jax.Array:
             return jnp.sum(jnp.square(features(nnx.merge(model, params), saved)))
 
-        gradients.append(nnx.to_pure_dict(jax.grad(loss)(params)))
+        gradients.append(nnx.to_pure_dict(jax.jit(jax.grad(loss))(params)))
     for first, second in zip(*map(jax.tree.leaves, gradients), strict=True):
         np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-3 * np.abs(first).max())
     largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(gradients[0]))

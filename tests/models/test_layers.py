@@ -41,6 +41,9 @@ CASES = [
     (7, 10, 5, 2, "SAME"),
     (2, 3, 5, 2, "SAME"),
     (1, 1, 3, 2, "SAME"),
+    (2, 2, 3, 1, 1),
+    (2, 1, 3, 2, 1),
+    (1, 2, 5, 1, 2),
     (7, 8, 3, 1, 1),
     (8, 7, 3, 2, 1),
     (14, 15, 7, 2, 3),
@@ -417,7 +420,7 @@ def test_split_key_gives_different_keys_or_none():
     assert len(set(keys)) == 3
 
 
-@pytest.mark.parametrize("case", [(6, 7, 3, 2, 1), (6, 7, 1, 1, 0)])
+@pytest.mark.parametrize("case", [(6, 7, 3, 2, 1), (6, 7, 1, 1, 0), (2, 2, 3, 1, 1)])
 @pytest.mark.parametrize("convolve", [conv2d, depthwise_conv2d])
 def test_gradients_of_parameters_are_float32_sums_of_bfloat16_products(
     case: Case, convolve: Callable

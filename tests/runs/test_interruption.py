@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from conftest import flags_for
 from ml_collections import ConfigDict
 from runs.test_processes import free_port
 
@@ -357,7 +358,7 @@ def start(command: list[str], workdir: Path) -> subprocess.Popen:
     return subprocess.Popen(
         [*command, f"--workdir={workdir}"],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": ""},
+        env=os.environ | flags_for(devices=1),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

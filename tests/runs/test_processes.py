@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_shard
+from conftest import flags_for, write_shard
 from ml_collections import ConfigDict
 
 from otter_jax import config as config_lib
@@ -70,8 +70,7 @@ def start_two(
     The second one is started by the command `around_second`.
     """
     address = f"127.0.0.1:{free_port()}"
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-    variables = {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    variables = flags_for(devices=4) | {"PYTHONPATH": str(ROOT)}
     wrappers = ((), around_second)
     return [
         subprocess.Popen(

@@ -37,3 +37,50 @@ def test_small_losses_are_told_apart_as_by_scikit_learn() -> None:
 
 def test_equal_losses_tell_nothing_and_break_nothing() -> None:
     assert np.isfinite(rivals.clean_probability(np.ones(10))).all()
+
+
+def test_memory_entries_are_the_nearest_clean_pairs() -> None:
+    rng = np.random.default_rng(0)
+    image, text = rng.normal(size=(30, 4)), rng.normal(size=(30, 3))
+    clean = np.array([2, 5, 11, 29])
+    found = rivals.memory_entries(image, text, clean)
+    for column, rows in enumerate((image, text)):
+        for i in range(30):
+            cosines = {
+                j: rows[i] @ rows[j] / np.linalg.norm(rows[i]) / np.linalg.norm(rows[j])
+                for j in clean.tolist()
+            }
+            assert found[i, column] == max(cosines, key=cosines.get)
+    assert found[5].tolist() == [5, 5]
+
+
+def test_a_memory_bank_holds_what_is_sure_or_else_a_tenth() -> None:
+    probability = np.array([0.95, 0.2, 0.91, 0.89, *np.linspace(0.1, 0.3, 17)])
+    assert rivals.memory_bank(probability).tolist() == [0, 2, 3]
+    assert rivals.memory_bank(np.full(30, 0.95)).tolist() == list(range(30))
+
+
+def test_confidence_is_one_unless_the_memory_suffers() -> None:
+    before = np.array([[1.0, 2.0], [1.0, 1.0], [0.5, 0.5]])
+    after = np.array([[2.0, 1.0], [2.0, 4.0], [0.0, 0.5]])  # Ratios: 1.25, 0.375, without bound.
+    np.testing.assert_allclose(rivals.confidence(before, after), [1.0, np.tanh(0.375), 1.0])
+
+
+def test_weights_count_how_often_a_pair_is_met() -> None:
+    weight, entries = np.array([0.8, 1.0, 0.5, 0.7]), np.array([[1, 1], [1, 1], [1, 2], [2, 1]])
+    met = list(weight)
+    for row in entries:
+        for entry in row:
+            met[entry] += 1
+    found = rivals.weigh_with_memory(weight, entries)
+    np.testing.assert_allclose(found, np.array(met) / max(met))
+
+
+def test_hard_targets_give_way_along_half_a_cosine() -> None:
+    found = rivals.progressive_alpha((11, 20), 1.0, 0.2)
+    assert found.shape == (11, 20) and set(found.ravel()) == {0.0, 1.0}
+    for step, row in enumerate(found):
+        share = 0.2 + 0.8 * (1 + np.cos(np.pi * step / 10)) / 2
+        assert row.sum() == round(20 * share)
+    assert found[0].all() and found[-1].sum() == 4
+    assert rivals.progressive_alpha((1, 4), 0.5, 0.2).tolist() == [[1.0, 1.0, 0.0, 0.0]]

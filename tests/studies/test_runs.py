@@ -41,7 +41,7 @@ def test_a_job_learns_and_gives_the_same_records_again(pairs: runs.Pairs, method
 
 def test_components_keep_the_geometry_of_training_images() -> None:
     collection = random_collection()
-    image, _ = runs.principal_components(collection._replace(), np.arange(200))
+    (image,) = runs.principal_components(collection.image[:200], collection.image)
     centred = collection.image[:200] - collection.image[:200].mean(axis=0)
     ratio = (image[:200] @ image[:200].T) / (centred @ centred.T)
     np.testing.assert_allclose(ratio, np.full_like(ratio, ratio[0, 0]), rtol=2e-2)
