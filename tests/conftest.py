@@ -27,7 +27,6 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = (
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-import ctypes
 import gc
 import io
 import itertools
@@ -121,9 +120,10 @@ def forget_what_was_compiled() -> Iterator[None]:
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
-    gc.collect()
-    if sys.platform == "linux":
-        getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
+        from otter_jax.runs.machine import give_back_freed_memory
+
+        gc.collect()
+        give_back_freed_memory()
 
 
 @pytest.fixture(scope="session")

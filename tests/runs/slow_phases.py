@@ -3,6 +3,7 @@
 python slow_phases.py PHASE CONFIG.json WORKDIR; prints "in PHASE" when the phase has begun.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +27,8 @@ from otter_jax.training.parts import Parts
 def slow_down(phase: str) -> None:
     """Have one phase take a minute, where possible in many small pieces."""
     if phase == "compile":  # Within XLA, which is left alone.
-        replace(costs, "measure", lambda do: before(compile_for_long, do))
+        program = long_program()
+        replace(costs, "measure", lambda do: before(program.compile, do))
     elif phase == "features":
         replace(FeatureStore, "run_tower", lambda do: between_batches)
     elif phase == "trust":
@@ -58,15 +60,16 @@ def announce() -> None:
     print(f"in {PHASE}", flush=True)
 
 
-def compile_for_long() -> None:
-    """Compile what takes XLA half a minute."""
+def long_program() -> jax.stages.Lowered:
+    """Return what takes XLA half a minute to compile, even without passes that cost time."""
+    new = os.getpid()  # Nobody has compiled it before.
 
     def chain(x: jax.Array) -> jax.Array:
-        for number in range(400):
-            x = jnp.sin(x @ x) + jnp.sort(x, axis=0)[::-1] * number
+        for number in range(2400):
+            x = jnp.sin(x @ x) + jnp.sort(x, axis=0)[::-1] * (number + new)
         return x
 
-    jax.jit(chain).lower(jnp.ones((32, 32))).compile()
+    return jax.jit(chain).lower(jnp.ones((32, 32)))
 
 
 RUN_TOWER = FeatureStore.run_tower
