@@ -36,7 +36,10 @@ def run(config: ConfigDict, workdir: Path) -> dict:
 
 
 @pytest.mark.parametrize("name", list(objectives.METHODS))
-def test_every_objective_trains(tiny_config: Callable, tmp_path: Path, name: str) -> None:
+def test_every_objective_trains(
+    tiny_config: Callable, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("otter_jax.models.heads.SIMCLR_HIDDEN", 64)  # Of 4096: gigabytes.
     without_masks = {"objective.mlm_weight": 0.0}  # They would teach a frozen tower nothing.
     config = tiny_config(**FROZEN, **without_masks, **{"objective.name": name, "total_steps": 4})
     results = run(config, tmp_path / "run")
