@@ -151,8 +151,10 @@ def read_index(path: Path, captions: Captions) -> np.ndarray:
     """
     try:
         index = np.load(path, allow_pickle=False)
-    except ValueError as error:
-        raise ValueError(f"{path}: no array of numbers ({error}); pickles are not read") from None
+    except (ValueError, EOFError):
+        raise ValueError(f"{path}: no .npy file of numbers; pickles are not read") from None
+    if not isinstance(index, np.ndarray):
+        raise ValueError(f"{path}: several arrays (.npz), expected one (.npy)")
     images = int(captions.image_of.max()) + 1
     if index.ndim != 1 or not np.issubdtype(index.dtype, np.integer):
         raise ValueError(f"{path}: {index.dtype} {list(index.shape)}, expected int [n]")

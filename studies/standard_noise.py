@@ -243,16 +243,21 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def facts_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what a workdir's records depend on."""
+    facts = {name: getattr(arguments, name) for name in FACTS}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in facts.items()}
+
+
+def remember_data(arguments: argparse.Namespace) -> None:
+    """Write down what the workdir's records will be of, once it has been read."""
+    write_json(arguments.workdir / "study.json", facts_of(arguments))
+
+
 def refuse_other_data(arguments: argparse.Namespace) -> None:
     """Refuse a workdir whose records are of other data or towers (ValueError)."""
-    path = arguments.workdir / "study.json"
-    facts = {name: getattr(arguments, name) for name in FACTS}
-    facts = {
-        name: str(value) if isinstance(value, Path) else value for name, value in facts.items()
-    }
-    if not path.is_file():
-        write_json(path, facts)
-    for name, value in read_json(path).items():
+    path, facts = arguments.workdir / "study.json", facts_of(arguments)
+    for name, value in (read_json(path) if path.is_file() else {}).items():
         if facts[name] != value:
             raise ValueError(
                 f"{arguments.workdir} has records of --{name}={value}, and not of {facts[name]}: "
@@ -312,10 +317,14 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     if arguments.out is not None:
         return arguments
     named = all(getattr(arguments, name) for name in SPLITS)
-    if named == (arguments.karpathy is not None and arguments.images is not None):
+    published = [arguments.karpathy is not None, arguments.images is not None]
+    if named == all(published) or (named and any(published)):
         parser.error("give --train, --validation and --test, or --karpathy and --images")
     if not arguments.noise:
         parser.error("give --noise, once or several times")
+    for name in ("trials", "seeds", "image_size"):
+        if (value := getattr(arguments, name)) is not None and value < 1:
+            parser.error(f"--{name}={value}; it must be at least 1")
     for each in arguments.noise:
         try:
             kind = noises.Noise.parse(each).kind
@@ -332,9 +341,10 @@ def main(given: Sequence[str] | None = None) -> None:
     workdir = arguments.workdir
     if arguments.out is None:
         workdir.mkdir(parents=True, exist_ok=True)
-        refuse_other_data(arguments)
         noisy_pairs.use_one_core(workdir)
+        refuse_other_data(arguments)
         study = load(arguments)
+        remember_data(arguments)
         wanted = arguments.method or DEFAULT_METHODS
         for noise, method in itertools.product(arguments.noise, wanted):
             run_cell(noise, method, study, workdir, arguments.trials, arguments.seeds)

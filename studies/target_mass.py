@@ -28,6 +28,7 @@ import numpy as np
 
 import otter_jax
 from otter_jax import objectives
+from otter_jax.commands.command_line import ending_in_one_line
 from otter_jax.data.sources import Source, open_source
 from otter_jax.data.text_augmentations import wordnet
 from otter_jax.embedding.encoder import Encoder
@@ -110,7 +111,18 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=40)
     parser.add_argument("--batch_size", type=int, default=256)
     given = parser.parse_args()
+    with ending_in_one_line():
+        print_table(given)
+
+
+def print_table(given: argparse.Namespace) -> None:
+    """Measure and print; ValueError for what cannot be drawn."""
     model, source = otter_jax.load(given.model), open_source(given.data)
+    if given.batches < 1 or not 2 <= given.batch_size <= len(source):
+        raise ValueError(
+            f"--batches={given.batches} of --batch_size={given.batch_size}: there must be at least "
+            f"one, of 2 to {len(source)} pairs"
+        )
     synonyms = functools.cache(wordnet().synonyms)
     rows: dict[str, list[np.ndarray]] = {}
     for captions, teacher in draw_batches(model, source, given.batches, given.batch_size):

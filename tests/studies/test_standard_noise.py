@@ -91,6 +91,8 @@ def test_recalls_are_customary_unless_equal_captions_count() -> None:
         ([*SPECS, "--noise=random"], "unknown noise 'random'"),
         ([*SPECS, "--noise=none.npy"], "--noise=none.npy: no such file"),
         (["--karpathy=x.json", "--noise=random:0.4"], "or --karpathy and --images"),
+        ([*SPECS, "--karpathy=x.json", "--noise=random:0.4"], "or --karpathy and --images"),
+        ([*SPECS, "--noise=random:0.4", "--trials=0"], "--trials=0; it must be at least 1"),
     ],
 )
 def test_a_command_that_lacks_something_is_refused(
@@ -103,7 +105,10 @@ def test_a_command_that_lacks_something_is_refused(
 
 def test_a_workdir_of_other_data_is_refused(tmp_path: Path) -> None:
     given = [f"--workdir={tmp_path}", *SPECS, "--noise=random:0.4"]
+    other = study.parse_arguments([*given, "--pairs=100"])
+    study.refuse_other_data(other)  # What ended before its data were read leaves no trace.
     for _ in range(2):
         study.refuse_other_data(study.parse_arguments(given))
+        study.remember_data(study.parse_arguments(given))
     with pytest.raises(ValueError, match="has records of --pairs=None, and not of 100"):
-        study.refuse_other_data(study.parse_arguments([*given, "--pairs=100"]))
+        study.refuse_other_data(other)
