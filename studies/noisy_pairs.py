@@ -105,8 +105,21 @@ def score(record: Record) -> float:
 
 
 def read_records(path: Path) -> list[Record]:
-    """Return the records of a study; none if there is no file."""
-    return [json.loads(line) for line in path.open()] if path.is_file() else []
+    """Return the records of a study; none if there is no file.
+
+    Raises:
+        ValueError: naming a line that is no record, such as a half written one.
+    """
+    records = []
+    for number, line in enumerate(path.open() if path.is_file() else (), start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            raise ValueError(
+                f"{path}:{number} is no record, perhaps half written: delete the line, and its run "
+                "is made again"
+            ) from None
+    return records
 
 
 def unfinished(jobs: Iterable[Job], records: Iterable[Record]) -> list[Job]:

@@ -196,3 +196,10 @@ def test_progressive_targets_are_soft_for_a_part_of_each_batch(case: judges.Case
     ]
     np.testing.assert_allclose(kernels[1], kernels[2], atol=2e-5)
     assert np.abs(kernels[0] - kernels[2]).max() > 1e-3
+
+
+def test_a_half_written_record_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text('{"kind": "test"}\n{"kind": "te')
+    with pytest.raises(ValueError, match=r"records\.jsonl:2 is no record"):
+        noisy_pairs.read_records(path)
