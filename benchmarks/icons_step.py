@@ -27,6 +27,7 @@ from configs import icons
 from otter_jax import objectives, sharding
 from otter_jax.embedding.encoder import build_module
 from otter_jax.models import dual_encoder
+from otter_jax.runs.machine import give_back_freed_memory
 from otter_jax.training.optimizers import make_optimizer, make_schedule
 from otter_jax.training.state import initial_state, state_places
 from otter_jax.training.step import Learner, StepSettings, make_train_step
@@ -56,11 +57,13 @@ def our_step(config: ConfigDict, batch: dict[str, np.ndarray]) -> Run:
     learner = Learner(model, method, optimizer, schedule, settings, mesh)
     step = make_train_step(learner, state_places(mesh, state, fsdp=False))
     placed = sharding.put_batch(mesh, batch)
+    step = step.lower(state, placed).compile()
+    give_back_freed_memory()
 
     def run() -> None:
         nonlocal state
         state, metrics = step(state, placed)
-        jax.block_until_ready(metrics)
+        jax.block_until_ready((state, metrics))
 
     return run
 

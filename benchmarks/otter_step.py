@@ -25,25 +25,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import icons_step
 from convolutional_towers import torch_resnet50
 from objectives import torch_plan
 
-from otter_jax import objectives, sharding
-from otter_jax.embedding.encoder import build_module
-from otter_jax.models import dual_encoder
 from otter_jax.preset_files import read_preset
-from otter_jax.runs.machine import give_back_freed_memory
-from otter_jax.training.optimizers import make_optimizer, make_schedule
-from otter_jax.training.state import initial_state, state_places
-from otter_jax.training.step import Learner, StepSettings, make_train_step
 
-STEPS = 1000  # Of the schedule; the rate does not matter here.
 VOCABULARY, WIDTH = 30522, 768
 Run = Callable[[], None]  # Takes one step.
 
@@ -73,24 +65,7 @@ def make_config(pairs: int) -> ConfigDict:
 
 def our_step(pairs: int, tokens: int) -> Run:
     """Return the step that a run of the preset takes."""
-    config = make_config(pairs)
-    method, mesh = objectives.make_method(**config.objective), sharding.make_mesh()
-    model, variables = dual_encoder.split(build_module(config))
-    schedule = make_schedule(config, STEPS)
-    optimizer = make_optimizer(config, schedule)
-    state = initial_state(variables, optimizer, uses_teacher=True)
-    learner = Learner(model, method, optimizer, schedule, StepSettings.of(config), mesh)
-    placed = sharding.put_batch(mesh, make_batch(pairs, tokens))
-    step = make_train_step(learner, state_places(mesh, state, fsdp=False))
-    step = step.lower(state, placed).compile()
-    give_back_freed_memory()
-
-    def run() -> None:
-        nonlocal state
-        state, metrics = step(state, placed)
-        jax.block_until_ready((state, metrics))
-
-    return run
+    return icons_step.our_step(make_config(pairs), make_batch(pairs, tokens))
 
 
 def torch_step(pairs: int, tokens: int) -> Run:

@@ -111,7 +111,8 @@ def read_records(path: Path) -> list[Record]:
         ValueError: naming a line that is no record, such as a half written one.
     """
     records = []
-    for number, line in enumerate(path.open() if path.is_file() else (), start=1):
+    lines = path.read_text().splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
         try:
             records.append(json.loads(line))
         except ValueError:

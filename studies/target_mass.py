@@ -14,8 +14,7 @@ lies on is told by the two captions alone, the first of these kinds that fits:
 * another word: alike but for one word each, of two words or more;
 * a word in common; or nothing in common.
 
-"by chance" is the share of pairs of a kind, which a uniform target would give it. Mass without
-bounds would be 100 %; ten times chance says that the target looks for pairs of that kind.
+"by chance" is the share of pairs of a kind, and so the mass that a uniform target would give it.
 """
 
 import argparse

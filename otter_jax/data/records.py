@@ -121,7 +121,7 @@ def single_captions(source: Source) -> list[str] | None:
     """
     numbers = range(len(source))
     if source.caption_counts is not None:
-        if any(count > 1 for count in source.caption_counts):
+        if np.max(source.caption_counts, initial=0) > 1:
             return None
         return [_usable_caption(source, number) for number in numbers]
     captions = []

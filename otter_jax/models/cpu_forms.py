@@ -27,7 +27,7 @@ import numpy as np
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 Taps = tuple[slice, slice]  # Which of a kernel's rows and columns.
-FEW_CHANNELS = 32
+FEW_CHANNELS = 32  # As many out, or fewer, are where an odd number in costs time.
 
 
 @jax.custom_vjp

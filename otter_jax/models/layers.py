@@ -323,15 +323,13 @@ class Conv(nnx.Module):
         return images if self.bias is None else add_parameter(images, self.bias[...])
 
 
-def _apart_on_cpu(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Return arrays that XLA:CPU computes once, instead of in each of their uses.
+def _apart_on_cpu(arrays: Any) -> Any:
+    """Return an array, or several, that XLA:CPU computes once instead of in each of their uses.
 
     Compilers for GPUs and TPUs end a convolution or a product with the sums over what it gives,
     which spares a pass over the gradient.
     """
-    return jax.lax.platform_dependent(
-        *arrays, cpu=lambda *arrays: cpu_forms.as_it_is(arrays), default=lambda *arrays: arrays
-    )
+    return jax.lax.platform_dependent(arrays, cpu=cpu_forms.as_it_is, default=lambda arrays: arrays)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -366,7 +364,7 @@ def _batch_norm_backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return the gradients, written out: derived ones pass over the batch several times more."""
     x, scale, mean, inverse = saved
-    (gradient,) = _apart_on_cpu(gradients[0])
+    gradient = _apart_on_cpu(gradients[0])
     rows = gradient.reshape(-1, x.shape[-1]).astype(jnp.float32)
     to_bias = jnp.sum(rows, axis=0)
     to_scale = (jnp.sum(rows * x.reshape(rows.shape), axis=0) - mean * to_bias) * inverse
@@ -536,7 +534,7 @@ def _layer_norm_backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return the gradients, written out: derived ones keep and pass over more arrays."""
     x, scale, mean, inverse = saved
-    x, gradient = _apart_on_cpu(x, gradient)
+    x, gradient = _apart_on_cpu((x, gradient))
     normalised = (x.astype(jnp.float32) - mean) * inverse
     rows = gradient.astype(jnp.float32)
     scaled = rows * scale
@@ -589,7 +587,7 @@ def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _gelu_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    x, gradient = _apart_on_cpu(x, gradient)
+    x, gradient = _apart_on_cpu((x, gradient))
     density = jnp.exp(-0.5 * jnp.square(x)) / math.sqrt(2 * math.pi)
     return (gradient * (_normal_distribution(x) + x * density),)
 

@@ -336,13 +336,9 @@ def in_turn(arrays: Arrays) -> Arrays:
 
     A CPU takes one operation after the other anyway, and rounds as it did before.
     """
-    leaves, tree = jax.tree.flatten(arrays)
-    leaves = jax.lax.platform_dependent(
-        *leaves,
-        cpu=lambda *leaves: leaves,
-        default=lambda *leaves: jax.lax.optimization_barrier(leaves),
+    return jax.lax.platform_dependent(
+        arrays, cpu=lambda arrays: arrays, default=jax.lax.optimization_barrier
     )
-    return jax.tree.unflatten(tree, leaves)
 
 
 def teacher_decay(step: jax.Array, decay: float, warmup: bool) -> jax.Array:
