@@ -192,7 +192,12 @@ def test_parquet_of_img2dataset(folder: Path, image: str) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("pairs.csv.gz", gzip.compress(b"image,caption\n"), "compressed by gzip: gunzip it"),
+        # Without the time, which would make the test's name another in each worker.
+        (
+            "pairs.csv.gz",
+            gzip.compress(b"image,caption\n", mtime=0),
+            "compressed by gzip: gunzip it",
+        ),
         ("pairs.xlsx", b"PK\x03\x04 etc", "is a zip file or a workbook"),
         ("pairs.arrow", b"ARROW1\0\0", "is an Arrow file: write it as Parquet"),
         ("pairs.csv", b"<!doctype html><html>", "is a page of HTML"),
