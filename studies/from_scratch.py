@@ -11,6 +11,7 @@ has the protocol, written before.
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 from collections.abc import Mapping
@@ -20,9 +21,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from otter_jax.data.sources import open_source, register
 from otter_jax.preset_files import read_preset
 from otter_jax.train import train
-from studies.small_runs import shuffled_pairs
+from studies.held_pairs import HeldPairs
 
 TUNING_SEED = 1000
 RATES = (0.5, 1.0, 2.0)  # Times the preset's.
@@ -50,7 +52,10 @@ SETTINGS = {
 }
 _WHOLE_TEACHER = {"image_weight": 1.0, "text_weight": 1.0}
 # The text tower is frozen: hidden words would teach it nothing.
-_NO_PARTS = {"name": "declip", "ss": False, "mvs": False, "nns": False, "mlm_weight": 0.0}
+_NO_PARTS = {
+    "name": "declip", "ss": False, "mvs": False, "nns": False, "mlm_weight": 0.0,
+    "queue_size": 4096,
+}  # fmt: skip
 METHODS: dict[str, dict[str, Any]] = {
     "infonce": {"name": "infonce"},
     "label smoothing": {"name": "label_smoothing"},
@@ -88,6 +93,16 @@ class Study:
     pairs: Path
     folder: Path
 
+    @functools.cached_property
+    def held(self) -> HeldPairs:
+        """The training pairs, which so many runs need not read and decode anew."""
+        return HeldPairs(open_source(f"tfds:{self.pairs}"))
+
+    def open_held(self, wish: str) -> HeldPairs:
+        """Return what `held:SHARE:SEED` means: the pairs with so many captions shuffled."""
+        share, seed = wish.split(":")
+        return self.held.shuffled(float(share), int(seed)) if float(share) else self.held
+
     def sets(self, part: str) -> list[str]:
         """Return the evaluation sets of a part, "validation" or "test": hits, then retrieval."""
         splits = [f"{kind}_{part}" for kind in ("style", "concepts")]
@@ -99,9 +114,7 @@ class Study:
         config = read_preset("icons")
         config.seed, config.batch_size = seed, setting.batch_size
         config.total_epochs, config.total_steps = None, STEPS * 256 // setting.batch_size
-        config.data.train = f"tfds:{self.pairs}"
-        if setting.wrong:
-            config.data.train = shuffled_pairs(config.data.train, self.folder, setting.wrong, seed)
+        config.data.train = f"held:{setting.wrong:g}:{seed if setting.wrong else 0}"
         config.objective.known_positives = None  # A method of its own here.
         config.objective.update(METHODS[method])
         config.optimizer.learning_rate *= rate
@@ -119,6 +132,7 @@ class Study:
         place.mkdir(exist_ok=True)
         if not (place / "features").exists():
             (place / "features").symlink_to(shared.absolute())
+        register("held", self.open_held)
         return train(self.make_config(SETTINGS[setting], method, seed, rate), place)
 
     def chosen_rate(self, setting: str, method: str) -> float:
