@@ -131,7 +131,7 @@ def test_every_rival_can_be_built() -> None:
     for method in RIVALS.values():
         assert method.judge is None or method.judge in judges.JUDGES
         runs.Trainer(method, methods.Setting(), methods.hyperparameters(method, 1))
-    assert len(repair.cells()) == len(set(repair.cells())) == 5 * len(RIVALS) - 2
+    assert len(repair.cells()) == len(set(repair.cells())) == 7 * len(RIVALS) - 3 * 2
 
 
 def test_the_impact_on_a_memory_is_that_of_a_slow_twin(
