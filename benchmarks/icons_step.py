@@ -6,15 +6,14 @@
 Both sides take the same images as uint8 and the same features of texts, and do a whole step: image
 tower in training mode, projection, InfoNCE of the batch without a look for equal names, gradients,
 AdamW. Ours is the step that `otter-jax train` runs, metrics and guard included; PyTorch's is eager,
-its tower Hugging Face's ResNet of the same shape, AdamW in its fused form. The two sides take
-turns, round after round, and the median of the rounds' ratios counts. On a machine with other work
-PyTorch's threads wait for each other, and the ratio says nothing.
+its tower Hugging Face's ResNet of the same shape, AdamW in its fused form. Each side has a process
+of its own; they take turns, and the median of the rounds' ratios counts. On a machine with other
+work PyTorch's threads wait for each other, and the ratio says nothing; `taskset -c 0` in front of
+the command compares single cores.
 """
 
 import argparse
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -22,6 +21,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from turns import Run, Side, serve, take_turns
 
 from configs import icons
 from otter_jax import objectives, sharding
@@ -33,7 +34,6 @@ from otter_jax.training.state import initial_state, state_places
 from otter_jax.training.step import Learner, StepSettings, make_train_step
 
 STEPS = 1000  # Of the schedule; the rate does not matter here.
-Run = Callable[[], None]  # Takes one step.
 
 
 def make_batch(config: ConfigDict) -> dict[str, np.ndarray]:
@@ -111,30 +111,34 @@ def torch_step(config: ConfigDict, batch: dict[str, np.ndarray]) -> Run:
     return run
 
 
+MAKERS = {"otter_jax": our_step, "PyTorch": torch_step}
+
+
+def make_side(name: str) -> Run:
+    """Return a side's step."""
+    config = icons.get_config()
+    config.objective.known_positives = None  # The batch has no names.
+    return MAKERS[name](config, make_batch(config))
+
+
 def main() -> None:
     """Print images a second of both sides, and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4, help="of each side in a round")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=8, help="of each side in a round")
+    parser.add_argument("--serve", choices=MAKERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    config = icons.get_config()
-    config.objective.known_positives = None  # The batch has no names.
-    batch = make_batch(config)
-    sides = {"otter_jax": our_step(config, batch), "PyTorch": torch_step(config, batch)}
-    rates: dict[str, list[float]] = {name: [] for name in sides}
-    for run in sides.values():
-        run()  # Compilation, and the first use of memory.
-    for _ in range(options.rounds):
-        for name, run in sides.items():
-            start = time.perf_counter()
-            for _ in range(options.steps):
-                run()
-            seconds = time.perf_counter() - start
-            rates[name].append(options.steps * config.batch_size / seconds)
-    for name, found in rates.items():
-        print(f"{name:10} {np.median(found):8.0f} images a second")
-    ours, theirs = (np.array(found) for found in rates.values())
-    print(f"otter_jax / PyTorch: {np.median(ours / theirs):.2f}")
+    if options.serve:
+        serve(lambda: make_side(options.serve))
+        return
+    sides = {name: Side(f"--serve={name}") for name in MAKERS}
+    take_turns(sides, options.rounds, options.steps)
+    seconds = {name: np.array(side.seconds) for name, side in sides.items()}
+    for name, found in seconds.items():
+        rate = icons.get_config().batch_size / np.median(found)
+        print(f"{name:10} {rate:8.0f} images a second")
+    ratios = seconds["PyTorch"] / seconds["otter_jax"]
+    print(f"otter_jax / PyTorch: {np.median(ratios):.2f}")
 
 
 if __name__ == "__main__":

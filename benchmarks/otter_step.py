@@ -19,10 +19,8 @@ a machine with other work PyTorch's threads wait for each other, and the ratio s
 
 import argparse
 import copy
-import subprocess
+import functools
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +31,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import icons_step
 from convolutional_towers import torch_resnet50
 from objectives import torch_plan
+from turns import Run, Side, serve, take_turns
 
 from otter_jax.preset_files import read_preset
 
 VOCABULARY, WIDTH = 30522, 768
-Run = Callable[[], None]  # Takes one step.
 
 
 def make_batch(pairs: int, tokens: int) -> dict[str, np.ndarray]:
@@ -123,47 +121,6 @@ def torch_step(pairs: int, tokens: int) -> Run:
 MAKERS = {"otter_jax": our_step, "PyTorch": torch_step}
 
 
-def serve(side: str, pairs: int, tokens: int) -> None:
-    """Take a step for each line that comes in; answer with its seconds and the peak in GiB."""
-    import torch  # noqa: F401 - both sides have both libraries, and count neither.
-    import transformers  # noqa: F401
-
-    imported = memory("VmRSS")
-    run = MAKERS[side](pairs, tokens)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        run()
-        print(time.perf_counter() - start, memory("VmHWM") - imported, flush=True)
-
-
-def memory(name: str) -> float:
-    """Return what the process has (VmRSS) or has had at most (VmHWM) in RAM, in GiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (line,) = (line for line in lines if line.startswith(name))
-    return int(line.split()[1]) / 2**20
-
-
-class Side:
-    """A side in its process."""
-
-    def __init__(self, name: str, pairs: int, tokens: int) -> None:
-        """Start it."""
-        command = [sys.executable, __file__, f"--serve={name}", f"--pairs={pairs}"]
-        self.process = subprocess.Popen(
-            [*command, f"--tokens={tokens}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.best, self.peak = np.inf, 0.0
-
-    def step(self) -> None:
-        """Have it take a step, and note what it says."""
-        print(file=self.process.stdin, flush=True)
-        seconds, self.peak = map(float, self.process.stdout.readline().split())
-        self.best = min(self.best, seconds)
-
-
 def main() -> None:
     """Print time and memory of both sides, and their ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -174,16 +131,19 @@ def main() -> None:
     parser.add_argument("--serve", choices=MAKERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        serve(options.serve, options.pairs, options.tokens)
+        serve(functools.partial(MAKERS[options.serve], options.pairs, options.tokens))
         return
-    ours = Side("otter_jax", options.pairs, options.tokens)
-    theirs = Side("PyTorch", options.pairs, options.torch_tokens or options.tokens)
-    for _ in range(options.rounds + 1):  # The first step warms up.
-        ours.step()
-        theirs.step()
-    for name, side in (("otter_jax", ours), ("PyTorch", theirs)):
-        print(f"{name:10} {side.best:7.2f} s a step {side.peak:7.2f} GiB")
-    print(f"ratio      {ours.best / theirs.best:7.2f}          {ours.peak / theirs.peak:7.2f}")
+    tokens = {"otter_jax": options.tokens, "PyTorch": options.torch_tokens or options.tokens}
+    sides = {
+        name: Side(f"--serve={name}", f"--pairs={options.pairs}", f"--tokens={number}")
+        for name, number in tokens.items()
+    }
+    take_turns(sides, options.rounds)
+    for name, side in sides.items():
+        print(f"{name:10} {min(side.seconds):7.2f} s a step {side.peak:7.2f} GiB")
+    ours, theirs = sides.values()
+    ratios = min(ours.seconds) / min(theirs.seconds), ours.peak / theirs.peak
+    print("ratio      {:7.2f}          {:7.2f}".format(*ratios))
 
 
 if __name__ == "__main__":
