@@ -17,6 +17,8 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_cpu_enable_concurrency_optimized_scheduler=false"
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Hundreds of commands are started, too short for large pages to be worth a second start.
+os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
 # Many tests compile the same small programs: once is enough, in pytest's workers and started
 # processes too, which inherit the folder. Even of an addition, reading is a third of compiling.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = (

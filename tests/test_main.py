@@ -189,7 +189,7 @@ def test_a_slurm_job_is_queued_again_where_its_time_is_up(tmp_path: Path) -> Non
 
 
 FLAGS = ["--config=configs/x.py", "--workdir=runs/x y", "--config.data.weights=(1.0, 2.0)"]
-RUN_BY = {"cpu.sh": "python", "gpu.sh": "python", "slurm.sh": "sbatch", "tpu_pod.sh": "gcloud"}
+RUN_BY = {"gpu.sh": "python", "slurm.sh": "sbatch", "tpu_pod.sh": "gcloud"}
 
 
 @pytest.mark.parametrize("place", [0, 1, -1])
@@ -226,5 +226,5 @@ def test_a_dry_run_prints_what_can_be_pasted(tmp_path: Path, script: str, place:
 def test_launch_scripts_show_their_usage(script: str) -> None:
     usage = subprocess.run([ROOT / "launch" / script], capture_output=True, text=True, check=True)
     assert "--dry-run" in usage.stdout and "--workdir" in usage.stdout
-    assert script == "cpu.sh" or "workdir must be" in usage.stdout
+    assert "workdir must be" in usage.stdout
     assert "set -euo" not in usage.stdout

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import otter_jax
 from otter_jax.commands.command_line import ending_in_one_line, fail
+from otter_jax.commands.large_pages import use_large_pages
 
 # The module of this name in commands/ has `main(arguments)`.
 COMMANDS = {
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         hint = f"did you mean {near[0]}? There are" if near else "choose from"
         fail(f"unknown command {name!r}: {hint} {', '.join(COMMANDS)}")
     else:
+        use_large_pages()
         with ending_in_one_line():
             importlib.import_module(f"otter_jax.commands.{name}").main(rest)
 

@@ -1,0 +1,77 @@
+"""Programs that start themselves anew with large pages, and those that do not."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from otter_jax.commands import large_pages
+
+PROGRAM = """
+import os, sys
+from pathlib import Path
+from otter_jax.commands import large_pages
+large_pages.SETTING, large_pages.ACCELERATORS = Path(sys.argv[1]), (sys.argv[2],)
+{before}
+large_pages.use_large_pages()
+print(os.getpid(), os.environ.get("GLIBC_TUNABLES"), sys.argv[3:], sys.flags.utf8_mode)
+"""
+
+
+def started(
+    folder: Path, setting: str = "always [madvise] never", before: str = "", **environment: str
+) -> tuple[bool, str]:
+    """Run a program; return whether its process is still the one started, and what it says."""
+    program, pages, device = (folder / name for name in ("program.py", "enabled", "device0"))
+    program.write_text(PROGRAM.format(before=before))
+    pages.write_text(setting)
+    command = [sys.executable, "-Xutf8", program, pages, device, "two words", "--x=(1,)"]
+    inherited = {name: text for name, text in os.environ.items() if name != "GLIBC_TUNABLES"}
+    inherited.pop("JAX_PLATFORMS", None)
+    process = subprocess.Popen(
+        command, env=inherited | environment, stdout=subprocess.PIPE, text=True
+    )
+    said, _ = process.communicate(timeout=60)
+    number, rest = said.split(" ", 1)
+    return int(number) == process.pid, rest.strip()
+
+
+pytestmark = pytest.mark.skipif(
+    not large_pages._has_glibc(), reason="large pages are asked for by glibc 2.35 and later"
+)
+
+
+def test_a_program_starts_anew_with_its_arguments(tmp_path: Path) -> None:
+    arguments = "['two words', '--x=(1,)'] 1"
+    assert started(tmp_path) == (True, f"glibc.malloc.hugetlb=1 {arguments}")
+    told = "glibc.malloc.arena_max=4"
+    expected = (True, f"{told}:glibc.malloc.hugetlb=1 {arguments}")
+    assert started(tmp_path, GLIBC_TUNABLES=told) == expected
+
+
+def test_what_the_environment_says_of_large_pages_is_left(tmp_path: Path) -> None:
+    for told in ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=2:glibc.malloc.arena_max=4"):
+        _, said = started(tmp_path, GLIBC_TUNABLES=told)
+        assert said.startswith(f"{told} [")
+
+
+@pytest.mark.parametrize("setting", ["[always] madvise never", "always madvise [never]"])
+def test_where_nobody_is_asked_nothing_starts_anew(tmp_path: Path, setting: str) -> None:
+    assert started(tmp_path, setting)[1].startswith("None [")
+
+
+def test_a_machine_with_an_accelerator_keeps_its_pages_unless_the_cpu_is_wanted(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "device0").touch()
+    assert started(tmp_path)[1].startswith("None [")
+    assert started(tmp_path, JAX_PLATFORMS="cpu")[1].startswith("glibc.malloc.hugetlb=1 [")
+
+
+@pytest.mark.parametrize(
+    "other", ["sys.argv = sys.argv[:4]", "sys.argv = ['main.py', *sys.argv[1:]]"]
+)
+def test_a_notebook_that_runs_the_program_is_not_started_anew(tmp_path: Path, other: str) -> None:
+    assert started(tmp_path, before=other)[1].startswith("None [")
