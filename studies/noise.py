@@ -78,6 +78,10 @@ class Noise(NamedTuple):
             )
         return found
 
+    def __str__(self) -> str:
+        """Return it as it is written, in one way."""
+        return f"{self.kind}:{self.share:g}" if self.kind in KINDS else self.kind
+
 
 def make(
     noise: Noise,

@@ -123,6 +123,20 @@ def read_records(path: Path) -> list[Record]:
     return records
 
 
+def read_some_records(path: Path) -> list[Record]:
+    """Return the records of a study of which something is finished.
+
+    Raises:
+        FileNotFoundError: if nothing is.
+        ValueError: as `read_records`.
+    """
+    if not (records := read_records(path)):
+        raise FileNotFoundError(
+            f"{path}: no run is finished there; the command without --out trains"
+        )
+    return records
+
+
 def unfinished(jobs: Iterable[Job], records: Iterable[Record]) -> list[Job]:
     """Return the jobs without records."""
     jobs = list(jobs)

@@ -13,6 +13,7 @@ import argparse
 import gzip
 import itertools
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from studies.noisy_pairs import (
     Record,
     best_trial,
     read_records,
+    read_some_records,
     run_jobs,
     score,
     unfinished,
@@ -205,7 +207,7 @@ def main() -> None:
     arguments = parser.parse_args()
     path = arguments.workdir / "records.jsonl"
     if arguments.out is not None:
-        report(read_records(path), arguments.out)
+        report(read_some_records(path), arguments.out)
         return
     noisy_pairs.use_one_core(arguments.workdir)
     for setting, method in cells():
@@ -214,4 +216,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(str(error))

@@ -16,7 +16,6 @@ ends with the tables; `--workdir=DIR --out=FILE.md` writes them from what is fin
 """
 
 import argparse
-import importlib
 import itertools
 import json
 import sys
@@ -31,6 +30,7 @@ from otter_jax.data.held_out import restrict
 from otter_jax.embedding.trust import unit_rows
 from otter_jax.evaluation import retrieval
 from otter_jax.json_files import read_json, write_json
+from otter_jax.preset_files import read_preset
 from otter_jax.terminal import say
 from otter_jax.training.parts import build_parts
 from studies import judges, methods, noisy_pairs, repair, runs
@@ -271,7 +271,7 @@ def load(arguments: argparse.Namespace) -> Study:
     specs = {name: getattr(arguments, name) for name in SPLITS}
     if arguments.karpathy is not None:
         specs = write_karpathy(arguments.karpathy, arguments.images, workdir)
-    config = importlib.import_module(f"configs.{arguments.config}").get_config()
+    config = read_preset(arguments.config)
     config.evaluate.sets = ()
     if arguments.image_size is not None:
         config.data.image_size = arguments.image_size
@@ -309,7 +309,7 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     add("--trials", type=int, default=len(repair.TRIALS), help="of every method, default 6")
     add("--seeds", type=int, default=3, help="of the tests, default 3")
     add("--pairs", type=int, help="draw that many images to train on")
-    add("--config", default="quickstart", help="of configs/, whose towers are used")
+    add("--config", default="quickstart", help="a preset, whose towers are used")
     add("--image_size", type=int, help="pixels, instead of the config's")
     add("--count_equal", action="store_true", help="equal captions count as right")
     add("--out", type=Path, help="only write the tables, to this file")
@@ -325,13 +325,16 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     for name in ("trials", "seeds", "image_size"):
         if (value := getattr(arguments, name)) is not None and value < 1:
             parser.error(f"--{name}={value}; it must be at least 1")
-    for each in arguments.noise:
-        try:
-            kind = noises.Noise.parse(each).kind
-        except ValueError as error:
-            parser.error(str(error))
-        if kind not in noises.KINDS and not Path(kind).is_file():
-            parser.error(f"--noise={each}: no such file")
+    try:
+        wanted = [noises.Noise.parse(each) for each in arguments.noise]
+    except ValueError as error:
+        parser.error(str(error))
+    arguments.noise = list(dict.fromkeys(map(str, wanted)))
+    named = [(name, getattr(arguments, name)) for name in ("karpathy", "images", "order")]
+    named += [("noise", Path(each.kind)) for each in wanted if each.kind not in noises.KINDS]
+    for name, path in named:
+        if path is not None and not path.exists():
+            parser.error(f"--{name}={path}: there is nothing there")
     return arguments
 
 
@@ -348,7 +351,7 @@ def main(given: Sequence[str] | None = None) -> None:
         wanted = arguments.method or DEFAULT_METHODS
         for noise, method in itertools.product(arguments.noise, wanted):
             run_cell(noise, method, study, workdir, arguments.trials, arguments.seeds)
-    found = tables(noisy_pairs.read_records(workdir / "records.jsonl"))
+    found = tables(noisy_pairs.read_some_records(workdir / "records.jsonl"))
     text = "\n".join(["# Standard noise", *found, ""])
     if arguments.out is None:
         print(text)

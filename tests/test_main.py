@@ -55,6 +55,10 @@ def run_main(*arguments: str) -> subprocess.CompletedProcess:
             "unknown config key nonsense: all keys are listed by otter-jax train --help",
         ),
         (["--config.model.image.overrides.foo=1"], "EfficientNetLite0 has no setting foo; it has"),
+        (
+            ["--config.model.text.overrides.pack_heads=3"],
+            "an override of Bert says pack_heads=3; it",
+        ),
         (["--config.batch_size=many"], "--config.batch_size=many: it must be a whole number"),
         (["--config.total_epochs=a:b"], "--config.total_epochs=a:b: it must be a number"),
         (["--config.fsdp=maybe"], "--config.fsdp=maybe: it must be true or false"),

@@ -76,6 +76,14 @@ def read_settings(tower: str, config_class: type, saved: Any, source: str) -> di
     return {name: _as_tuple(value) for name, value in saved.items()}
 
 
+def refuse_other_settings(config_class: type, settings: Mapping[str, Any], source: str) -> None:
+    """Refuse settings of a tower's configuration that are of another kind than its fields."""
+    annotations = get_type_hints(config_class)
+    for name, value in settings.items():
+        kind = RESIZE if name == "resize" else kind_of_field(annotations[name])
+        refuse_all_but(kind, value, name, source)
+
+
 def read_entries(saved: Any, kinds: Mapping[str, Kind], source: str) -> dict[str, Any]:
     """Return the entries of an object.
 

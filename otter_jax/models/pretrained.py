@@ -39,7 +39,7 @@ from otter_jax.models.descriptions import split_guesses
 from otter_jax.models.dual_encoder import DualEncoder
 from otter_jax.models.hub import find_pretrained
 from otter_jax.models.layers import Preset
-from otter_jax.models.own_descriptions import read_settings, require
+from otter_jax.models.own_descriptions import read_settings, refuse_other_settings, require
 from otter_jax.models.projections import read_projection
 from otter_jax.models.two_towers import (
     KINDS,
@@ -382,7 +382,8 @@ def make_config(
         overrides: settings that must be known, and win.
 
     Raises:
-        ValueError: an override is unknown, or a value is refused by the configuration.
+        ValueError: an override is unknown or of another kind, or a value is refused by the
+            configuration.
     """
     names = _setting_names(tower_class)
     unknown = sorted(set(overrides) - set(names))
@@ -391,6 +392,9 @@ def make_config(
             f"{tower_class.__name__} has no setting {', '.join(unknown)}; it has: "
             + ", ".join(names)
         )
+    refuse_other_settings(
+        tower_class.config_class, overrides, f"an override of {tower_class.__name__}"
+    )
     known = {name: value for name, value in fields.items() if name in names}
     return tower_class.config_class(**known | dict(overrides))
 

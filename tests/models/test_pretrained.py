@@ -91,6 +91,22 @@ def test_unknown_settings_are_refused_with_the_known_ones():
         create_text_tower("bert", rngs=nnx.Rngs(0), size=1, depth=2)
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"pack_heads": 3}, "pack_heads=3; it must be true or false"),
+        ({"vocab_size": "many"}, "vocab_size='many'; it must be a whole number"),
+        ({"hidden_dropout_prob": None}, "hidden_dropout_prob=None; it must be a number"),
+        ({"hidden_size": 64.0}, r"hidden_size=64\.0; it must be a whole number"),
+    ],
+)
+def test_settings_of_another_kind_are_refused(settings: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=f"an override of Bert says {said}"):
+        create_text_tower("bert", rngs=nnx.Rngs(0), **settings)
+    with pytest.raises(ValueError, match=f"an override of Bert says {said}"):
+        create_text_tower("bert", str(SMALL_BERT), rngs=nnx.Rngs(0), **settings)
+
+
 def test_weights_of_another_tower_are_refused():
     with pytest.raises(ValueError, match="small_bert holds a Bert, which is no image tower"):
         create_image_tower("efficientnet_lite0", str(SMALL_BERT), rngs=nnx.Rngs(0))

@@ -89,7 +89,8 @@ def test_recalls_are_customary_unless_equal_captions_count() -> None:
         ([*SPECS], "give --noise"),
         (["--train=a", "--noise=random:0.4"], "give --train, --validation and --test"),
         ([*SPECS, "--noise=random"], "unknown noise 'random'"),
-        ([*SPECS, "--noise=none.npy"], "--noise=none.npy: no such file"),
+        ([*SPECS, "--noise=none.npy"], "--noise=none.npy: there is nothing there"),
+        ([*SPECS, "--noise=random:1", "--order=no.txt"], "--order=no.txt: there is nothing there"),
         (["--karpathy=x.json", "--noise=random:0.4"], "or --karpathy and --images"),
         ([*SPECS, "--karpathy=x.json", "--noise=random:0.4"], "or --karpathy and --images"),
         ([*SPECS, "--noise=random:0.4", "--trials=0"], "--trials=0; it must be at least 1"),
@@ -101,6 +102,18 @@ def test_a_command_that_lacks_something_is_refused(
     with pytest.raises(SystemExit):
         study.parse_arguments(["--workdir=w", *given])
     assert message in capsys.readouterr().err
+
+
+def test_noise_that_is_written_in_two_ways_is_one() -> None:
+    noise = ["--noise=random:0.4", "--noise=random:0.40", "--noise=noun:.4"]
+    arguments = study.parse_arguments(["--workdir=w", *SPECS, *noise])
+    assert arguments.noise == ["random:0.4", "noun:0.4"]
+
+
+def test_tables_of_nothing_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no run is finished there; first run it without"):
+        study.main([f"--workdir={tmp_path}", f"--out={tmp_path / 'tables.md'}"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_workdir_of_other_data_is_refused(tmp_path: Path) -> None:
