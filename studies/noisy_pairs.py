@@ -131,9 +131,7 @@ def read_some_records(path: Path) -> list[Record]:
         ValueError: as `read_records`.
     """
     if not (records := read_records(path)):
-        raise FileNotFoundError(
-            f"{path}: no run is finished there; the command without --out trains"
-        )
+        raise FileNotFoundError(f"{path}: no run is finished there; first run it without --out")
     return records
 
 
