@@ -24,12 +24,14 @@ from ml_collections import ConfigDict
 from otter_jax.data.sources import open_source, register
 from otter_jax.preset_files import read_preset
 from otter_jax.train import train
+from studies import from_scratch_report
+from studies.from_scratch_report import KS, Cell
 from studies.held_pairs import HeldPairs
 
 TUNING_SEED = 1000
 RATES = (0.5, 1.0, 2.0)  # Times the preset's.
 STEPS = 400  # Of 256 pairs, whatever the batch: so many pairs are seen.
-KS = (1, 5, 10)
+RESULTS = "results.json"  # Of a finished run.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,11 +123,15 @@ class Study:
         config.evaluate.sets = tuple(self.sets("validation" if seed == TUNING_SEED else "test"))
         return config
 
+    def place(self, setting: str, method: str, seed: int, rate: float) -> Path:
+        """Return the folder of a run; that of a test does not tell its rate."""
+        name = f"{setting}_{method}_{f'rate{rate:g}' if seed == TUNING_SEED else f'seed{seed}'}"
+        return self.folder / "".join(each if each.isalnum() else "_" for each in name)
+
     def run(self, setting: str, method: str, seed: int, rate: float) -> Mapping[str, Any]:
         """Train once, or read what a finished run found; return `{set: {metric: value}}`."""
-        name = f"{setting}_{method}_{f'rate{rate:g}' if seed == TUNING_SEED else f'seed{seed}'}"
-        place = self.folder / "".join(each if each.isalnum() else "_" for each in name)
-        if (results := place / "results.json").is_file():
+        place = self.place(setting, method, seed, rate)
+        if (results := place / RESULTS).is_file():
             return json.loads(results.read_text())
         shared = self.folder / "features"  # Of the frozen text tower: the same for all runs.
         shared.mkdir(parents=True, exist_ok=True)
@@ -157,21 +163,34 @@ class Study:
         ]
         return 100 * np.array([[found[x][f"hit@{k}"] for k in KS] for x in hits] + recalls).ravel()
 
+    def is_finished(self, setting: str, method: str, seed: int) -> bool:
+        """Return whether a test and all that chose its rate are there."""
+        runs = [(TUNING_SEED, rate) for rate in RATES] + [(seed, 0.0)]
+        return all((self.place(setting, method, *run) / RESULTS).is_file() for run in runs)
 
-def table(found: Mapping[tuple[str, str], list[np.ndarray]]) -> str:
-    """Return mean and standard deviation over the seeds that are finished, a row a method."""
-    columns = [f"{kind} {what}" for what in ("hit", "recall") for kind in ("style", "concepts")]
-    lines = [
-        f"| setting | method | seeds | {' | '.join(f'{each}@1 / 5 / 10' for each in columns)} |",
-        "|---" * (3 + len(columns)) + "|",
-    ]
-    for (setting, method), scores in found.items():
-        mean = np.mean(scores, axis=0)
-        spread = np.std(scores, axis=0, ddof=1) if len(scores) > 1 else np.full(len(mean), np.nan)
-        texts = [f"{m:.1f} ± {s:.1f}" for m, s in zip(mean, spread, strict=True)]
-        cells = " | ".join(" / ".join(texts[i : i + 3]) for i in range(0, len(texts), 3))
-        lines.append(f"| {setting} | {method} | {len(scores)} | {cells} |")
-    return "\n".join(lines)
+    def finished(self, seeds: int) -> dict[Cell, dict[int, np.ndarray]]:
+        """Return the scores of the tests that are finished, by cell and seed."""
+        found = {
+            cell: {n: self.scores(*cell, n) for n in range(seeds) if self.is_finished(*cell, n)}
+            for cell in CELLS
+        }
+        return {cell: by_seed for cell, by_seed in found.items() if by_seed}
+
+
+def write_report(study: Study, seeds: int, out: Path) -> None:
+    """Write from_scratch_tables.md and from_scratch.png of what is finished to a folder.
+
+    Raises:
+        FileNotFoundError: if nothing is.
+    """
+    if not (found := study.finished(seeds)):
+        raise FileNotFoundError(f"{study.folder}: no test is finished there; run it without --out")
+    chosen = [f"| {s} | {m} | {study.chosen_rate(s, m):g} |" for s, m in found]
+    lines = ["# From scratch: tables", "", "[Icons](icons.md) says what they mean.", ""]
+    lines += ["## Scores", "", from_scratch_report.table(found), "", "## Learning rates chosen", ""]
+    lines += ["| setting | method | times the preset's |", "|---|---|---|", *chosen]
+    (out / "from_scratch_tables.md").write_text("\n".join(lines) + "\n")
+    from_scratch_report.draw(found, out / "from_scratch.png")
 
 
 def main() -> None:
@@ -180,12 +199,15 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path, required=True, help="what `otter-jax prepare` wrote")
     parser.add_argument("--workdir", type=Path, required=True, help="where the runs are kept")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="only write tables and picture, to this folder")
     arguments = parser.parse_args()
     study = Study(arguments.pairs.absolute(), arguments.workdir)
-    found: dict[tuple[str, str], list[np.ndarray]] = {}
-    for seed, (setting, method) in itertools.product(range(arguments.seeds), CELLS):
-        found.setdefault((setting, method), []).append(study.scores(setting, method, seed))
-        print(table(found), flush=True)
+    if arguments.out is not None:
+        write_report(study, arguments.seeds, arguments.out)
+        return
+    for seed, cell in itertools.product(range(arguments.seeds), CELLS):
+        study.scores(*cell, seed)
+        print(from_scratch_report.table(study.finished(arguments.seeds)), flush=True)
 
 
 if __name__ == "__main__":
