@@ -1,4 +1,4 @@
-"""Runs one config with several values and seeds, one after the other, then compares the runs.
+"""Runs one config with several values and seeds, then compares the runs.
 
     otter-jax sweep --config=quickstart --seeds=0..4 --set objective.name=infonce,otter
 
@@ -6,14 +6,21 @@ Every combination is a run in a workdir of its own, WORKDIR/objective.name=otter
 finished is not run again and what was interrupted goes on, so the same command resumes. Further
 --config.KEY=VALUE are for all runs. Features of frozen towers are shared. A run that fails is
 named, and the others go on.
+
+On a CPU, small towers gain little from a second core: --at_once=4 has four runs go on side by side,
+each on a quarter of the cores, and writes what they say to output.txt in their workdirs. How many
+cores a run has may change the last digits of its numbers.
 """
 
 import argparse
 import itertools
+import os
+import queue
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from otter_jax.commands import compare
@@ -44,14 +51,7 @@ def main(arguments: Sequence[str]) -> None:
         name: [f"--config={options.config}", *given, *changes]
         for name, changes in combinations(options.set, parse_seeds(options.seeds))
     }
-    failed = []
-    for number, (name, changes) in enumerate(runs.items(), start=1):
-        if (folder / name / "results.json").is_file():
-            say(f"run {number} of {len(runs)}: {name} is finished")
-            continue
-        say(f"run {number} of {len(runs)}: {name}")
-        if run_one(folder, name, changes):
-            failed.append(name)
+    failed = run_all(folder, runs, options.at_once)
     finished = [str(folder / name) for name in runs if (folder / name / "results.json").is_file()]
     if finished:
         try:
@@ -91,7 +91,18 @@ def parse_sweep(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]
         help="values of a config key, each with all others; repeatable",
     )
     parser.add_argument("--workdir", type=Path, help="folder of the runs; default: runs/sweep_NAME")
+    parser.add_argument(
+        "--at_once",
+        type=int,
+        default=1,
+        metavar="N",
+        help="runs side by side, on a CPU; default: 1",
+    )
     options, rest = parser.parse_known_args(arguments)
+    if not 1 <= options.at_once <= len(all_cores()):
+        parser.error(
+            f"--at_once={options.at_once}: it must be 1 to {len(all_cores())}, as there are cores"
+        )
     for argument in rest:
         if not re.match(r"--config\.[\w.]+=", argument):
             parser.error(f"unknown argument {argument!r}")
@@ -138,12 +149,70 @@ def combinations(choices: Sequence[str], seeds: Sequence[int]) -> list[tuple[str
     ]
 
 
-def run_one(folder: Path, name: str, changes: Sequence[str]) -> int:
-    """Train in a process of its own, lest one run leave something to the next; its exit status."""
+def run_all(folder: Path, runs: Mapping[str, Sequence[str]], at_once: int) -> list[str]:
+    """Train what is not finished, some at a time; return the names of those that failed.
+
+    The first goes alone where nothing is known of frozen towers yet, and the others use what it
+    has computed.
+    """
+    left = []
+    for number, name in enumerate(runs, start=1):
+        if (folder / name / "results.json").is_file():
+            say(f"run {number} of {len(runs)}: {name} is finished")
+        else:
+            left.append((name, f"run {number} of {len(runs)}: {name}"))
+
+    def run(name: str, title: str, output: str | None) -> bool:
+        say(f"{title}, its output in {folder / name / output}" if output else title)
+        return run_one(folder, name, runs[name], output) == 0
+
+    alone = len(left) if at_once == 1 else 0 if any(folder.glob("features/*")) else 1
+    good = [run(*each, None) for each in left[:alone]]
+    shares: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
+    for number in range(at_once):
+        shares.put(set(all_cores()[number::at_once]))
+    with ThreadPoolExecutor(at_once, initializer=lambda: use_cores(shares.get())) as pool:
+        running = [pool.submit(run, *each, "output.txt") for each in left[alone:]]
+        try:
+            good += [each.result() for each in running]
+        except KeyboardInterrupt:  # Which those that run have been told too; they save and end.
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [name for (name, _), is_good in zip(left, good, strict=True) if not is_good]
+
+
+def all_cores() -> list[int]:
+    """Return the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def use_cores(cores: set[int]) -> None:
+    """Keep this thread, and the processes that it starts, on some cores, where this is possible."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+
+
+def run_one(folder: Path, name: str, changes: Sequence[str], output: str | None = None) -> int:
+    """Train in a process of its own, lest one run leave something to the next.
+
+    Args:
+        folder: of the sweep.
+        name: of the run, and of its workdir.
+        changes: flags of the run.
+        output: a file in the workdir that what it says is added to; None for the terminal.
+
+    Returns:
+        The process's exit status.
+    """
     workdir, shared = folder / name, folder / "features"
     workdir.mkdir(parents=True, exist_ok=True)
     shared.mkdir(exist_ok=True)
     if not (workdir / "features").exists():
         (workdir / "features").symlink_to(shared.absolute(), target_is_directory=True)
     command = [sys.executable, "-m", "otter_jax", "train", f"--workdir={workdir}", *changes]
-    return subprocess.run(command, check=False).returncode
+    if output is None:
+        return subprocess.run(command, check=False).returncode
+    with (workdir / output).open("a") as file:
+        return subprocess.run(command, check=False, stdout=file, stderr=file).returncode

@@ -1,7 +1,10 @@
 """A sweep runs every combination once, goes on where one fails, and compares what has finished."""
 
 import json
+import os
 import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -37,6 +40,8 @@ def test_seeds(text: str, seeds: list[int]) -> None:
         (["--set", "batch_size=8", "--config.batch_size=9"], "batch_size is given twice"),
         (["--set", "seed=1,2"], "write --seeds=0..4"),
         (["--seeds=0..99999999999"], "at most 10000 in one sweep"),
+        (["--at_once=0"], "--at_once=0: it must be 1 to "),
+        (["--at_once=100000"], "--at_once=100000: it must be 1 to "),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_is_written(
@@ -97,3 +102,46 @@ def test_runs_go_on_share_features_and_are_compared(
     assert {features for *_, features in started} == {tmp_path / "features"}
     assert "50.0 ± 0.0" in (tmp_path / "comparison.md").read_text()
     assert "objective.name=infonce,seed=1 is finished" in capsys.readouterr().out
+
+
+def test_runs_side_by_side_share_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """All but the first, which computes features, wait for each other: they must be at once."""
+    here, meeting, started = threading.local(), threading.Barrier(2, timeout=60), []
+
+    def train(command: list[str], check: bool, **files: object) -> subprocess.CompletedProcess:
+        if files:
+            meeting.wait()
+            print("said", file=files["stdout"])
+        started.append((getattr(here, "cores", None), bool(files)))
+        (tmp_path / "features" / "known").touch()
+        return leave_what_training_leaves(command, {"set": {"hit@1": 0.5}})
+
+    monkeypatch.setattr(subprocess, "run", train)
+    monkeypatch.setattr(sweep, "all_cores", lambda: [0, 1, 2, 5])
+    monkeypatch.setattr(sweep, "use_cores", lambda cores: setattr(here, "cores", cores))
+    main.main(["sweep", "--config=quickstart", f"--workdir={tmp_path}", "--seeds=0..4",
+               "--at_once=2", "--set", "objective.name=infonce"])  # fmt: skip
+    assert started[0] == (None, False)
+    assert len(started) == 5 and all(with_files for _, with_files in started[1:])
+    assert {frozenset(cores) for cores, _ in started[1:]} == {frozenset({0, 2}), frozenset({1, 5})}
+    said = [path.parent.name for path in tmp_path.glob("*/output.txt")]
+    assert sorted(said) == [f"objective.name=infonce,seed={seed}" for seed in range(1, 5)]
+    assert "seed=1, its output in " in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores are chosen under Linux")
+def test_a_thread_hands_its_cores_to_what_it_starts() -> None:
+    before, (core, *_) = os.sched_getaffinity(0), sweep.all_cores()
+    command = [sys.executable, "-c", "import os; print(os.sched_getaffinity(0))"]
+    found = []
+
+    def work() -> None:
+        sweep.use_cores({core})
+        found.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [f"{{{core}}}\n"] and os.sched_getaffinity(0) == before
