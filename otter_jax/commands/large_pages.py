@@ -23,7 +23,7 @@ def use_large_pages() -> None:
     """Start this program anew, in the same process, with large pages, where these bring anything.
 
     Does nothing if the environment says anything of them, on machines with a GPU or TPU unless
-    JAX_PLATFORMS is cpu, and where Python was not started to run this program.
+    JAX_PLATFORMS is cpu, under a debugger, and where Python was not started to run this program.
     """
     if _runs_a_program() and _brings_anything(os.environ):
         told = os.environ.get(VARIABLE)
@@ -32,9 +32,13 @@ def use_large_pages() -> None:
 
 
 def _runs_a_program() -> bool:
-    """Return whether Python was started with these arguments: not in a notebook, nor in a test."""
+    """Return whether Python was started with these arguments: not in a notebook, nor in a test.
+
+    A debugger would lose a program that starts anew.
+    """
     program, *arguments = sys.orig_argv[-len(sys.argv) :]
-    return program in (sys.argv[0], "otter_jax") and arguments == sys.argv[1:]
+    is_started = program in (sys.argv[0], "otter_jax") and arguments == sys.argv[1:]
+    return is_started and sys.gettrace() is None and "pydevd" not in sys.modules
 
 
 def _brings_anything(environment: Mapping[str, str]) -> bool:

@@ -71,7 +71,13 @@ def test_a_machine_with_an_accelerator_keeps_its_pages_unless_the_cpu_is_wanted(
 
 
 @pytest.mark.parametrize(
-    "other", ["sys.argv = sys.argv[:4]", "sys.argv = ['main.py', *sys.argv[1:]]"]
+    "other",
+    [
+        "sys.argv = sys.argv[:4]",
+        "sys.argv = ['main.py', *sys.argv[1:]]",
+        "sys.settrace(lambda *_: None)",
+        "sys.modules['pydevd'] = sys",
+    ],
 )
-def test_a_notebook_that_runs_the_program_is_not_started_anew(tmp_path: Path, other: str) -> None:
+def test_notebooks_and_debuggers_are_not_started_anew(tmp_path: Path, other: str) -> None:
     assert started(tmp_path, before=other)[1].startswith("None [")
