@@ -433,7 +433,8 @@ class BatchNorm(nnx.Module):
     def _record(self, mean: jax.Array, variance: jax.Array) -> None:
         for running, new in ((self.mean, mean), (self.var, variance)):
             new = jax.lax.stop_gradient(new)
-            running[...] = self.momentum * running[...] + (1 - self.momentum) * new
+            # `running[...] =` would walk over all that was traced before, for an error's text.
+            running.set_value(self.momentum * running[...] + (1 - self.momentum) * new)
 
 
 @jax.custom_vjp

@@ -280,6 +280,25 @@ def test_batch_norm_records_the_unbiased_variance():
     np.testing.assert_allclose(layer.var[...], 0.9 + 0.1 * rows.var(0, ddof=1), atol=1e-5)
 
 
+def test_recording_statistics_costs_the_same_wherever_it_is_traced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def asked(_: object) -> None:  # What takes time in a large program; it is only ever refused.
+        raise AssertionError("a traced number was asked for its sharding")
+
+    graph, state = nnx.split(BatchNorm(3, momentum=0.9))
+    monkeypatch.setattr(jax.core.Tracer, "sharding", property(asked))
+
+    @jax.jit
+    def record(state: nnx.State, x: jax.Array) -> jax.Array:
+        layer = nnx.merge(graph, state)
+        layer(x, train=True)
+        return layer.mean[...]
+
+    mean = record(state, jnp.arange(12.0).reshape(4, 3))
+    np.testing.assert_allclose(mean, 0.1 * np.array([4.5, 5.5, 6.5]), rtol=1e-6)
+
+
 def test_batch_norm_evaluates_with_the_running_statistics_and_keeps_them():
     layer = BatchNorm(3, epsilon=0.5)
     layer.mean[...], layer.var[...] = jnp.array([1.0, 2, 3]), jnp.array([0.5, 3.5, 8.5])
