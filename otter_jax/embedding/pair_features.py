@@ -37,7 +37,7 @@ def embed_pairs(
     Args:
         source: the pairs.
         encoder: with the variables of now; images are seen as in evaluation.
-        folder: gets two files that the features are mapped from: 2 bytes a number.
+        folder: gets the files that the features are mapped from: 2 bytes a number.
         numbers: ascending, which records are wanted; all of them if not given.
         store: where it has the features of the source's images, these are taken.
 
@@ -66,10 +66,24 @@ def embed_pairs(
     if left_out := len(wanted) - len(readable):
         say(f"{source.name}: {left_out} images cannot be read and are left out")
     keys, captions = zip(*(noted[int(number)] for number in readable), strict=True)
-    text = _create(folder / "text.npy", len(readable), encoder.text_width)
-    parts = (encoder.text_features(part) for part in in_parts(captions, encoder, PART))
-    _fill(text, progress(parts, len(captions), "captions of pairs", count=len))
-    return PairFeatures(image[: len(readable)], text, readable, keys)
+    return PairFeatures(
+        image[: len(readable)], _embed_captions(captions, encoder, folder), readable, keys
+    )
+
+
+def _embed_captions(captions: Sequence[str], encoder: Encoder, folder: Path) -> np.ndarray:
+    """Return features of n captions, of which equal ones go through the tower once."""
+    places = {caption: place for place, caption in enumerate(dict.fromkeys(captions))}
+    different = _create(folder / "text.npy", len(places), encoder.text_width)
+    parts = (encoder.text_features(part) for part in in_parts(places, encoder, PART))
+    _fill(different, progress(parts, len(places), "captions of pairs", count=len))
+    if len(places) == len(captions):
+        return different
+    text = _create(folder / "text_of_pairs.npy", len(captions), encoder.text_width)
+    for start in range(0, len(captions), PART):
+        rows = slice(start, start + PART)
+        text[rows] = different[[places[caption] for caption in captions[rows]]]
+    return text
 
 
 def _embed_images(

@@ -108,10 +108,11 @@ def known_text_features(parts: Parts, source: Source, views: Views) -> np.ndarra
     captions = single_captions(source)
     if captions is None:
         return None
-    different, of_pair = np.unique(captions, return_inverse=True)
+    # NumPy's `unique` would give every caption the room of the longest.
+    places = {caption: place for place, caption in enumerate(sorted(set(captions)))}
     encoder = parts.place_encoder()
-    features = parts.store.text_features(encoder, different.tolist(), "training captions")
-    return features[of_pair]
+    features = parts.store.text_features(encoder, list(places), "training captions")
+    return features[[places[caption] for caption in captions]]
 
 
 def views_of(config: ConfigDict, method: objectives.Method) -> Views:

@@ -121,6 +121,27 @@ def test_what_is_counted_is_embedded(
     ]
 
 
+def test_equal_captions_are_embedded_once(
+    encoder: Encoder, shape_pairs: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("otter_jax.embedding.pair_features.PART", 4)
+    captions = ["red", "a bar", "red", "blue", "a bar", "red", "red", "green", "red", "blue"]
+    pairs = [(image, text) for (image, _), text in zip(shape_pairs, captions, strict=False)]
+    write_shard(tmp_path / "0.tar", pairs)
+    expected = unit(encoder.text_features(captions))
+    embedded: list[str] = []
+
+    def note(own: Encoder, texts: Sequence[str]) -> np.ndarray:
+        embedded.extend(texts)
+        return text_features(own, texts)
+
+    text_features = Encoder.text_features
+    monkeypatch.setattr(Encoder, "text_features", note)
+    found = embed_pairs(open_source(f"webdataset:{tmp_path / '0.tar'}"), encoder, tmp_path)
+    assert embedded == ["red", "a bar", "blue", "green"]
+    np.testing.assert_allclose(found.text, expected, atol=1e-3)
+
+
 def test_nothing_that_can_be_read(encoder: Encoder, tmp_path: Path) -> None:
     write_shard(tmp_path / "0.tar", [(b"broken", "x")] * 3)
     source = open_source(f"webdataset:{tmp_path / '0.tar'}")
