@@ -5,7 +5,7 @@ The same as `otter-jax train`, and with --mode=evaluate as `otter-jax evaluate`.
 
 import sys
 
-from otter_jax.commands.main import main
+from otter_jax.commands.main import start
 
 if __name__ == "__main__":
-    main(["train", *sys.argv[1:]])
+    start(["train", *sys.argv[1:]])

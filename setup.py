@@ -164,7 +164,7 @@ setup(
     package_data={
         "otter_jax": ["data/icons/*", "data/open_clipart/*", "pictures/*.html", "published/*/*"]
     },
-    entry_points={"console_scripts": ["otter-jax = otter_jax.commands.main:main"]},
+    entry_points={"console_scripts": ["otter-jax = otter_jax.commands.main:start"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     # A path entry instead of an import hook, which loses against the clone's own folder, named like

@@ -27,7 +27,7 @@ _callbacks: list[Callable[[], None]] = []
 def say(line: str = "") -> None:
     """Print a line, from the first process only."""
     if jax.process_index() == 0:
-        print(line, flush=True)
+        print(f"{line}\n", end="", flush=True)  # At once: threads may speak at the same time.
 
 
 def duration(seconds: float) -> str:

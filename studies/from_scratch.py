@@ -15,6 +15,7 @@ import functools
 import itertools
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,7 @@ class Study:
         """Train once, or read what a finished run found; return `{set: {metric: value}}`."""
         place = self.place(setting, method, seed, rate)
         if (place / RESULTS).is_file():
-            return json.loads((place / RESULTS).read_text())
+            return self.read(place)
         shared = self.folder / "features"  # Of the frozen text tower: the same for all runs.
         shared.mkdir(parents=True, exist_ok=True)
         place.mkdir(exist_ok=True)
@@ -149,6 +150,13 @@ class Study:
         if (place / trust.FILE).is_file():
             shutil.copyfile(place / trust.FILE, known)
         return results
+
+    def read(self, place: Path) -> Mapping[str, Any]:
+        """Return what a finished run found; ValueError if it was of other pairs."""
+        found = json.loads((place / RESULTS).read_text())
+        if not {*self.sets("validation"), *self.sets("test")} & {*found}:
+            raise ValueError(f"{place} is of other pairs than those in {self.pairs}")
+        return found
 
     def chosen_rate(self, setting: str, method: str) -> float:
         """Return the rate with the best mean hit@1 of the validation sets."""
@@ -220,4 +228,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))

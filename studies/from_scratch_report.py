@@ -71,8 +71,8 @@ def _row(cells: list[str]) -> str:
 
 
 def draw(found: Scores, path: Path) -> None:
-    """Draw a panel a setting: what each method gains or loses against InfoNCE, best on top."""
-    settings = list(dict.fromkeys(setting for setting, _ in found))
+    """Draw a panel a setting that has InfoNCE: what others gain or lose against it, best on top."""
+    settings = [setting for setting, method in found if method == BASELINE]
     methods = [each for each in dict.fromkeys(m for _, m in found) if each != BASELINE]
     gains = {cell: difference(found, *cell) for cell in found if cell[1] != BASELINE}
     known = {cell: gain for cell, gain in gains.items() if gain is not None}

@@ -1,6 +1,7 @@
 """Pairs held in memory, their images decoded once: for studies of many runs on small images."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,11 +20,19 @@ class HeldPairs:
     def __init__(self, source: Source) -> None:
         """Read all records, one after the other."""
         self.name = f"{source.name}, held"
-        self.skipped: dict[str, int] = dict(source.skipped)
         self.fingerprint = source.fingerprint
-        read = (record for _, record in read_in_order(source, range(len(source))))
-        usable = (record for record in read if not isinstance(record, RecordError))
-        self._records = [each._replace(image=as_pnm(images.decode(each.image))) for each in usable]
+        self._records: list[Record] = []
+        skipped = Counter(source.skipped)
+        for _, record in read_in_order(source, range(len(source))):
+            try:
+                if isinstance(record, RecordError):
+                    raise record
+                image = as_pnm(images.decode(record.image))
+            except (RecordError, images.ImageError) as error:
+                skipped[str(error)] += 1
+            else:
+                self._records.append(record._replace(image=image))
+        self.skipped: dict[str, int] = dict(skipped)
         self.caption_counts = np.array([len(each.captions) for each in self._records], np.uint32)
 
     def __len__(self) -> int:

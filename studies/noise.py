@@ -64,10 +64,10 @@ class Noise(NamedTuple):
     def parse(cls, text: str) -> "Noise":
         """Read `KIND:SHARE` or a path; ValueError where it is neither."""
         if Path(text).suffix in (".npy", ".txt"):
-            return cls(text)
+            return cls(str(Path(text)))
         kind, _, share = text.partition(":")
         try:
-            found = cls(kind, float(share))
+            found = cls(kind, abs(float(share)) if float(share) == 0 else float(share))
         except ValueError:
             found = cls("")
         if found.kind not in KINDS or not 0.0 <= found.share <= 1.0:
@@ -80,7 +80,9 @@ class Noise(NamedTuple):
 
     def __str__(self) -> str:
         """Return it as it is written, in one way."""
-        return f"{self.kind}:{self.share:g}" if self.kind in KINDS else self.kind
+        short = f"{self.share:g}"
+        share = short if float(short) == self.share else repr(self.share)
+        return f"{self.kind}:{share}" if self.kind in KINDS else self.kind
 
 
 def make(

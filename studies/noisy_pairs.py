@@ -123,15 +123,16 @@ def read_records(path: Path) -> list[Record]:
     return records
 
 
-def read_some_records(path: Path) -> list[Record]:
-    """Return the records of a study of which something is finished.
+def read_some_records(path: Path, kind: str) -> list[Record]:
+    """Return the records of a study of which something of a kind is finished.
 
     Raises:
         FileNotFoundError: if nothing is.
         ValueError: as `read_records`.
     """
-    if not (records := read_records(path)):
-        raise FileNotFoundError(f"{path}: no run is finished there; first run it without --out")
+    records = read_records(path)
+    if not any(record.get("kind") == kind for record in records):
+        raise FileNotFoundError(f"{path}: no {kind} is finished there; first run it without --out")
     return records
 
 

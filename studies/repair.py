@@ -202,12 +202,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True, help="features, records, estimates")
     parser.add_argument("--seeds", type=int, default=TEST_SEEDS, help="of the tests; default: 10")
-    parser.add_argument("--method", action="append", help="only this one; may be given again")
+    parser.add_argument(
+        "--method", action="append", choices=list(RIVALS), help="only this one; may be given again"
+    )
     parser.add_argument("--out", type=Path, help="write the tables there instead of training")
     arguments = parser.parse_args()
     path = arguments.workdir / "records.jsonl"
     if arguments.out is not None:
-        report(read_some_records(path), arguments.out)
+        report(read_some_records(path, "repair"), arguments.out)
         return
     noisy_pairs.use_one_core(arguments.workdir)
     for setting, method in cells():
@@ -218,5 +220,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(str(error))

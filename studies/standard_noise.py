@@ -154,14 +154,14 @@ def score(record: Record) -> float:
     return float(np.mean([record[name] for name in METRICS]))
 
 
-def best_trial(records: Iterable[Record], noise: str, method: str) -> int:
-    """Return the trial with the best validation score; the first of equals."""
+def best_trial(records: Iterable[Record], noise: str, method: str, default: int = 0) -> int:
+    """Return the trial with the best validation score, the first of equals; else a default."""
     trials = {
         each["trial"]: score(each)
         for each in records
         if (each["kind"], each["noise"], each["method"]) == ("trial", noise, method)
     }
-    return max(sorted(trials), key=trials.get)
+    return max(sorted(trials), key=trials.get, default=default)
 
 
 def run_cell(noise: str, method: str, study: Study, workdir: Path, trials: int, seeds: int) -> None:
@@ -195,7 +195,12 @@ def tables(records: Sequence[Record]) -> list[str]:
     """Return a table for each noise: the six recalls, their sum, and the share repaired."""
     lines = []
     for noise in dict.fromkeys(each["noise"] for each in records):
-        tests = [each for each in records if (each["kind"], each["noise"]) == ("test", noise)]
+        tests = [
+            each
+            for each in records
+            if (each["kind"], each["noise"]) == ("test", noise)
+            and each["trial"] == best_trial(records, noise, each["method"], each["trial"])
+        ]
         of_method = {
             method: sorted((each for each in tests if each["method"] == method), key=_seed)
             for method in dict.fromkeys(each["method"] for each in tests)
@@ -322,7 +327,7 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("give --train, --validation and --test, or --karpathy and --images")
     if not arguments.noise:
         parser.error("give --noise, once or several times")
-    for name in ("trials", "seeds", "image_size"):
+    for name in ("trials", "seeds", "pairs", "image_size"):
         if (value := getattr(arguments, name)) is not None and value < 1:
             parser.error(f"--{name}={value}; it must be at least 1")
     try:
@@ -351,7 +356,7 @@ def main(given: Sequence[str] | None = None) -> None:
         wanted = arguments.method or DEFAULT_METHODS
         for noise, method in itertools.product(arguments.noise, wanted):
             run_cell(noise, method, study, workdir, arguments.trials, arguments.seeds)
-    found = tables(noisy_pairs.read_some_records(workdir / "records.jsonl"))
+    found = tables(noisy_pairs.read_some_records(workdir / "records.jsonl", "test"))
     text = "\n".join(["# Standard noise", *found, ""])
     if arguments.out is None:
         print(text)
@@ -362,5 +367,5 @@ def main(given: Sequence[str] | None = None) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
+    except (OSError, ModuleNotFoundError, ValueError) as error:
         sys.exit(str(error))

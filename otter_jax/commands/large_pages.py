@@ -5,6 +5,7 @@ unless the C library asks for 2 MiB: OTTER's step then takes 0.86 of the time, a
 features 0.76. glibc reads whether it should ask from the environment, before Python runs.
 """
 
+import contextlib
 import glob
 import os
 import platform
@@ -14,6 +15,7 @@ from pathlib import Path
 
 VARIABLE = "GLIBC_TUNABLES"
 LARGE_PAGES = "glibc.malloc.hugetlb"
+STARTED_ANEW = "OTTER_JAX_STARTED_ANEW"  # So that it happens once, whatever becomes of the other.
 FIRST_GLIBC = (2, 35)  # That knows it.
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]*")
@@ -22,31 +24,39 @@ ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]
 def use_large_pages() -> None:
     """Start this program anew, in the same process, with large pages, where these bring anything.
 
-    Does nothing if the environment says anything of them, on machines with a GPU or TPU unless
-    JAX_PLATFORMS is cpu, under a debugger, and where Python was not started to run this program.
+    A program calls it before it does anything else. Nothing happens if the environment says
+    anything of large pages, on machines with a GPU or TPU unless JAX_PLATFORMS is cpu, under a
+    debugger, and where Python was not started to run this program.
     """
-    if _runs_a_program() and _brings_anything(os.environ):
-        told = os.environ.get(VARIABLE)
-        asked = f"{told}:{LARGE_PAGES}=1" if told else f"{LARGE_PAGES}=1"
-        os.execve(sys.executable, sys.orig_argv, {**os.environ, VARIABLE: asked})
+    with contextlib.suppress(OSError, ValueError):  # It would only have been faster.
+        if _can_start_anew() and _brings_anything(os.environ):
+            told = os.environ.get(VARIABLE)
+            asked = f"{told}:{LARGE_PAGES}=1" if told else f"{LARGE_PAGES}=1"
+            environment = {**os.environ, VARIABLE: asked, STARTED_ANEW: "1"}
+            os.execve(sys.executable, sys.orig_argv, environment)
 
 
-def _runs_a_program() -> bool:
-    """Return whether Python was started with these arguments: not in a notebook, nor in a test.
+def _can_start_anew() -> bool:
+    """Return whether these arguments start the same program: not in a notebook, nor piped in.
 
-    A debugger would lose a program that starts anew.
+    A debugger or an interactive session would lose a program that starts anew.
     """
+    if not sys.argv or not sys.orig_argv or not sys.executable:
+        return False
     program, *arguments = sys.orig_argv[-len(sys.argv) :]
     is_started = program in (sys.argv[0], "otter_jax") and arguments == sys.argv[1:]
-    return is_started and sys.gettrace() is None and "pydevd" not in sys.modules
+    is_watched = sys.gettrace() is not None or "pydevd" in sys.modules or sys.flags.inspect
+    is_here = Path(sys.argv[0]).is_file() and os.path.samefile(sys.executable, "/proc/self/exe")
+    return is_started and is_here and not is_watched
 
 
 def _brings_anything(environment: Mapping[str, str]) -> bool:
-    if sys.platform != "linux" or LARGE_PAGES in environment.get(VARIABLE, ""):
+    is_told = STARTED_ANEW in environment or LARGE_PAGES in environment.get(VARIABLE, "")
+    if sys.platform != "linux" or is_told:
         return False
     on_cpu = environment.get("JAX_PLATFORMS") == "cpu" or not any(map(glob.glob, ACCELERATORS))
     # Large pages for whoever asks: elsewhere all have them, or nobody.
-    return on_cpu and SETTING.is_file() and "[madvise]" in SETTING.read_text() and _has_glibc()
+    return on_cpu and "[madvise]" in SETTING.read_text() and _has_glibc()
 
 
 def _has_glibc() -> bool:

@@ -24,6 +24,12 @@ COMMANDS = {
 }
 
 
+def start(arguments: Sequence[str] | None = None) -> None:
+    """Run the command as a program does: this comes before anything else."""
+    use_large_pages()
+    main(arguments)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that the first argument names; sys.argv's where none are given."""
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
@@ -36,7 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         hint = f"did you mean {near[0]}? There are" if near else "choose from"
         fail(f"unknown command {name!r}: {hint} {', '.join(COMMANDS)}")
     else:
-        use_large_pages()
         with ending_in_one_line():
             importlib.import_module(f"otter_jax.commands.{name}").main(rest)
 
@@ -57,4 +62,4 @@ def usage() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    start()

@@ -8,8 +8,9 @@ finished is not run again and what was interrupted goes on, so the same command 
 named, and the others go on.
 
 On a CPU, small towers gain little from a second core: --at_once=4 has four runs go on side by side,
-each on a quarter of the cores, and writes what they say to output.txt in their workdirs. How many
-cores a run has may change the last digits of its numbers.
+each on a quarter of the cores, and writes what they say to output.txt in their workdirs; before
+them the first one computes what all share of frozen towers. How many cores a run has may change the
+last digits of its numbers.
 """
 
 import argparse
@@ -19,9 +20,10 @@ import queue
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from otter_jax.commands import compare
 from otter_jax.commands.command_line import Parser
@@ -163,22 +165,39 @@ def run_all(folder: Path, runs: Mapping[str, Sequence[str]], at_once: int) -> li
             left.append((name, f"run {number} of {len(runs)}: {name}"))
 
     def run(name: str, title: str, output: str | None) -> bool:
-        say(f"{title}, its output in {folder / name / output}" if output else title)
-        return run_one(folder, name, runs[name], output) == 0
+        said_in = f", its output in {folder / name / output}" if output else ""
+        say(f"{title}{said_in}")
+        try:
+            is_good = run_one(folder, name, runs[name], output) == 0
+        except OSError as error:
+            is_good, said_in = False, f": {error}"
+        if not is_good:
+            say(f"{name} failed{said_in}")
+        return is_good
 
     alone = len(left) if at_once == 1 else 0 if any(folder.glob("features/*")) else 1
-    good = [run(*each, None) for each in left[:alone]]
+    workers = max(1, min(at_once, len(left) - alone))
     shares: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
-    for number in range(at_once):
-        shares.put(set(all_cores()[number::at_once]))
-    with ThreadPoolExecutor(at_once, initializer=lambda: use_cores(shares.get())) as pool:
-        running = [pool.submit(run, *each, "output.txt") for each in left[alone:]]
+    for number in range(workers):
+        shares.put(set(all_cores()[number::workers]))
+    # In threads, since a child that is interrupted has a quarter of a second from the main thread.
+    good = _all(ThreadPoolExecutor(1), run, [(*each, None) for each in left[:alone]])
+    pool = ThreadPoolExecutor(workers, initializer=lambda: use_cores(shares.get()))
+    good += _all(pool, run, [(*each, "output.txt") for each in left[alone:]])
+    return [name for (name, _), is_good in zip(left, good, strict=True) if not is_good]
+
+
+def _all(
+    pool: ThreadPoolExecutor, run: Callable[..., bool], given: Sequence[tuple[Any, ...]]
+) -> list[bool]:
+    """Return what calls in threads give; an interrupt waits for those that have begun, and save."""
+    with pool:
+        running = [pool.submit(run, *each) for each in given]
         try:
-            good += [each.result() for each in running]
-        except KeyboardInterrupt:  # Which those that run have been told too; they save and end.
+            return [each.result() for each in running]
+        except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
             raise
-    return [name for (name, _), is_good in zip(left, good, strict=True) if not is_good]
 
 
 def all_cores() -> list[int]:
@@ -209,8 +228,11 @@ def run_one(folder: Path, name: str, changes: Sequence[str], output: str | None 
     workdir, shared = folder / name, folder / "features"
     workdir.mkdir(parents=True, exist_ok=True)
     shared.mkdir(exist_ok=True)
-    if not (workdir / "features").exists():
-        (workdir / "features").symlink_to(shared.absolute(), target_is_directory=True)
+    link = workdir / "features"
+    if link.is_symlink() and not link.exists():  # Of an earlier place of the sweep.
+        link.unlink()
+    if not link.exists():
+        link.symlink_to(Path("..", "features"), target_is_directory=True)
     command = [sys.executable, "-m", "otter_jax", "train", f"--workdir={workdir}", *changes]
     if output is None:
         return subprocess.run(command, check=False).returncode

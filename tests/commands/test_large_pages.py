@@ -77,7 +77,38 @@ def test_a_machine_with_an_accelerator_keeps_its_pages_unless_the_cpu_is_wanted(
         "sys.argv = ['main.py', *sys.argv[1:]]",
         "sys.settrace(lambda *_: None)",
         "sys.modules['pydevd'] = sys",
+        "sys.argv, sys.orig_argv = sys.argv[:], []",
+        "sys.executable = ''",
+        "large_pages.SETTING = Path('/proc/1/nothing')",
     ],
 )
-def test_notebooks_and_debuggers_are_not_started_anew(tmp_path: Path, other: str) -> None:
+def test_notebooks_debuggers_and_odd_starts_are_not_started_anew(
+    tmp_path: Path, other: str
+) -> None:
     assert started(tmp_path, before=other)[1].startswith("None [")
+
+
+def test_a_program_that_sets_the_variable_itself_starts_anew_once(tmp_path: Path) -> None:
+    _, said = started(tmp_path, before="os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.arena_max=4'")
+    assert said.startswith("glibc.malloc.arena_max=4 [")
+
+
+def test_a_program_that_is_piped_in_is_run(tmp_path: Path) -> None:
+    program = PROGRAM.format(before="sys.argv[3:] = []")
+    (tmp_path / "enabled").write_text("[madvise]")
+    inherited = {name: text for name, text in os.environ.items() if name != "GLIBC_TUNABLES"}
+    found = subprocess.run(
+        [sys.executable, "-", tmp_path / "enabled", tmp_path / "device0"],
+        input=program, env=inherited, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert " None []" in found.stdout
+
+
+@pytest.mark.parametrize("program", [["main.py", "--help"], ["-m", "otter_jax", "--help"]])
+def test_the_programs_of_the_package_run(program: list[str]) -> None:
+    inherited = {name: text for name, text in os.environ.items() if name != "GLIBC_TUNABLES"}
+    root = Path(large_pages.__file__).parents[2]
+    found = subprocess.run(
+        [sys.executable, *program], env=inherited, cwd=root, capture_output=True, text=True
+    )
+    assert found.returncode == 0 and "usage: " in found.stdout

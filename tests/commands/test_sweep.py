@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -145,3 +146,33 @@ def test_a_thread_hands_its_cores_to_what_it_starts() -> None:
     thread.start()
     thread.join()
     assert found == [f"{{{core}}}\n"] and os.sched_getaffinity(0) == before
+
+
+def test_a_run_that_cannot_begin_has_failed_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, check: leave_what_training_leaves(command, {})
+    )
+    (tmp_path / "objective.name=infonce,seed=0").write_text("a file, and no folder")
+    with pytest.raises(SystemExit, match=r"1 of 2 runs failed: objective\.name=infonce,seed=0$"):
+        main.main(["sweep", "--config=quickstart", f"--workdir={tmp_path}", "--seeds=0,1",
+                   "--set", "objective.name=infonce"])  # fmt: skip
+    assert "objective.name=infonce,seed=0 failed: " in capsys.readouterr().out
+    assert (tmp_path / "objective.name=infonce,seed=1" / "results.json").is_file()
+
+
+def test_a_sweep_that_was_moved_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = iter([1, 0, 0])
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, check: subprocess.CompletedProcess(command, next(codes))
+    )
+    old, new = tmp_path / "old", tmp_path / "new"
+    assert sweep.run_all(old, {"seed=0": []}, 1) == ["seed=0"]
+    shutil.move(old, new)
+    assert sweep.run_all(new, {"seed=0": []}, 1) == []
+    assert (new / "seed=0" / "features").resolve() == new / "features"
+    (new / "seed=0" / "features").unlink()
+    (new / "seed=0" / "features").symlink_to(old / "features")  # As earlier versions did.
+    assert sweep.run_all(new, {"seed=0": []}, 1) == []
+    assert (new / "seed=0" / "features").resolve() == new / "features"

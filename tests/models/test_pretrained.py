@@ -107,6 +107,14 @@ def test_settings_of_another_kind_are_refused(settings: dict, said: str) -> None
         create_text_tower("bert", str(SMALL_BERT), rngs=nnx.Rngs(0), **settings)
 
 
+def test_settings_may_be_numbers_of_numpy() -> None:
+    settings = {"hidden_size": np.int64(8), "num_attention_heads": np.int32(2), "vocab_size": 9}
+    tower = create_text_tower(
+        "bert", rngs=nnx.Rngs(0), hidden_dropout_prob=np.float32(0.25), **settings
+    )
+    assert (tower.config.hidden_size, tower.config.hidden_dropout_prob) == (8, 0.25)
+
+
 def test_weights_of_another_tower_are_refused():
     with pytest.raises(ValueError, match="small_bert holds a Bert, which is no image tower"):
         create_image_tower("efficientnet_lite0", str(SMALL_BERT), rngs=nnx.Rngs(0))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_shard
 from PIL import Image
 
 from otter_jax.data import images
@@ -25,6 +26,12 @@ def test_pairs_that_are_held_are_those_of_their_source(pairs_folder: Path) -> No
         np.testing.assert_array_equal(images.decode(given.image), images.decode(kept.image))
     with pytest.raises(IndexError):
         held[len(held)]
+
+
+def test_what_cannot_be_decoded_is_skipped_and_counted(tmp_path: Path, shape_pairs: list) -> None:
+    write_shard(tmp_path / "0.tar", [*shape_pairs[:3], (b"broken", "x"), *shape_pairs[4:6]])
+    held = HeldPairs(open_source(f"webdataset:{tmp_path / '0.tar'}"))
+    assert len(held) == 5 and sum(held.skipped.values()) == 1
 
 
 def test_held_pairs_are_shuffled_by_share_and_seed(pairs_folder: Path) -> None:
@@ -72,6 +79,8 @@ def test_only_what_is_tuned_and_tested_is_reported(tmp_path: Path) -> None:
     assert "| as given | infonce | 1 |" in (tmp_path / "from_scratch_tables.md").read_text()
     with pytest.raises(FileNotFoundError, match="no test is finished there"):
         from_scratch.write_report(from_scratch.Study(tmp_path, tmp_path / "none"), 3, tmp_path)
+    with pytest.raises(ValueError, match="is of other pairs than those in"):
+        from_scratch.write_report(from_scratch.Study(tmp_path / "other", tmp_path), 3, tmp_path)
 
 
 def _finish(study: from_scratch.Study, cell: tuple, seed: int, rate: float, score: float) -> None:
@@ -98,6 +107,7 @@ def test_a_difference_is_paired_and_its_interval_students() -> None:
 def test_differences_are_drawn(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     found = {cell: {n: rng.random(12) for n in range(2)} for cell in from_scratch.CELLS}
+    del found[from_scratch.CELLS[-1][0], "infonce"]  # Not yet finished there.
     from_scratch_report.draw(found, tmp_path / "from_scratch.png")
     with Image.open(tmp_path / "from_scratch.png") as image:
         assert image.width > 600

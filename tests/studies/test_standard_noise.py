@@ -94,6 +94,7 @@ def test_recalls_are_customary_unless_equal_captions_count() -> None:
         (["--karpathy=x.json", "--noise=random:0.4"], "or --karpathy and --images"),
         ([*SPECS, "--karpathy=x.json", "--noise=random:0.4"], "or --karpathy and --images"),
         ([*SPECS, "--noise=random:0.4", "--trials=0"], "--trials=0; it must be at least 1"),
+        ([*SPECS, "--noise=random:0.4", "--pairs=0"], "--pairs=0; it must be at least 1"),
     ],
 )
 def test_a_command_that_lacks_something_is_refused(
@@ -105,13 +106,14 @@ def test_a_command_that_lacks_something_is_refused(
 
 
 def test_noise_that_is_written_in_two_ways_is_one() -> None:
-    noise = ["--noise=random:0.4", "--noise=random:0.40", "--noise=noun:.4"]
+    written = ["random:0.4", "random:0.40", "noun:.4", "random:-0", "random:0", "noun:0.12345678"]
+    noise = [f"--noise={each}" for each in written]
     arguments = study.parse_arguments(["--workdir=w", *SPECS, *noise])
-    assert arguments.noise == ["random:0.4", "noun:0.4"]
+    assert arguments.noise == ["random:0.4", "noun:0.4", "random:0", "noun:0.12345678"]
 
 
 def test_tables_of_nothing_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no run is finished there; first run it without"):
+    with pytest.raises(FileNotFoundError, match="no test is finished there; first run it without"):
         study.main([f"--workdir={tmp_path}", f"--out={tmp_path / 'tables.md'}"])
     assert not list(tmp_path.iterdir())
 
