@@ -4,7 +4,6 @@ In one process a side's threads would still be waiting for work on the cores tha
 needs: PyTorch's do so for longer than a small step takes.
 """
 
-import os
 import subprocess
 import sys
 import time
@@ -41,14 +40,13 @@ def memory(name: str) -> float:
 class Side:
     """A side in its process, which runs the calling script with arguments that make it serve."""
 
-    def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
-        """Start it; the environment's variables are set beside those there are."""
+    def __init__(self, *arguments: str) -> None:
+        """Start it."""
         self.process = subprocess.Popen(
             [sys.executable, sys.argv[0], *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, **(environment or {})},
         )
         self.seconds: list[float] = []
         self.peak = 0.0

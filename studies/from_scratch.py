@@ -15,7 +15,6 @@ import functools
 import itertools
 import json
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from otter_jax.commands.command_line import ending_in_one_line
 from otter_jax.data.sources import open_source, register
 from otter_jax.embedding import trust
 from otter_jax.preset_files import read_preset
@@ -228,7 +228,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with ending_in_one_line():
         main()
-    except (OSError, ValueError) as error:
-        sys.exit(str(error))

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -42,10 +41,6 @@ class HeldPairs:
     def __getitem__(self, i: int) -> Record:
         """Return pair `i`; IndexError beyond."""
         return self._records[range(len(self))[i]]
-
-    def read_many(self, numbers: Sequence[int]) -> list[Record]:
-        """Return some pairs; see `records.read_records`."""
-        return [self[number] for number in numbers]
 
     def shuffled(self, share: float, seed: int) -> "HeldPairs":
         """Return these pairs with a share of the captions at other images, drawn by seed."""

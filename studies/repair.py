@@ -13,13 +13,13 @@ import argparse
 import gzip
 import itertools
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from otter_jax.commands.command_line import ending_in_one_line
 from studies import collection as collections
 from studies import methods, noisy_pairs, repair_figure
 from studies.methods import BASELINE, RIVALS, SETTINGS
@@ -218,7 +218,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with ending_in_one_line():
         main()
-    except (OSError, ValueError) as error:
-        sys.exit(str(error))

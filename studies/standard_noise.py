@@ -18,7 +18,6 @@ ends with the tables; `--workdir=DIR --out=FILE.md` writes them from what is fin
 import argparse
 import itertools
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from otter_jax import objectives, sharding
+from otter_jax.commands.command_line import ending_in_one_line
 from otter_jax.data.held_out import restrict
 from otter_jax.embedding.trust import unit_rows
 from otter_jax.evaluation import retrieval
@@ -195,18 +195,14 @@ def tables(records: Sequence[Record]) -> list[str]:
     """Return a table for each noise: the six recalls, their sum, and the share repaired."""
     lines = []
     for noise in dict.fromkeys(each["noise"] for each in records):
-        tests = [
-            each
-            for each in records
-            if (each["kind"], each["noise"]) == ("test", noise)
-            and each["trial"] == best_trial(records, noise, each["method"], each["trial"])
-        ]
+        found = [each for each in records if (each["kind"], each["noise"]) == ("test", noise)]
         of_method = {
-            method: sorted((each for each in tests if each["method"] == method), key=_seed)
-            for method in dict.fromkeys(each["method"] for each in tests)
+            method: _of_chosen_trial(records, noise, method, found)
+            for method in dict.fromkeys(each["method"] for each in found)
         }
-        if not tests:
+        if not found:
             continue
+        tests = [each for own in of_method.values() for each in own]
         lines += ["", f"## {Path(noise).name}", "", _facts(tests), ""]
         heads = ["method", "trial", "seeds", *METRICS, "sum", "repaired, %"]
         lines += [_row(heads), _row(["---"] * len(heads))]
@@ -216,6 +212,15 @@ def tables(records: Sequence[Record]) -> list[str]:
             repaired = _repaired(own, of_method.get(BASELINE), of_method.get(ORACLE))
             lines.append(_row([method, str(own[0]["trial"]), str(len(own)), *cells, repaired]))
     return lines
+
+
+def _of_chosen_trial(
+    records: Sequence[Record], noise: str, method: str, tests: Sequence[Record]
+) -> list[Record]:
+    """Return a method's tests with the trial that its validation scores choose now, by seed."""
+    own = sorted((each for each in tests if each["method"] == method), key=_seed)
+    chosen = best_trial(records, noise, method, default=own[0]["trial"])
+    return [each for each in own if each["trial"] == chosen]
 
 
 def _facts(tests: list[Record]) -> str:
@@ -335,9 +340,9 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     except ValueError as error:
         parser.error(str(error))
     arguments.noise = list(dict.fromkeys(map(str, wanted)))
-    named = [(name, getattr(arguments, name)) for name in ("karpathy", "images", "order")]
-    named += [("noise", Path(each.kind)) for each in wanted if each.kind not in noises.KINDS]
-    for name, path in named:
+    files = [(name, getattr(arguments, name)) for name in ("karpathy", "images", "order")]
+    files += [("noise", Path(each.kind)) for each in wanted if each.kind not in noises.KINDS]
+    for name, path in files:
         if path is not None and not path.exists():
             parser.error(f"--{name}={path}: there is nothing there")
     return arguments
@@ -365,7 +370,5 @@ def main(given: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with ending_in_one_line():
         main()
-    except (OSError, ModuleNotFoundError, ValueError) as error:
-        sys.exit(str(error))

@@ -175,7 +175,8 @@ def run_all(folder: Path, runs: Mapping[str, Sequence[str]], at_once: int) -> li
             say(f"{name} failed{said_in}")
         return is_good
 
-    alone = len(left) if at_once == 1 else 0 if any(folder.glob("features/*")) else 1
+    features_are_known = any(folder.glob("features/*"))
+    alone = len(left) if at_once == 1 else int(not features_are_known)
     workers = max(1, min(at_once, len(left) - alone))
     shares: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
     for number in range(workers):

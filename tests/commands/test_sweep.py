@@ -3,9 +3,12 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -146,6 +149,26 @@ def test_a_thread_hands_its_cores_to_what_it_starts() -> None:
     thread.start()
     thread.join()
     assert found == [f"{{{core}}}\n"] and os.sched_getaffinity(0) == before
+
+
+def test_an_interrupt_waits_for_runs_that_have_begun() -> None:
+    done = []
+
+    def run(name: str) -> bool:
+        if name == "first":
+            time.sleep(0.3)  # Until the main thread waits.
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1.0)  # Longer than the main thread would leave a child.
+        done.append(name)
+        return True
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            sweep._all(ThreadPoolExecutor(1), run, [("first",), ("second",)])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert done == ["first"]
 
 
 def test_a_run_that_cannot_begin_has_failed_and_the_others_go_on(
