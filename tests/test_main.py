@@ -56,7 +56,7 @@ def run_main(*arguments: str) -> subprocess.CompletedProcess:
         ),
         (["--config.model.image.overrides.foo=1"], "EfficientNetLite0 has no setting foo; it has"),
         (
-            ["--config.model.text.overrides.pack_heads=3"],
+            ["--config.model.text.pretrained=None", "--config.model.text.overrides.pack_heads=3"],
             "an override of Bert says pack_heads=3; it",
         ),
         (["--config.batch_size=many"], "--config.batch_size=many: it must be a whole number"),
