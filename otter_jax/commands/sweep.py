@@ -5,7 +5,7 @@
 Every combination is a run in a workdir of its own, WORKDIR/objective.name=otter,seed=0. What is
 finished is not run again and what was interrupted goes on, so the same command resumes. Further
 --config.KEY=VALUE are for all runs. Features of frozen towers are shared. A run that fails is
-named, and the others go on.
+named, and the others go on. SIGTERM is passed on to the runs, which save, and ends the sweep.
 
 On a CPU, small towers gain little from a second core: --at_once=4 has four runs go on side by side,
 each on a quarter of the cores, and writes what they say to output.txt in their workdirs; before
@@ -18,11 +18,14 @@ import itertools
 import os
 import queue
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from otter_jax.commands import compare
@@ -33,6 +36,52 @@ from otter_jax.preset_files import find_preset
 from otter_jax.terminal import say
 
 MOST_SEEDS = 10_000
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has come, and was passed on to the runs."""
+
+    status = 128 + signal.SIGTERM
+
+
+class Children:
+    """The processes that are running; no more are started once they were told to stop."""
+
+    def __init__(self) -> None:
+        """Begin without any."""
+        self._running: set[subprocess.Popen] = set()
+        self._is_over = False
+
+    def call(self, command: Sequence[str], **files: Any) -> int:
+        """Run a process to its end; return its exit status."""
+        with subprocess.Popen(command, **files) as process:
+            self._running.add(process)
+            if self._is_over:  # The signal came while it was starting.
+                process.terminate()
+            try:
+                return process.wait()
+            finally:
+                self._running.discard(process)
+
+    @contextmanager
+    def hearing_sigterm(self) -> Iterator[None]:
+        """Pass SIGTERM on to all of them, and leave this block, once they have ended.
+
+        Raises:
+            Terminated: where the signal has come.
+        """
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            self._is_over = True
+            for process in tuple(self._running):
+                process.terminate()
+            raise Terminated("stopped; the same command goes on")
+
+        before = signal.signal(signal.SIGTERM, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -53,7 +102,11 @@ def main(arguments: Sequence[str]) -> None:
         name: [f"--config={options.config}", *given, *changes]
         for name, changes in combinations(options.set, parse_seeds(options.seeds))
     }
-    failed = run_all(folder, runs, options.at_once)
+    if options.at_once > 1:
+        refuse_accelerators(options.at_once)
+    children = Children()
+    with children.hearing_sigterm():
+        failed = run_all(folder, runs, options.at_once, children)
     finished = [str(folder / name) for name in runs if (folder / name / "results.json").is_file()]
     if finished:
         try:
@@ -111,6 +164,21 @@ def parse_sweep(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]
     return options, rest
 
 
+def refuse_accelerators(at_once: int) -> None:
+    """Refuse runs side by side where they would share accelerators (ValueError).
+
+    A process that begins with JAX's devices keeps them, so that another one is asked.
+    """
+    asked = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
+    platform = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    if platform not in ("cpu", ""):  # Without an answer the runs themselves say what is wrong.
+        raise ValueError(
+            f"--at_once={at_once}: a run here takes all of the {platform}; begin a sweep for each "
+            "device instead, with other seeds or values (CUDA_VISIBLE_DEVICES=0, 1, ...), or set "
+            "JAX_PLATFORMS=cpu"
+        )
+
+
 def parse_seeds(text: str) -> list[int]:
     """Return the seeds of `0..4` (both ends) or `0,1,2` (ValueError if they are none)."""
     if found := re.fullmatch(r"(\d+)\.\.(\d+)", text):
@@ -151,7 +219,9 @@ def combinations(choices: Sequence[str], seeds: Sequence[int]) -> list[tuple[str
     ]
 
 
-def run_all(folder: Path, runs: Mapping[str, Sequence[str]], at_once: int) -> list[str]:
+def run_all(
+    folder: Path, runs: Mapping[str, Sequence[str]], at_once: int, children: Children
+) -> list[str]:
     """Train what is not finished, some at a time; return the names of those that failed.
 
     The first goes alone where nothing is known of frozen towers yet, and the others use what it
@@ -168,7 +238,7 @@ def run_all(folder: Path, runs: Mapping[str, Sequence[str]], at_once: int) -> li
         said_in = f", its output in {folder / name / output}" if output else ""
         say(f"{title}{said_in}")
         try:
-            is_good = run_one(folder, name, runs[name], output) == 0
+            is_good = run_one(folder, name, runs[name], children, output) == 0
         except OSError as error:
             is_good, said_in = False, f": {error}"
         if not is_good:
@@ -214,13 +284,16 @@ def use_cores(cores: set[int]) -> None:
         os.sched_setaffinity(0, cores)
 
 
-def run_one(folder: Path, name: str, changes: Sequence[str], output: str | None = None) -> int:
+def run_one(
+    folder: Path, name: str, changes: Sequence[str], children: Children, output: str | None = None
+) -> int:
     """Train in a process of its own, lest one run leave something to the next.
 
     Args:
         folder: of the sweep.
         name: of the run, and of its workdir.
         changes: flags of the run.
+        children: the processes that are running, which it joins.
         output: a file in the workdir that what it says is added to; None for the terminal.
 
     Returns:
@@ -236,6 +309,6 @@ def run_one(folder: Path, name: str, changes: Sequence[str], output: str | None 
         link.symlink_to(Path("..", "features"), target_is_directory=True)
     command = [sys.executable, "-m", "otter_jax", "train", f"--workdir={workdir}", *changes]
     if output is None:
-        return subprocess.run(command, check=False).returncode
+        return children.call(command)
     with (workdir / output).open("a") as file:
-        return subprocess.run(command, check=False, stdout=file, stderr=file).returncode
+        return children.call(command, stdout=file, stderr=file)

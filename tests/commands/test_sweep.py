@@ -57,7 +57,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
-def leave_what_training_leaves(command: list[str], results: dict) -> subprocess.CompletedProcess:
+def leave_what_training_leaves(command: list[str], results: dict) -> int:
     """Stand in for a run's training: `compare` reads no more than this."""
     flags = dict(each.removeprefix("--").split("=", 1) for each in command if "=" in each)
     config = config_lib.default_config()
@@ -66,14 +66,14 @@ def leave_what_training_leaves(command: list[str], results: dict) -> subprocess.
     workdir = Path(flags["workdir"])
     (workdir / "config.json").write_text(json.dumps(config_lib.as_dict(config)))
     (workdir / "results.json").write_text(json.dumps(results))
-    return subprocess.CompletedProcess(command, 0)
+    return 0
 
 
 def test_a_sweep_without_evaluation_ends_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(
-        subprocess, "run", lambda command, check: leave_what_training_leaves(command, {})
+        sweep.Children, "call", lambda self, command: leave_what_training_leaves(command, {})
     )
     main.main(["sweep", "--config=quickstart", f"--workdir={tmp_path}",
                "--set", "objective.name=infonce,kd", "--config.evaluate.sets=()"])  # fmt: skip
@@ -88,15 +88,15 @@ def test_runs_go_on_share_features_and_are_compared(
     """The training itself is replaced by what it leaves: `compare` reads no more."""
     started = []
 
-    def train(command: list[str], check: bool) -> subprocess.CompletedProcess:
+    def train(self: sweep.Children, command: list[str]) -> int:
         flags = dict(each.removeprefix("--").split("=", 1) for each in command if "=" in each)
         name, workdir = flags["config.objective.name"], Path(flags["workdir"])
         started.append((name, flags["config.seed"], (workdir / "features").resolve()))
         if name == "kd":
-            return subprocess.CompletedProcess(command, 1)
+            return 1
         return leave_what_training_leaves(command, {"set": {"hit@1": 0.5}})
 
-    monkeypatch.setattr(subprocess, "run", train)
+    monkeypatch.setattr(sweep.Children, "call", train)
     command = ["sweep", "--config=quickstart", f"--workdir={tmp_path}", "--seeds=0,1",
                "--set", "objective.name=infonce,kd", "--config.batch_size=8"]  # fmt: skip
     for _ in range(2):  # The second time, only what failed is run again.
@@ -114,7 +114,7 @@ def test_runs_side_by_side_share_the_cores(
     """All but the first, which computes features, wait for each other: they must be at once."""
     here, meeting, started = threading.local(), threading.Barrier(2, timeout=60), []
 
-    def train(command: list[str], check: bool, **files: object) -> subprocess.CompletedProcess:
+    def train(self: sweep.Children, command: list[str], **files: object) -> int:
         if files:
             meeting.wait()
             print("said", file=files["stdout"])
@@ -122,7 +122,7 @@ def test_runs_side_by_side_share_the_cores(
         (tmp_path / "features" / "known").touch()
         return leave_what_training_leaves(command, {"set": {"hit@1": 0.5}})
 
-    monkeypatch.setattr(subprocess, "run", train)
+    monkeypatch.setattr(sweep.Children, "call", train)
     monkeypatch.setattr(sweep, "all_cores", lambda: [0, 1, 2, 5])
     monkeypatch.setattr(sweep, "use_cores", lambda cores: setattr(here, "cores", cores))
     main.main(["sweep", "--config=quickstart", f"--workdir={tmp_path}", "--seeds=0..4",
@@ -171,11 +171,52 @@ def test_an_interrupt_waits_for_runs_that_have_begun() -> None:
     assert done == ["first"]
 
 
+def test_sigterm_is_passed_on_to_what_runs_and_nothing_more_is_started(tmp_path: Path) -> None:
+    children, told = sweep.Children(), tmp_path / "told"
+    child = (
+        "import pathlib, signal, sys, time\n"
+        f"told = pathlib.Path({str(told)!r})\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (told.touch(), sys.exit(143)))\n"
+        f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\n"
+        "time.sleep(60)\n"
+    )
+    statuses = []
+
+    def run(name: str) -> bool:
+        statuses.append(children.call([sys.executable, "-c", child]))
+        return True
+
+    def tell() -> None:
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=tell, daemon=True).start()
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(sweep.Terminated, match="the same command"), children.hearing_sigterm():
+        sweep._all(ThreadPoolExecutor(1), run, [("first",), ("second",)])
+    assert told.exists() and statuses == [143]
+    assert signal.getsignal(signal.SIGTERM) is before
+    # One that was being started when the signal came ends as well.
+    assert children.call([sys.executable, "-c", "import time; time.sleep(60)"]) == -signal.SIGTERM
+
+
+def test_runs_side_by_side_are_refused_on_accelerators(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "jax.py").write_text("def default_backend():\n    return 'gpu'\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(sweep, "all_cores", lambda: [0, 1])
+    with pytest.raises(SystemExit, match="--at_once=2: a run here takes all of the gpu; begin a"):
+        main.main(["sweep", "--config=quickstart", f"--workdir={tmp_path / 'w'}", "--at_once=2"])
+    assert not (tmp_path / "w").exists()
+
+
 def test_a_run_that_cannot_begin_has_failed_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(
-        subprocess, "run", lambda command, check: leave_what_training_leaves(command, {})
+        sweep.Children, "call", lambda self, command: leave_what_training_leaves(command, {})
     )
     (tmp_path / "objective.name=infonce,seed=0").write_text("a file, and no folder")
     with pytest.raises(SystemExit, match=r"1 of 2 runs failed: objective\.name=infonce,seed=0$"):
@@ -186,16 +227,14 @@ def test_a_run_that_cannot_begin_has_failed_and_the_others_go_on(
 
 
 def test_a_sweep_that_was_moved_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    codes = iter([1, 0, 0])
-    monkeypatch.setattr(
-        subprocess, "run", lambda command, check: subprocess.CompletedProcess(command, next(codes))
-    )
+    codes, children = iter([1, 0, 0]), sweep.Children()
+    monkeypatch.setattr(sweep.Children, "call", lambda self, command: next(codes))
     old, new = tmp_path / "old", tmp_path / "new"
-    assert sweep.run_all(old, {"seed=0": []}, 1) == ["seed=0"]
+    assert sweep.run_all(old, {"seed=0": []}, 1, children) == ["seed=0"]
     shutil.move(old, new)
-    assert sweep.run_all(new, {"seed=0": []}, 1) == []
+    assert sweep.run_all(new, {"seed=0": []}, 1, children) == []
     assert (new / "seed=0" / "features").resolve() == new / "features"
     (new / "seed=0" / "features").unlink()
     (new / "seed=0" / "features").symlink_to(old / "features")  # As earlier versions did.
-    assert sweep.run_all(new, {"seed=0": []}, 1) == []
+    assert sweep.run_all(new, {"seed=0": []}, 1, children) == []
     assert (new / "seed=0" / "features").resolve() == new / "features"
