@@ -50,13 +50,13 @@ class Children:
     def __init__(self) -> None:
         """Begin without any."""
         self._running: set[subprocess.Popen] = set()
-        self._is_over = False
+        self.is_over = False
 
     def call(self, command: Sequence[str], **files: Any) -> int:
         """Run a process to its end; return its exit status."""
         with subprocess.Popen(command, **files) as process:
             self._running.add(process)
-            if self._is_over:  # The signal came while it was starting.
+            if self.is_over:  # The signal came while it was starting.
                 process.terminate()
             try:
                 return process.wait()
@@ -72,7 +72,7 @@ class Children:
         """
 
         def stop(number: int, frame: FrameType | None) -> None:
-            self._is_over = True
+            self.is_over = True
             for process in tuple(self._running):
                 process.terminate()
             raise Terminated("stopped; the same command goes on")
@@ -241,7 +241,7 @@ def run_all(
             is_good = run_one(folder, name, runs[name], children, output) == 0
         except OSError as error:
             is_good, said_in = False, f": {error}"
-        if not is_good:
+        if not is_good and not children.is_over:
             say(f"{name} failed{said_in}")
         return is_good
 
