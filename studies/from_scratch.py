@@ -5,8 +5,9 @@
     python -m studies.from_scratch --pairs=data/icons --workdir=runs/from_scratch [--seeds=3]
 
 Every run is configs/icons.py on the whole set, with another objective, through the package's own
-`train`. What is finished is not run again, and the table is printed as runs end. FROM_SCRATCH.md
-has the protocol, written before.
+`train`. What is finished is not run again, and the table is printed as runs end. Several commands
+may go on side by side, each with other methods (--method). FROM_SCRATCH.md has the protocol,
+written before.
 """
 
 import argparse
@@ -216,13 +217,17 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path, required=True, help="what `otter-jax prepare` wrote")
     parser.add_argument("--workdir", type=Path, required=True, help="where the runs are kept")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--method", action="append", choices=list(METHODS), help="only this one; may be given again"
+    )
     parser.add_argument("--out", type=Path, help="only write tables and picture, to this folder")
     arguments = parser.parse_args()
     study = Study(arguments.pairs.absolute(), arguments.workdir)
     if arguments.out is not None:
         write_report(study, arguments.seeds, arguments.out)
         return
-    for seed, cell in itertools.product(range(arguments.seeds), CELLS):
+    cells = [cell for cell in CELLS if cell[1] in (arguments.method or METHODS)]
+    for seed, cell in itertools.product(range(arguments.seeds), cells):
         study.scores(*cell, seed)
         print(from_scratch_report.table(study.finished(arguments.seeds)), flush=True)
 

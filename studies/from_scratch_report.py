@@ -11,11 +11,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from scipy import stats
 
+from studies.repair_figure import Interval, draw_interval
+
 KS = (1, 5, 10)
 BASELINE = "infonce"
 KINDS = ("style", "concepts")
 COLUMNS = tuple(f"{kind} {what}" for what in ("hit", "recall") for kind in KINDS)
 CONFIDENCE = 0.95
+SHOWN = (-5.0, 5.0)  # Points. What lies beyond is an arrow at the rim.
 
 Cell = tuple[str, str]  # Setting and method.
 Scores = Mapping[Cell, Mapping[int, np.ndarray]]  # By seed, percent [12]: `COLUMNS` at each of KS.
@@ -39,7 +42,7 @@ def table(found: Scores) -> str:
     return "\n".join(lines)
 
 
-def difference(found: Scores, setting: str, method: str) -> tuple[float, float, float] | None:
+def difference(found: Scores, setting: str, method: str) -> Interval | None:
     """Return by how much a method's hit@1 differs from InfoNCE's, with its 95 % interval.
 
     Both have the same seeds: wrong captions, first weights and order. The interval is Student's.
@@ -59,7 +62,7 @@ def difference(found: Scores, setting: str, method: str) -> tuple[float, float, 
     return mean, mean - float(wide), mean + float(wide)
 
 
-def _describe(found: tuple[float, float, float] | None) -> str:
+def _describe(found: Interval | None) -> str:
     if found is None:
         return ""
     mean, low, high = found
@@ -79,8 +82,9 @@ def draw(found: Scores, path: Path) -> None:
     rows = sorted(methods, key=lambda each: known.get((settings[0], each), (-np.inf,))[0])
     size = (2.2 + 2.4 * len(settings), 1.2 + 0.27 * len(rows))
     figure, panels = plt.subplots(
-        1, len(settings), figsize=size, sharey=True, squeeze=False, layout="constrained"
-    )
+        1, len(settings), figsize=size, sharex=True, sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
     for panel, setting in zip(panels[0], settings, strict=True):
         of_setting = {method: known.get((setting, method)) for method in rows}
         _draw_setting(panel, of_setting)
@@ -95,14 +99,12 @@ def draw(found: Scores, path: Path) -> None:
     plt.close(figure)
 
 
-def _draw_setting(panel: Axes, gains: Mapping[str, tuple[float, float, float] | None]) -> None:
+def _draw_setting(panel: Axes, gains: Mapping[str, Interval | None]) -> None:
     panel.axvline(0, color="grey", lw=1, zorder=1)
     for row, gain in enumerate(gains.values()):
         if gain is not None:
-            mean, low, high = gain
-            if np.isfinite(low):
-                panel.plot([low, high], [row, row], "|-", color="tab:blue", lw=1.5, ms=7)
-            panel.plot(mean, row, "o", color="tab:blue", ms=4)
+            draw_interval(panel, row, gain, SHOWN, "{:+.1f}", "tab:blue", "tab:blue")
+    panel.set_xlim(SHOWN)
     panel.set_yticks(range(len(gains)), gains)
     panel.set_ylim(-0.7, len(gains) - 0.3)
     panel.tick_params(axis="y", length=0)

@@ -65,17 +65,41 @@ def _median(
 
 
 def _draw_share(panel: Axes, row: int, method: str, share: Interval) -> None:
-    mean, low, high = (100 * each for each in share)
     colour = COLOURS["sigmoid loss" if "sigmoid" in method else "InfoNCE"]
-    if SHOWN[0] < mean < SHOWN[1]:
-        panel.plot([low, high], [row, row], "|-", color=colour, lw=1.5, ms=7)
-        fill = "white" if "oracle" in method else colour
+    fill = "white" if "oracle" in method else colour
+    draw_interval(panel, row, tuple(100 * each for each in share), SHOWN, "{:.0f}", colour, fill)
+
+
+def draw_interval(
+    panel: Axes,
+    row: int,
+    interval: Interval,
+    shown: tuple[float, float],
+    number: str,
+    colour: str,
+    fill: str,
+) -> None:
+    """Draw a point with its interval; one beyond what is shown as an arrow with its number.
+
+    Args:
+        panel: of which `shown` are the limits.
+        row: where, upwards.
+        interval: mean, low and high; ends that are not finite are not drawn.
+        shown: limits of the panel.
+        number: how to write it, as for `str.format`.
+        colour: of all.
+        fill: of the point.
+    """
+    mean, low, high = interval
+    if shown[0] < mean < shown[1]:
+        if np.isfinite([low, high]).all():
+            panel.plot([low, high], [row, row], "|-", color=colour, lw=1.5, ms=7)
         panel.plot(mean, row, "o", color=colour, ms=4, mfc=fill)
         return
-    left = mean <= SHOWN[0]
-    place, away = (SHOWN[0] + 6, 6) if left else (SHOWN[1] - 6, -6)
+    left, rim = mean <= shown[0], 0.03 * (shown[1] - shown[0])
+    place, away = (shown[0] + rim, 6) if left else (shown[1] - rim, -6)
     panel.plot(place, row, "<" if left else ">", color=colour, ms=5)
     panel.annotate(
-        f"{mean:.0f}", (place, row), (away, 0), textcoords="offset points",
+        number.format(mean), (place, row), (away, 0), textcoords="offset points",
         ha="left" if left else "right", va="center", fontsize="small",
     )  # fmt: skip
