@@ -34,8 +34,10 @@ def table(found: Scores) -> str:
     lines = [_row([*heads, "hit@1 against InfoNCE"]), _row(["---"] * (len(heads) + 1))]
     for (setting, method), by_seed in found.items():
         scores = np.array(list(by_seed.values()))
-        spread = scores.std(axis=0, ddof=1) if len(scores) > 1 else np.full(scores.shape[1], np.nan)
-        texts = [f"{m:.1f} ± {s:.1f}" for m, s in zip(scores.mean(axis=0), spread, strict=True)]
+        texts = [f"{mean:.1f}" for mean in scores.mean(axis=0)]
+        if len(scores) > 1:
+            spread = scores.std(axis=0, ddof=1)
+            texts = [f"{mean} ± {each:.1f}" for mean, each in zip(texts, spread, strict=True)]
         cells = [" / ".join(texts[i : i + len(KS)]) for i in range(0, len(texts), len(KS))]
         against = "" if method == BASELINE else _describe(difference(found, setting, method))
         lines.append(_row([setting, method, str(len(scores)), *cells, against]))
