@@ -13,10 +13,11 @@ written before.
 import argparse
 import dataclasses
 import functools
+import gzip
 import itertools
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,11 @@ class Study:
         hits = [f"tfds:{self.pairs}:{x}?classes={self.pairs}/classes_{x}.txt" for x in splits]
         return hits if part == "validation" else hits + [f"tfds:{self.pairs}:{x}" for x in splits]
 
+    def short_name(self, name: str) -> str:
+        """Return what a set of `sets` is called wherever the pairs are."""
+        split, question, _ = name.removeprefix(f"tfds:{self.pairs}:").partition("?")
+        return f"{split} classes" if question else split
+
     def make_config(self, setting: Setting, method: str, seed: int, rate: float) -> ConfigDict:
         """Return the config of one run; `rate` is a factor of the preset's learning rate."""
         config = read_preset("icons")
@@ -195,8 +201,21 @@ class Study:
         return {cell: by_seed for cell, by_seed in found.items() if by_seed}
 
 
+def records(study: Study, seeds: int) -> Iterator[dict[str, Any]]:
+    """Yield what is known of every finished run; sets are called by their splits."""
+    for cell, seed in itertools.product(CELLS, (TUNING_SEED, *range(seeds))):
+        for rate in RATES if seed == TUNING_SEED else (None,):
+            place = study.place(*cell, seed, rate or 0.0)
+            if not (place / RESULTS).is_file():
+                continue
+            read, sets = study.read(place), (*study.sets("validation"), *study.sets("test"))
+            found = {study.short_name(each): read[each] for each in sets if each in read}
+            setting, method = cell
+            yield {"setting": setting, "method": method, "seed": seed, "rate": rate, **found}
+
+
 def write_report(study: Study, seeds: int, out: Path) -> None:
-    """Write from_scratch_tables.md and from_scratch.png of what is finished to a folder.
+    """Write tables, a picture and a line a run (from_scratch*) of what is finished to a folder.
 
     Raises:
         FileNotFoundError: if nothing is.
@@ -209,6 +228,9 @@ def write_report(study: Study, seeds: int, out: Path) -> None:
     lines += ["| setting | method | times the preset's |", "|---|---|---|", *chosen]
     (out / "from_scratch_tables.md").write_text("\n".join(lines) + "\n")
     from_scratch_report.draw(found, out / "from_scratch.png")
+    lines = [json.dumps(each) + "\n" for each in records(study, seeds)]
+    packed = gzip.compress("".join(lines).encode(), mtime=0)
+    (out / "from_scratch_records.jsonl.gz").write_bytes(packed)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """The study from scratch: what it trains on, what it runs, and what it reports."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -77,6 +78,11 @@ def test_only_what_is_tuned_and_tested_is_reported(tmp_path: Path) -> None:
     np.testing.assert_allclose(found[INFONCE][1], 20.0)
     from_scratch.write_report(study, 3, tmp_path)
     assert "| as given | infonce | 1 |" in (tmp_path / "from_scratch_tables.md").read_text()
+    with gzip.open(tmp_path / "from_scratch_records.jsonl.gz", "rt") as lines:
+        runs = [json.loads(line) for line in lines]
+    assert len(runs) == 3 + 2 + 1 + 2  # Of both cells, rates tried and seeds tested.
+    assert {"seed": 1, "rate": None, "method": "infonce"}.items() <= runs[4].items()
+    assert runs[4]["style_test classes"]["hit@1"] == 0.2 and "concepts_test" in runs[4]
     with pytest.raises(FileNotFoundError, match="no test is finished there"):
         from_scratch.write_report(from_scratch.Study(tmp_path, tmp_path / "none"), 3, tmp_path)
     with pytest.raises(ValueError, match="is of other pairs than those in"):
