@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from otter_jax.commands.command_line import ending_in_one_line
+from otter_jax.commands.command_line import ending_in_one_line, make_folder
 from otter_jax.data.sources import open_source, register
 from otter_jax.embedding import trust
 from otter_jax.preset_files import read_preset
@@ -246,6 +246,7 @@ def main() -> None:
     arguments = parser.parse_args()
     study = Study(arguments.pairs.absolute(), arguments.workdir)
     if arguments.out is not None:
+        make_folder("--out", arguments.out)
         write_report(study, arguments.seeds, arguments.out)
         return
     cells = [cell for cell in CELLS if cell[1] in (arguments.method or METHODS)]

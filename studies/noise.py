@@ -12,6 +12,7 @@ so on, equally many of each. `in_order` brings captions into it.
 """
 
 import re
+import tokenize
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -155,12 +156,12 @@ def read_index(path: Path, captions: Captions) -> np.ndarray:
     Raises:
         ValueError: if the file is none, or not for as many images or captions.
     """
-    try:
-        index = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError):
-        raise ValueError(f"{path}: no .npy file of numbers; pickles are not read") from None
-    if not isinstance(index, np.ndarray):
-        raise ValueError(f"{path}: several arrays (.npz), expected one (.npy)")
+    try:  # Mapped, since a damaged header may ask for more memory than there is.
+        index = np.array(np.lib.format.open_memmap(path, mode="r"))
+    except (ValueError, EOFError, SyntaxError, tokenize.TokenError):
+        raise ValueError(
+            f"{path}: no whole .npy file of numbers; pickles are not read, nor is .npz"
+        ) from None
     images = int(captions.image_of.max()) + 1
     if index.ndim != 1 or not np.issubdtype(index.dtype, np.integer):
         raise ValueError(f"{path}: {index.dtype} {list(index.shape)}, expected int [n]")

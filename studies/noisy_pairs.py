@@ -115,6 +115,8 @@ def read_records(path: Path) -> list[Record]:
     for number, line in enumerate(lines, start=1):
         try:
             records.append(json.loads(line))
+            if not isinstance(records[-1], dict) or not {"kind", "method"} <= records[-1].keys():
+                raise ValueError(line)
         except ValueError:
             raise ValueError(
                 f"{path}:{number} is no record, perhaps half written: delete the line, and its run "

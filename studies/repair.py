@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from otter_jax.commands.command_line import ending_in_one_line
+from otter_jax.commands.command_line import ending_in_one_line, make_folder
 from studies import collection as collections
 from studies import methods, noisy_pairs, repair_figure
 from studies.methods import BASELINE, RIVALS, SETTINGS
@@ -208,7 +208,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the tables there instead of training")
     arguments = parser.parse_args()
     path = arguments.workdir / "records.jsonl"
+    if arguments.seeds < 1:
+        parser.error(f"--seeds={arguments.seeds}: at least 1")
     if arguments.out is not None:
+        make_folder("--out", arguments.out)
         report(read_some_records(path, "repair"), arguments.out)
         return
     noisy_pairs.use_one_core(arguments.workdir)

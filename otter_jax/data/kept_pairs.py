@@ -76,7 +76,7 @@ def read_list(listed: str) -> set[str]:
         names = read_keys(path)
     else:
         rows = _parquet_rows(path) if suffix == ".parquet" else _csv_rows(path)
-        names = set(_above(listed, rows, _threshold(listed, above)))
+        names = _above(listed, rows, _threshold(listed, above))
     if not names:
         raise ValueError(f"config.data.keep={listed} names no pair")
     return names
@@ -107,25 +107,40 @@ def _threshold(listed: str, above: str) -> float:
     return threshold
 
 
-def _above(listed: str, rows: Iterable[Mapping[str, object]], threshold: float) -> Iterator[str]:
-    """Yield the keys of the rows whose trust or score is at least the threshold."""
+def _above(listed: str, rows: Iterable[Mapping[str, object]], threshold: float) -> set[str]:
+    """Return the keys of the rows whose trust or score is at least the threshold."""
+    kept, dropped = set(), set()
     for number, row in enumerate(rows, start=1):
-        value = next((row[name] for name in VALUES if row.get(name) is not None), None)
-        if row.get(KEY) is None or value is None:
+        place = f"config.data.keep={listed}: row {number}"
+        # One column for the whole table: values of two kinds have no threshold in common.
+        column = next((name for name in VALUES if name in row), None)
+        if row.get(KEY) is None or column is None or row[column] is None:
             raise ValueError(
-                f"config.data.keep={listed}: row {number} lacks {KEY!r}, or one of "
-                f"{', '.join(map(repr, VALUES))}; it has {', '.join(map(str, row))}"
+                f"{place} lacks {KEY!r}, or one of {', '.join(map(repr, VALUES))}; "
+                f"it has {', '.join(map(str, row))}"
             )
-        try:
-            score = float(value)
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"config.data.keep={listed}: row {number} has {value!r} where a number belongs"
-            ) from None
-        if "trust" in row and not 0 <= threshold <= 1:
+        if column == "trust" and not 0 <= threshold <= 1:
             raise ValueError(f"config.data.keep={listed}: trust lies in [0, 1]")
-        if score >= threshold:
-            yield str(row[KEY])
+        key, score = row[KEY], _number(place, column, row[column])
+        if isinstance(key, bytes):  # What Parquet calls binary.
+            raise ValueError(f"{place}: {KEY!r} has bytes, and must be text")
+        (kept if score >= threshold else dropped).add(str(key))
+    if both := kept & dropped:
+        raise ValueError(
+            f"config.data.keep={listed}: {min(both)!r} is there twice, above {threshold:g} and not"
+        )
+    return kept
+
+
+def _number(place: str, column: str, value: object) -> float:
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{place} has {value!r} where a number belongs") from None
+    if not math.isfinite(found) or (column == "trust" and not 0 <= found <= 1):
+        limits = "in [0, 1]" if column == "trust" else "finite"
+        raise ValueError(f"{place} has {value!r}, and {column} must be {limits}")
+    return found
 
 
 def _text(path: Path) -> str:

@@ -72,6 +72,16 @@ def test_every_kind_of_list_names_the_same(tmp_path: Path) -> None:
         ("trust.csv", TABLE, "?above=0.95", "names no pair"),
         ("trust.csv", "name,trust\na,1\n", "?above=0.5", "row 1 lacks 'key'.* it has name, trust"),
         ("trust.csv", "key,trust\na,high\n", "?above=0.5", "row 1 has 'high' where a number"),
+        ("trust.csv", "key,trust\na,nan\n", "?above=0.5", r"row 1 has 'nan', and trust must be in"),
+        (
+            "trust.csv",
+            "key,trust\na,1\nb,7\n",
+            "?above=0.5",
+            r"row 2 has '7', and trust must be in",
+        ),
+        ("s.csv", "key,score\na,1e400\n", "?above=9", "'1e400', and score must be finite"),
+        ("s.csv", "key,trust,score\na,,9\n", "?above=0.5", "row 1 has '' where a number"),
+        ("s.csv", "key,trust\na,.9\na,.1\n", "?above=0.5", "'a' is there twice, above 0.5 and"),
         ("trust.parquet", "PAR1", "?above=0.5", "is no whole Parquet file"),
     ],
 )
@@ -82,6 +92,14 @@ def test_what_is_no_list_is_one_line(
     with pytest.raises(ValueError, match=words) as caught:
         read_list(f"{tmp_path / name}{above}")
     assert "\n" not in str(caught.value)
+
+
+def test_keys_of_bytes_are_refused_as_they_would_match_none(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pytest.importorskip("pyarrow").table({"key": [b"a"], "trust": [0.9]})
+    parquet.write_table(table, tmp_path / "trust.parquet")
+    with pytest.raises(ValueError, match="row 1: 'key' has bytes, and must be text"):
+        read_list(f"{tmp_path}/trust.parquet?above=0.5")
 
 
 def test_a_list_that_is_not_there(tmp_path: Path) -> None:

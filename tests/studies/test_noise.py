@@ -111,6 +111,23 @@ def test_other_files_are_refused(array: np.ndarray, message: str, tmp_path: Path
         noise.read_index(tmp_path / "x.npy", five_each(4))
 
 
+def test_damaged_files_are_refused_whatever_their_header_asks_for(tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    np.save(path, np.arange(4))
+    whole = path.read_bytes()
+    for damaged in (
+        whole.replace(b"(4,)", b"(9999999999999,)", 1),
+        whole.replace(b"(4,)", b"(4,('", 1),
+        whole[:-3],
+        whole[:20],
+        b"PK\x03\x04" + whole,
+        b"",
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"no whole \.npy file of numbers"):
+            noise.read_index(path, five_each(4))
+
+
 @pytest.mark.parametrize("text", ["rnadom:0.4", "random", "random:1.4", "noun:x", ":0.4"])
 def test_unknown_noise_is_refused_with_what_is_known(text: str) -> None:
     with pytest.raises(ValueError, match="random:SHARE, category:SHARE, noun:SHARE"):

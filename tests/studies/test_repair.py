@@ -200,6 +200,8 @@ def test_progressive_targets_are_soft_for_a_part_of_each_batch(case: judges.Case
 
 def test_a_half_written_record_is_named(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
-    path.write_text('{"kind": "test"}\n{"kind": "te')
-    with pytest.raises(ValueError, match=r"records\.jsonl:2 is no record"):
-        noisy_pairs.read_records(path)
+    whole = '{"kind": "test", "method": "infonce"}\n'
+    for damaged in ('{"kind": "te', '{"kind": "test"}', "[1]"):
+        path.write_text(whole + damaged)
+        with pytest.raises(ValueError, match=r"records\.jsonl:2 is no record"):
+            noisy_pairs.read_records(path)
