@@ -33,15 +33,9 @@ from otter_jax.commands.command_line import Parser
 from otter_jax.config import describe_unknown_key
 from otter_jax.evaluation.comparison import NotEvaluatedError
 from otter_jax.preset_files import find_preset
-from otter_jax.terminal import say
+from otter_jax.runs.interruption import Interrupted
 
 MOST_SEEDS = 10_000
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM has come, and was passed on to the runs."""
-
-    status = 128 + signal.SIGTERM
 
 
 class Children:
@@ -68,14 +62,14 @@ class Children:
         """Pass SIGTERM on to all of them, and leave this block, once they have ended.
 
         Raises:
-            Terminated: where the signal has come.
+            Interrupted: where the signal has come.
         """
 
         def stop(number: int, frame: FrameType | None) -> None:
             self.is_over = True
             for process in tuple(self._running):
                 process.terminate()
-            raise Terminated("stopped; the same command goes on")
+            raise Interrupted(number)
 
         before = signal.signal(signal.SIGTERM, stop)
         try:
@@ -217,6 +211,11 @@ def combinations(choices: Sequence[str], seeds: Sequence[int]) -> list[tuple[str
         )
         for chosen in itertools.product(*axes)
     ]
+
+
+def say(line: str) -> None:
+    """Print a line; `terminal.say` would ask JAX, and so take the devices that the runs need."""
+    print(f"{line}\n", end="", flush=True)  # At once: threads may speak at the same time.
 
 
 def run_all(

@@ -15,6 +15,7 @@ import pytest
 
 from otter_jax import config as config_lib
 from otter_jax.commands import main, sweep
+from otter_jax.runs.interruption import Interrupted
 
 
 def test_every_combination_has_a_name_and_flags() -> None:
@@ -193,12 +194,27 @@ def test_sigterm_is_passed_on_to_what_runs_and_nothing_more_is_started(tmp_path:
 
     threading.Thread(target=tell, daemon=True).start()
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(sweep.Terminated, match="the same command"), children.hearing_sigterm():
+    with pytest.raises(Interrupted, match="the same command"), children.hearing_sigterm():
         sweep._all(ThreadPoolExecutor(1), run, [("first",), ("second",)])
     assert told.exists() and statuses == [143]
     assert signal.getsignal(signal.SIGTERM) is before
     # One that was being started when the signal came ends as well.
     assert children.call([sys.executable, "-c", "import time; time.sleep(60)"]) == -signal.SIGTERM
+
+
+def test_a_sweep_leaves_the_devices_to_its_runs(tmp_path: Path) -> None:
+    """Without a platform of that name, whoever asks JAX for its devices fails."""
+    code = (
+        "import pathlib\n"
+        "from otter_jax.commands import sweep\n"
+        "sweep.Children.call = lambda self, command: 0\n"
+        f"print(sweep.run_all(pathlib.Path({str(tmp_path)!r}), {{'a': []}}, 1, sweep.Children()))\n"
+    )
+    environment = os.environ | {"JAX_PLATFORMS": "none_such"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.stdout == "run 1 of 1: a\n[]\n", run.stderr
 
 
 def test_runs_side_by_side_are_refused_on_accelerators(
