@@ -222,14 +222,15 @@ def write_report(study: Study, seeds: int, out: Path) -> None:
     """
     if not (found := study.finished(seeds)):
         raise FileNotFoundError(f"{study.folder}: no test is finished there; run it without --out")
+    make_folder("--out", out)
     chosen = [f"| {s} | {m} | {study.chosen_rate(s, m):g} |" for s, m in found]
     lines = ["# From scratch: tables", "", "[Icons](icons.md) says what they mean.", ""]
     lines += ["## Scores", "", from_scratch_report.table(found), "", "## Learning rates chosen", ""]
     lines += ["| setting | method | times the preset's |", "|---|---|---|", *chosen]
     (out / "from_scratch_tables.md").write_text("\n".join(lines) + "\n")
     from_scratch_report.draw(found, out / "from_scratch.png")
-    lines = [json.dumps(each) + "\n" for each in records(study, seeds)]
-    packed = gzip.compress("".join(lines).encode(), mtime=0)
+    runs = "".join(json.dumps(each) + "\n" for each in records(study, seeds))
+    packed = gzip.compress(runs.encode(), mtime=0)
     (out / "from_scratch_records.jsonl.gz").write_bytes(packed)
 
 
@@ -246,7 +247,6 @@ def main() -> None:
     arguments = parser.parse_args()
     study = Study(arguments.pairs.absolute(), arguments.workdir)
     if arguments.out is not None:
-        make_folder("--out", arguments.out)
         write_report(study, arguments.seeds, arguments.out)
         return
     cells = [cell for cell in CELLS if cell[1] in (arguments.method or METHODS)]

@@ -211,8 +211,8 @@ def main() -> None:
     if arguments.seeds < 1:
         parser.error(f"--seeds={arguments.seeds}: at least 1")
     if arguments.out is not None:
-        make_folder("--out", arguments.out)
-        report(read_some_records(path, "repair"), arguments.out)
+        found = read_some_records(path, "repair")
+        report(found, make_folder("--out", arguments.out))
         return
     noisy_pairs.use_one_core(arguments.workdir)
     for setting, method in cells():

@@ -109,9 +109,8 @@ def test_a_difference_is_paired_and_its_interval_students() -> None:
     assert from_scratch_report.difference(found, "batch 1,024", "sigmoid") is None
     assert "| +3.0 [-3.6, +9.6] |" in from_scratch_report.table(found)
     first = {cell: {0: by_seed[0]} for cell, by_seed in found.items() if 0 in by_seed}
-    assert "±" not in from_scratch_report.table(first) and "nan" not in from_scratch_report.table(
-        first
-    )
+    of_one_seed = from_scratch_report.table(first)
+    assert "±" not in of_one_seed and "nan" not in of_one_seed
 
 
 def test_differences_are_drawn(tmp_path: Path) -> None:
