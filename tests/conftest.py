@@ -1,6 +1,7 @@
 """Shared fixtures: eight simulated devices, a tiny collection of pairs, and a tiny config."""
 
 import os
+import signal
 import tempfile
 
 # Before jax is imported: the sharded paths need several devices on any machine. On a busy one eight
@@ -16,6 +17,9 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
     + " --xla_cpu_enable_concurrency_optimized_scheduler=false"
 )
+# A script's background jobs ignore Ctrl-C, and so would every command that tests start and stop.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Hundreds of commands are started, too short for large pages to be worth a second start.
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
