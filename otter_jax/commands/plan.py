@@ -308,7 +308,7 @@ def compile_in_child(folder: Path, topology: Topology, *, complete: bool) -> Non
     Raises:
         ValueError: it ended without them, saying how.
     """
-    flags = f"--xla_dump_to={folder} --xla_dump_hlo_as_text"
+    flags = f"--xla_dump_to={folder} --xla_dump_hlo_as_text {topology.flags}"
     log = folder / "log.txt"
     with (
         log.open("w", encoding="utf-8") as output,

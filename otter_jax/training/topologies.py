@@ -169,6 +169,7 @@ class Topology(abc.ABC):
         chips: how many there are; each is one device.
         chip: what one can do.
         program: how the file ends that XLA writes the optimized program to.
+        flags: of XLA, without which it does not compile for what is not there.
         clock: GHz of XLA's estimated cycles, where it estimates.
     """
 
@@ -176,6 +177,7 @@ class Topology(abc.ABC):
     chips: int
     chip: Chip
     program: str
+    flags = ""
     clock: float | None = None
     needs: str  # The compiler's package,
     extra: str  # and the extra that installs it.
@@ -230,6 +232,9 @@ class GpuMachines(Topology):
     """Machines with as many GPUs each."""
 
     program = "gpu_after_optimizations.txt"
+    # Products of matrices are left to cuBLAS. Triton's tiles are found by trying them; without a GPU
+    # jax-cuda12-plugin 0.10.2 finds none for some products, such as BERT's queries, keys and values.
+    flags = "--xla_gpu_enable_triton_gemm=false"
     needs, extra = "jax_cuda12_plugin", "plan-gpu"
 
     def __init__(self, name: str, machines: int, each: int) -> None:

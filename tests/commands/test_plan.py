@@ -131,6 +131,16 @@ def test_a_compiler_that_gives_up_is_one_line(
         plan.plan(default_config(), TOPOLOGY, 8e12)
 
 
+@pytest.mark.parametrize(("topology", "is_told"), [("h100:1x8", True), ("v5e:2x4", False)])
+def test_products_for_gpus_are_left_to_cublas(
+    monkeypatch: pytest.MonkeyPatch, topology: str, is_told: bool
+) -> None:
+    stand_in(monkeypatch, "import os; raise SystemExit(os.environ['XLA_FLAGS'])", wait=False)
+    with pytest.raises(ValueError, match="--xla_dump_to=") as refusal:
+        plan.plan(read_preset("otter_rn50"), parse_topology(topology), flops=0.0)
+    assert ("--xla_gpu_enable_triton_gemm=false" in str(refusal.value)) == is_told
+
+
 @pytest.mark.parametrize(
     ("argument", "words"),
     [
