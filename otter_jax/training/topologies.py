@@ -232,8 +232,8 @@ class GpuMachines(Topology):
     """Machines with as many GPUs each."""
 
     program = "gpu_after_optimizations.txt"
-    # Products of matrices are left to cuBLAS. Triton's tiles are found by trying them; without a GPU
-    # jax-cuda12-plugin 0.10.2 finds none for some products, such as BERT's queries, keys and values.
+    # Products of matrices are left to cuBLAS. Triton's tiles are found by trying them; without a
+    # GPU jax-cuda12-plugin 0.10.2 finds none for some products, such as those of BERT's attention.
     flags = "--xla_gpu_enable_triton_gemm=false"
     needs, extra = "jax_cuda12_plugin", "plan-gpu"
 
