@@ -178,7 +178,7 @@ def open_cached_data(parts: Parts, source: Source, views: Views) -> TrainingData
 
 
 def check_data(parts: Parts, data: TrainingData) -> None:
-    """Write down and says what cannot be used, and refuses too much of it (ValueError)."""
+    """Write down and say what cannot be used, and refuse too much of it (ValueError)."""
     data.share_unreadable()
     write_data_note(parts, data)
     if len(data.unreadable) > data.said:
