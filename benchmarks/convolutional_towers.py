@@ -14,6 +14,7 @@ Memory that is new in each step costs both sides time. With glibc, larger pages 
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from flax import nnx
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from otter_jax.commands.cpu_settings import all_cores, convolve_on_all_cores
 from otter_jax.models import create_image_tower
 
 Run = Callable[[], Any]
@@ -152,6 +154,7 @@ def main() -> None:
     if unknown:
         parser.error(f"there is no {', '.join(unknown)}; there are: {', '.join(WORKLOADS)}")
     sides = ["ours", "PyTorch", *(["lax"] if arguments.lax else [])]
+    convolve_on_all_cores(os.environ, len(all_cores()))  # As the commands do.
     print(f"{'network':20}{'pass':20}{''.join(f'{side:>11}' for side in sides)}   ours / PyTorch")
     for name in arguments.networks or WORKLOADS:
         measure(name, arguments.rounds, arguments.lax)

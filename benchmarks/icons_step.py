@@ -13,6 +13,7 @@ the command compares single cores.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from turns import Run, Side, serve, take_turns
 
 from configs import icons
 from otter_jax import objectives, sharding
+from otter_jax.commands.cpu_settings import all_cores, convolve_on_all_cores
 from otter_jax.embedding.encoder import build_module
 from otter_jax.models import dual_encoder
 from otter_jax.runs.machine import give_back_freed_memory
@@ -48,6 +50,7 @@ def make_batch(config: ConfigDict) -> dict[str, np.ndarray]:
 
 def our_step(config: ConfigDict, batch: dict[str, np.ndarray]) -> Run:
     """Return the step that a run of the config takes."""
+    convolve_on_all_cores(os.environ, len(all_cores()))  # As the commands do.
     method, mesh = objectives.make_method(**config.objective), sharding.make_mesh()
     model, variables = dual_encoder.split(build_module(config))
     schedule = make_schedule(config, STEPS)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import otter_jax
 from otter_jax.commands.command_line import ending_in_one_line, fail
-from otter_jax.commands.large_pages import use_large_pages
+from otter_jax.commands.cpu_settings import use_cpu_well
 
 # The module of this name in commands/ has `main(arguments)`.
 COMMANDS = {
@@ -26,7 +26,7 @@ COMMANDS = {
 
 def start(arguments: Sequence[str] | None = None) -> None:
     """Run the command as a program does: this comes before anything else."""
-    use_large_pages()
+    use_cpu_well()
     main(arguments)
 
 

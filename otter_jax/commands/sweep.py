@@ -30,6 +30,7 @@ from typing import Any
 
 from otter_jax.commands import compare
 from otter_jax.commands.command_line import Parser
+from otter_jax.commands.cpu_settings import all_cores
 from otter_jax.config import describe_unknown_key
 from otter_jax.evaluation.comparison import NotEvaluatedError
 from otter_jax.preset_files import find_preset
@@ -268,13 +269,6 @@ def _all(
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-def all_cores() -> list[int]:
-    """Return the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def use_cores(cores: set[int]) -> None:
