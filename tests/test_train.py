@@ -42,6 +42,7 @@ def test_every_objective_trains(
     monkeypatch.setattr("otter_jax.models.heads.SIMCLR_HIDDEN", 64)  # Of 4096: gigabytes.
     without_masks = {"objective.mlm_weight": 0.0}  # They would teach a frozen tower nothing.
     config = tiny_config(**FROZEN, **without_masks, **{"objective.name": name, "total_steps": 4})
+    config.model.image.frozen = name != "slip"  # Nor would its views.
     results = run(config, tmp_path / "run")
     (pairs,) = config.evaluate.sets
     assert set(results) == {pairs, "before", "chance"}
@@ -184,6 +185,10 @@ def test_views_and_queue_resume_bit_for_bit(
     [
         ({"data.view_augmentation": "none"}, "needs 2 different views of an image"),
         ({"model.text.frozen": True}, "would teach the text tower nothing"),
+        (
+            {"objective.name": "slip", "model.image.frozen": True},
+            "SimCLR would teach the image tower nothing; .* config.objective.simclr_weight=0",
+        ),
         ({"objective.queue_size": 8}, "queue_size=8: it must be at least config.batch_size=16"),
         ({"micro_batch": 5}, "micro_batch=5 does not divide config.batch_size=16"),
     ],

@@ -29,6 +29,7 @@ from otter_jax.models.layers import (
     drop_examples,
     split_key,
 )
+from otter_jax.models.preprocessing import IMAGENET_STATISTICS
 from otter_jax.models.transformer import ACTIVATIONS, array_named
 from otter_jax.models.weights import CheckpointArrays, CheckpointLayout
 
@@ -75,8 +76,8 @@ class ConvNextConfig:
     response_norm: bool = False
     stochastic_depth_rate: float = 0.0
     remat: bool = False
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, float, float] = IMAGENET_STATISTICS["mean"]
+    std: tuple[float, float, float] = IMAGENET_STATISTICS["std"]
     resize: tuple[str, float, str] | None = None
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ from flax import nnx
 from otter_jax.models import lora as low_rank
 from otter_jax.models import views
 from otter_jax.models.heads import SimCLRHead, SimSiamHead, TokenHead
-from otter_jax.models.layers import BatchNorm, split_key
+from otter_jax.models.layers import BatchNorm, TowerOutput, split_key
 from otter_jax.models.projections import output_width
 
 INITIAL_SCALE = math.exp(3.9)  # 49.4 (OTTER's released code).
@@ -176,8 +176,19 @@ class DualEncoder(nnx.Module):
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         """Map int32 tokens [N, L] and their mask to the tower's features, float32 [N, width]."""
+        return self.read_text(tokens, token_mask, train=train, dropout_key=dropout_key).pooled
+
+    def read_text(
+        self,
+        tokens: jax.Array,
+        token_mask: jax.Array,
+        *,
+        train: bool = False,
+        dropout_key: jax.Array | None = None,
+    ) -> TowerOutput:
+        """Return all that the text tower makes of int32 tokens [N, L] and their bool mask."""
         low_rank.set_dropout_key(self.text, dropout_key if train else None)
-        return self.text(tokens, token_mask, train=train, dropout_key=dropout_key).pooled
+        return self.text(tokens, token_mask, train=train, dropout_key=dropout_key)
 
     def __call__(
         self,

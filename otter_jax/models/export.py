@@ -76,13 +76,14 @@ def export_tower(tower: nnx.Module, folder: str | Path) -> None:
     """Write a tower as config.json, model.safetensors and, of an image tower, its normalisation.
 
     Args:
-        tower: of any class in `pretrained.IMAGE_TOWERS` or `TEXT_TOWERS`.
+        tower: of any class in `pretrained.IMAGE_TOWERS` or `TEXT_TOWERS`; low-rank updates are
+            merged into its layers.
         folder: empty or new.
 
     Raises:
         ValueError: there is something in the folder.
     """
-    folder = make_folder(folder)
+    folder, tower = make_folder(folder), lora.merge(tower)
     form = hugging_face_form(tower)
     if form is None:
         fields = {"model_type": MODEL_TYPE, OWN_KEY: describe_tower(tower)}
@@ -191,6 +192,7 @@ def _clip(module: DualEncoder) -> tuple[Fields, Arrays] | None:
         **_prefixed("visual_projection.", checkpoint_arrays(module.image_projection)),
         **_prefixed("text_projection.", checkpoint_arrays(module.text_projection)),
         "logit_scale": np.asarray(module.log_scale[...]),
+        **_bias(module),
     }
     return fields, arrays
 
@@ -203,8 +205,15 @@ def _own(module: DualEncoder) -> tuple[Fields, Arrays]:
         **_prefixed("image_projection.", checkpoint_arrays(module.image_projection)),
         **_prefixed("text_projection.", checkpoint_arrays(module.text_projection)),
         "log_scale": np.asarray(module.log_scale[...]),
+        **_bias(module),
     }
     return {"model_type": MODEL_TYPE}, arrays
+
+
+def _bias(module: DualEncoder) -> Arrays:
+    """Return what the sigmoid loss has learnt to add to similarities, if there is any."""
+    has_bias = hasattr(module, "logit_bias")
+    return {"logit_bias": np.asarray(module.logit_bias[...])} if has_bias else {}
 
 
 def _own_arrays(tower: nnx.Module) -> Arrays:
@@ -233,24 +242,41 @@ def _pick(config: Any, names: tuple[str, ...]) -> Fields:
     return {name: getattr(config, name) for name in names}
 
 
+# What transformers' code of the family takes for granted, beside what `bert_layouts` has of it.
+_BERT_CONSTANTS = {
+    "embedding_size": None,
+    "shared_layer": False,
+    "positions_after_padding": False,
+    "relative_attention_num_buckets": 0,
+}
+_ROBERTA_CONSTANTS = _BERT_CONSTANTS | {"positions_after_padding": True}
+_DISTILBERT_CONSTANTS = _BERT_CONSTANTS | bert_layouts.DISTILBERT_CONSTANTS
+_MPNET_CONSTANTS = {
+    "embedding_size": None,
+    "shared_layer": False,
+    "positions_after_padding": True,
+    **bert_layouts.MPNET_CONSTANTS,
+}
+
+
 def _bert(config: bert.BertConfig) -> HuggingFaceForm | None:
     if config.positions_after_padding:  # Read from a lone file of a RoBERTa.
         return _roberta(config)
-    if not config.type_vocab_size:
+    if not config.type_vocab_size or _differs(config, _BERT_CONSTANTS):
         return None
     fields = {"model_type": "bert", "type_vocab_size": config.type_vocab_size}
     return _bert_like("Bert", fields | _pick(config, _BERT_FIELDS), config, "bert.")
 
 
 def _roberta(config: bert.BertConfig) -> HuggingFaceForm | None:
-    if not config.type_vocab_size:
+    if not config.type_vocab_size or _differs(config, _ROBERTA_CONSTANTS):
         return None
     fields = {"model_type": "roberta", "type_vocab_size": config.type_vocab_size}
     return _bert_like("Roberta", fields | _pick(config, _BERT_FIELDS), config, "roberta.")
 
 
 def _mpnet(config: bert.BertConfig) -> HuggingFaceForm | None:
-    if _differs(config, bert_layouts.MPNET_CONSTANTS):
+    if _differs(config, _MPNET_CONSTANTS):
         return None
     buckets = {"relative_attention_num_buckets": config.relative_attention_num_buckets}
     fields = {"model_type": "mpnet"} | _pick(config, _BERT_FIELDS) | buckets
@@ -258,7 +284,7 @@ def _mpnet(config: bert.BertConfig) -> HuggingFaceForm | None:
 
 
 def _distilbert(config: bert.BertConfig) -> HuggingFaceForm | None:
-    if _differs(config, bert_layouts.DISTILBERT_CONSTANTS):
+    if _differs(config, _DISTILBERT_CONSTANTS):
         return None
     theirs = {ours: name for name, ours in bert_layouts.DISTILBERT_FIELDS.items()}
     fields = {theirs.get(name, name): value for name, value in _pick(config, _BERT_FIELDS).items()}

@@ -5,6 +5,7 @@ that a folder for both holds the weights twice.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,9 +44,21 @@ def export_open_clip(module: DualEncoder, folder: Path, preprocess: Mapping[str,
     """
     if not _is_clip(module):
         return False
+    image = module.image.config
+    statistics = {"mean": list(image.mean), "std": list(image.std), **preprocess}
+    described = {"model_cfg": _describe(module), "preprocess_cfg": statistics}
+    (folder / "open_clip_config.json").write_text(json.dumps(described, indent=2) + "\n")
+    weights = folder / "open_clip_model.safetensors"
+    save_file(_arrays(module), weights, metadata={"format": "pt"})
+    weights.chmod((folder / "open_clip_config.json").stat().st_mode)
+    return True
+
+
+def _describe(module: DualEncoder) -> dict[str, Any]:
+    """Return the network in open_clip's words."""
     image, text = module.image.config, module.text.config
     act = ACTIVATIONS[image.hidden_act]
-    config = {
+    return {
         "embed_dim": module.embed_dim,
         "quick_gelu": image.hidden_act == "quick_gelu",
         "vision_cfg": {
@@ -65,18 +78,14 @@ def export_open_clip(module: DualEncoder, folder: Path, preprocess: Mapping[str,
             "vocab_size": text.vocab_size,
             "no_causal_mask": not text.causal,
             "hf_tokenizer_name": "tokenizer.json",  # Of this folder, whatever the name.
-            "tokenizer_kwargs": {"clean": CLEANINGS.get(text.cleaning, "whitespace")},
+            "tokenizer_kwargs": {
+                "clean": CLEANINGS.get(text.cleaning, "whitespace"),
+                **({"strip_sep_token": True} if text.strip_separator else {}),
+            },
             **_text_pool(text),
             **({"act_kwargs": act} if act else {}),
         },
     }
-    statistics = {"mean": list(image.mean), "std": list(image.std), **preprocess}
-    described = {"model_cfg": config, "preprocess_cfg": statistics}
-    (folder / "open_clip_config.json").write_text(json.dumps(described, indent=2) + "\n")
-    weights = folder / "open_clip_model.safetensors"
-    save_file(_arrays(module), weights, metadata={"format": "pt"})
-    weights.chmod((folder / "open_clip_config.json").stat().st_mode)
-    return True
 
 
 def _is_clip(module: DualEncoder) -> bool:
@@ -100,10 +109,16 @@ def _shape(config: Any) -> dict[str, Any]:
     return {
         "width": config.hidden_size,
         "layers": config.num_hidden_layers,
-        "mlp_ratio": config.intermediate_size / config.hidden_size,
+        "mlp_ratio": _ratio(config.intermediate_size, config.hidden_size),
         "norm_kwargs": {"eps": config.layer_norm_eps},
         **({"ls_init_value": 1e-5} if config.layer_scale else {}),
     }
+
+
+def _ratio(product: int, factor: int) -> float:
+    """Return what a factor is multiplied by, to give the product once it is rounded down."""
+    ratio = product / factor
+    return ratio if int(factor * ratio) == product else math.nextafter(ratio, math.inf)
 
 
 def _text_pool(config: Any) -> dict[str, Any]:

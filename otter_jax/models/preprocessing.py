@@ -16,6 +16,13 @@ from otter_jax.models.descriptions import (
     words,
 )
 
+# Of pixels in 0..1, channel by channel.
+CLIP_STATISTICS = {
+    "mean": (0.48145466, 0.4578275, 0.40821073),
+    "std": (0.26862954, 0.26130258, 0.27577711),
+}
+IMAGENET_STATISTICS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
 INTERPOLATIONS = (
     "nearest",
     "lanczos",

@@ -29,13 +29,10 @@ from otter_jax.models.layers import (
     compiling_eager_calls,
     max_pool,
 )
+from otter_jax.models.preprocessing import CLIP_STATISTICS, IMAGENET_STATISTICS
 
 BlockKind = Literal["basic", "bottleneck"]
 BOTTLENECK_REDUCTION = 4  # A bottleneck's output is this much wider than its inside.
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -82,8 +79,8 @@ class ResNetConfig:
     zero_init_residual: bool = False
     remat: bool = False
     scan_layers: bool = False
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_STATISTICS["mean"]
+    std: tuple[float, ...] = IMAGENET_STATISTICS["std"]
     resize: tuple[str, float, str] | None = None
 
     def __post_init__(self) -> None:
@@ -147,8 +144,8 @@ class ClipResNetConfig:
     zero_init_residual: bool = True
     remat: bool = False
     scan_layers: bool = False
-    mean: tuple[float, ...] = CLIP_MEAN
-    std: tuple[float, ...] = CLIP_STD
+    mean: tuple[float, ...] = CLIP_STATISTICS["mean"]
+    std: tuple[float, ...] = CLIP_STATISTICS["std"]
     resize: tuple[str, float, str] | None = None
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from otter_jax.models.descriptions import Guess
+from otter_jax.models.preprocessing import CLIP_STATISTICS, IMAGENET_STATISTICS
 from otter_jax.models.weights import CheckpointArrays
 
 Kind = Literal["image", "text"]
@@ -48,12 +49,6 @@ class Half(NamedTuple):
         """Return the tower's arrays as a file of the tower alone would name them."""
         return {re.sub(rf"^({self.prefix})", "", name): a for name, a in self.tower.items()}
 
-
-CLIP_STATISTICS = {
-    "mean": (0.48145466, 0.4578275, 0.40821073),
-    "std": (0.26862954, 0.26130258, 0.27577711),
-}
-IMAGENET_STATISTICS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 # The first whose prefix occurs is taken, so that the more special ones come first.
 HALVES: Mapping[Kind, tuple[HalfLayout, ...]] = {

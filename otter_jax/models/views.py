@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from otter_jax.models.layers import TowerOutput, split_key
+from otter_jax.models.layers import split_key
 
 if TYPE_CHECKING:
     from otter_jax.models.dual_encoder import DualEncoder
@@ -71,7 +71,7 @@ def _masked_text(
     module: "DualEncoder", batch: Batch, train: bool, key: jax.Array | None
 ) -> dict[str, jax.Array]:
     """Return the embedding and the missing tokens, both from one pass of the masked tokens."""
-    output: TowerOutput = module.text(
+    output = module.read_text(
         batch["masked_tokens"],
         batch["token_mask"],
         train=train and not module.text_trainable.frozen,

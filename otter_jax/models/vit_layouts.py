@@ -15,7 +15,7 @@ import numpy as np
 
 from otter_jax.models import timm_names
 from otter_jax.models.descriptions import TRANSFORMERS_KEYS, Description, Guess, Keys, words
-from otter_jax.models.preprocessing import CLIP_RESIZE
+from otter_jax.models.preprocessing import CLIP_RESIZE, CLIP_STATISTICS
 from otter_jax.models.transformer import (
     HUGGING_FACE_CLIP_BLOCKS,
     OPENAI_BLOCKS,
@@ -29,10 +29,6 @@ from otter_jax.models.weights import CheckpointArrays, CheckpointLayout, Substit
 Fields = dict[str, Any]
 Names = tuple[Substitution, ...]
 
-CLIP_STATISTICS = {
-    "mean": (0.48145466, 0.4578275, 0.40821073),
-    "std": (0.26862954, 0.26130258, 0.27577711),
-}
 CLIP_FORM = {
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,

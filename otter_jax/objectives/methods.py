@@ -217,6 +217,21 @@ class SoftTargets(InfoNCE):
         words = "not be 0 where image_weight and text_weight are"
         self.require("cross_weight", self.bound > 0.0, words)
 
+    def require_removal(self, name: str, epsilon: float, limit: str) -> None:
+        """Refuse an option that makes the soft target's regulariser too large to take pairs out.
+
+        Above `LARGEST_EPSILON` the penalty that takes given or known pairs out of the teacher's
+        matrix would leave them a share.
+
+        Args:
+            name: of the option.
+            epsilon: the regulariser that it makes.
+            limit: what it must be, in words.
+        """
+        removes = self.remove_diagonal or self.known_positives is not None
+        possible = epsilon <= LARGEST_EPSILON or not removes
+        self.require(name, possible, f"{limit} with remove_diagonal or known_positives")
+
     @property
     def bound(self) -> float:
         """No similarity of the teacher is larger in magnitude, but for removed given pairs."""
@@ -266,9 +281,8 @@ class Distillation(SoftTargets):
         """Refuse values out of range (ValueError)."""
         super().check()
         self.require("teacher_scale", self.teacher_scale > 0.0, "be positive")
-        possible = self.known_positives is None or self.teacher_scale >= 1 / LARGEST_EPSILON
-        lowest = f"be at least {1 / LARGEST_EPSILON:.2f} with known_positives"
-        self.require("teacher_scale", possible, lowest)
+        lowest = f"be at least {1 / LARGEST_EPSILON:.2f}"
+        self.require_removal("teacher_scale", 1.0 / self.teacher_scale, lowest)
 
     @property
     def target(self) -> Target:
@@ -294,11 +308,7 @@ class Otter(SoftTargets):
         """Refuse values out of range (ValueError)."""
         super().check()
         self.require("epsilon", self.epsilon > 0.0, "be positive")
-        # Above it, the penalty that takes given pairs out would leave them a share.
-        removes = self.remove_diagonal or self.known_positives is not None
-        possible = self.epsilon <= LARGEST_EPSILON or not removes
-        conditions = "remove_diagonal or known_positives"
-        self.require("epsilon", possible, f"be at most {LARGEST_EPSILON} with {conditions}")
+        self.require_removal("epsilon", self.epsilon, f"be at most {LARGEST_EPSILON}")
         self.require_whole("iterations")
 
     @property
@@ -331,7 +341,8 @@ class Views(Otter):
 
     Attributes:
         targets: what each pair of views should match: "identity", the given pairs alone, or
-            "otter", its mixture with transported targets (alpha, epsilon and so on as there).
+            "otter", its mixture with transported targets (alpha, epsilon and so on as there, which
+            must be unset else).
         clip_weight: weight of the contrastive loss. One that is off is just absent, the others'
             weights stay as they are.
     """
@@ -353,11 +364,17 @@ class Views(Otter):
         for name in WEIGHTS:
             value = getattr(self, name, None)
             self.require(name, value is None or value >= 0.0, "be at least 0")
-        requirement = (
-            f'be a number: {self.name} has a soft target only with targets="otter"; '
-            f"beside it there is pair_weight={ESTIMATED!r}"
-        )
-        self.require("alpha", self.uses_teacher or self.alpha != ESTIMATED, requirement)
+        if not self.uses_teacher:
+            self._refuse_idle()
+
+    def _refuse_idle(self) -> None:
+        """Refuse options of a soft target where there is none (ValueError)."""
+        own = fields_of(type(self))
+        for name in (name for name in fields_of(Otter) if name not in fields_of(InfoNCE)):
+            words = f'be unset: {self.name} has a soft target only with targets="otter"'
+            if name == "alpha":
+                words += f"; beside it there is pair_weight={ESTIMATED!r}"
+            self.require(name, getattr(self, name) == own[name].default, words)
 
     @property
     def uses_teacher(self) -> bool:

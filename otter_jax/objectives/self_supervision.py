@@ -25,19 +25,22 @@ def negative_cosine(predictions: jax.Array, projections: jax.Array) -> jax.Array
 
 
 def simsiam_loss(p1: jax.Array, p2: jax.Array, z1: jax.Array, z2: jax.Array) -> jax.Array:
-    """Return each view predicts the other's projection, a scalar in [-1, 1] (SimSiam, eq. 2).
+    """Return how far each view is from predicting the other's projection (SimSiam, eq. 2).
 
     Args:
         p1: [N, d] predictions from the first view of each image.
         p2: [N, d] predictions from the second view.
         z1: [N, d] projections of the first view, constants.
         z2: [N, d] projections of the second view, constants.
+
+    Returns:
+        A scalar in [-1, 1], the mean of both `negative_cosine`s.
     """
     return (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2
 
 
 def token_losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Return Cross-entropy in nats of each masked token (BERT, sec. 3.1).
+    """Return the cross-entropy in nats of each masked token (BERT, sec. 3.1).
 
     Args:
         logits: [..., V] over the vocabulary; of all tokens, or of some that include the masked
@@ -55,7 +58,7 @@ def token_losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def masked_language_loss(losses: jax.Array, labels: jax.Array) -> jax.Array:
-    """Return mean over the masked tokens of the whole batch, a scalar; 0 where nothing is masked.
+    """Return the mean over the masked tokens of the batch, a scalar; 0 where nothing is masked.
 
     Args:
         losses: [...] of `token_losses`.

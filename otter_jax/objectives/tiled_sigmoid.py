@@ -44,43 +44,44 @@ def sigmoid_cross_entropy(
         known: their groups, [N] each.
     """
     num_pairs = len(student.image)
-
-    def rows_of_device(
-        tiling: Tiling,
-        student: Embeddings,
-        weights: jax.Array,
-        known: Known | None,
-        scale: jax.Array,
-        bias: jax.Array,
-    ) -> jax.Array:
-        texts, columns, groups = jax.tree.map(
-            lambda x: tiles.gather(x, tiling.axis), (student.text, weights, known)
-        )
-
-        @jax.checkpoint
-        def step(total: jax.Array, rows: Rows, inputs: tuple) -> tuple[jax.Array, None]:
-            image, weights, own = inputs
-            logits = scale * similarity(image, texts) + bias
-            numbers = None if groups is None else groups.number
-            relation = relate(mode, own, numbers, is_given(rows, logits))
-            losses = known_sigmoid_losses(logits, relation)
-            losses *= (weights[:, None] + columns) / 2
-            return total + jnp.sum(jnp.where(rows.valid[:, None], losses, 0.0)), None
-
-        inputs = student.image, weights, known
-        return tiles.scan(tiling, step, jnp.zeros((1,), scale.dtype), inputs)[0]
-
     if not tiles.is_split(mesh):
         tiling = tiles.make_tiling(num_pairs, tile)
-        return rows_of_device(tiling, student, weights, known, scale, bias)[0] / num_pairs
+        return _sum_of_rows(mode, tiling, student, weights, known, scale, bias)[0] / num_pairs
     axes = tiles.batch_axes(mesh)
     tiling = tiles.make_tiling(num_pairs, tile, axes, tiles.count_devices(mesh))
     split, whole = PartitionSpec(axes), PartitionSpec()
     sums = jax.shard_map(
-        functools.partial(rows_of_device, tiling),
+        functools.partial(_sum_of_rows, mode, tiling),
         mesh=mesh,
         in_specs=(split, split, split, whole, whole),
         out_specs=split,
         check_vma=False,
     )(student, weights, known, scale, bias)
     return jnp.sum(sums) / num_pairs
+
+
+def _sum_of_rows(
+    mode: str | None,
+    tiling: Tiling,
+    student: Embeddings,
+    weights: jax.Array,
+    known: Known | None,
+    scale: jax.Array,
+    bias: jax.Array,
+) -> jax.Array:
+    """Return [1] the sum over this device's rows and all columns; works inside `shard_map`."""
+    texts, columns, groups = jax.tree.map(
+        lambda x: tiles.gather(x, tiling.axis), (student.text, weights, known)
+    )
+    numbers = None if groups is None else groups.number
+
+    @jax.checkpoint
+    def step(total: jax.Array, rows: Rows, inputs: tuple) -> tuple[jax.Array, None]:
+        image, weights, own = inputs
+        logits = scale * similarity(image, texts) + bias
+        losses = known_sigmoid_losses(logits, relate(mode, own, numbers, is_given(rows, logits)))
+        losses *= (weights[:, None] + columns) / 2
+        return total + jnp.sum(jnp.where(rows.valid[:, None], losses, 0.0)), None
+
+    inputs = student.image, weights, known
+    return tiles.scan(tiling, step, jnp.zeros((1,), scale.dtype), inputs)[0]

@@ -76,7 +76,7 @@ class StepCosts:
 
 
 def measure(step: Lowered, unsplit_step: Lowered, state: Any, dtype: str) -> StepCosts:
-    """Compile a step and says what it costs; calling its function does not compile it again.
+    """Compile a step and say what it costs; calling its function does not compile it again.
 
     Args:
         step: as it will run.
@@ -104,7 +104,7 @@ def measure(step: Lowered, unsplit_step: Lowered, state: Any, dtype: str) -> Ste
 
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:
-    """Return Floating-point operations a second of a kind of device at most; None where unknown."""
+    """Return the most that a kind of device does, FLOP/s; None where that is not known."""
     for name, (bfloat16, float32) in PEAK_TERAFLOPS.items():
         if re.search(rf"\b{name}(?!\d)", device_kind):  # A100 is not A1000, but v5 is v5p.
             return 1e12 * (bfloat16 if dtype == "bfloat16" else float32)

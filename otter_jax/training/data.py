@@ -133,6 +133,11 @@ def views_of(config: ConfigDict, method: objectives.Method) -> Views:
             "nothing; train part of it (model.text.trainable, as --config=declip_quickstart does), "
             "or set config.objective.mlm_weight=0"
         )
+    if method.uses_simclr and config.model.image.frozen:
+        raise ValueError(
+            "config.model.image.frozen=True: SimCLR would teach the image tower nothing; train "
+            "part of it (model.image.trainable), or set config.objective.simclr_weight=0"
+        )
     if method.uses_two_text_views:
         text_augmentations.wordnet()  # Refuses at the start if it is not installed.
     groups = method.known_positives is not None
@@ -173,7 +178,7 @@ def open_cached_data(parts: Parts, source: Source, views: Views) -> TrainingData
 
 
 def check_data(parts: Parts, data: TrainingData) -> None:
-    """Write down and says what cannot be used, and refuses too much of it (ValueError)."""
+    """Write down and say what cannot be used, and refuse too much of it (ValueError)."""
     data.share_unreadable()
     write_data_note(parts, data)
     if len(data.unreadable) > data.said:

@@ -76,7 +76,7 @@ class DivergenceWatch:
         )
 
     def look(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Note a step that has been started, and judges the one before.
+        """Note a step that has been started, and judge the one before.
 
         Raises:
             DivergedError: if training cannot go on.

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from otter_jax.models import bert, clip_text, efficientnet, from_pretrained, resnet, vit
+from otter_jax.models import bert, clip_text, efficientnet, from_pretrained, lora, resnet, vit
 from otter_jax.models.dual_encoder import DualEncoder
 from otter_jax.models.export import (
     export_dual_encoder,
@@ -61,6 +61,10 @@ OTHERS = {
     ),
     "efficientnet": (efficientnet.EfficientNetLite0, {"num_stages": 2, "width": 12}),
     "unusual distilbert": (bert.DistilBert, BERT_SHAPE),
+    "bert of narrow embeddings": (bert.Bert, BERT_SHAPE | {"embedding_size": 16}),
+    "bert of one layer": (bert.Bert, BERT_SHAPE | {"shared_layer": True}),
+    "roberta of plain positions": (bert.Roberta, BERT_SHAPE | {"positions_after_padding": False}),
+    "mpnet of plain positions": (bert.MPNet, BERT_SHAPE | {"positions_after_padding": False}),
     "unusual vit": (vit.ViT, VIT_SHAPE | {"pre_norm": True}),
 }
 
@@ -132,6 +136,25 @@ def test_dual_encoders_come_back_bit_for_bit(
     assert fields["model_type"] == model_type
     tower = from_pretrained(tmp_path / "out", tower="text")
     assert_same(tower, model.text)
+
+
+@pytest.mark.parametrize(("image", "kind"), [("clip vit", "linear_no_bias"), ("resnet", "mlp")])
+def test_the_bias_of_the_sigmoid_loss_comes_back(tmp_path: Path, image: str, kind: str):
+    model = dual_encoder(image, "clip text", kind)
+    model.logit_bias = nnx.Param(jnp.float32(-9.5))
+    export_dual_encoder(model, tmp_path / "out")
+    again, _ = load_dual_encoder(tmp_path / "out")
+    assert float(again.logit_bias[...]) == -9.5
+    assert_same(again, model)
+
+
+def test_updates_of_a_lone_tower_are_merged(tmp_path: Path):
+    tower = random_tower(*TOWERS["bert"])
+    lora.add(tower, lora.Lora(rank=2), rngs=nnx.Rngs(0))
+    layer = tower.layers[0].intermediate
+    layer.lora_b.set_value(jnp.ones_like(layer.lora_b[...]))
+    export_tower(tower, tmp_path / "out")
+    assert_same(from_pretrained(tmp_path / "out"), lora.merge(tower))
 
 
 def test_names_are_hugging_faces(tmp_path: Path):

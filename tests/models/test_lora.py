@@ -103,6 +103,17 @@ def test_inputs_of_a_row_are_dropped_whatever_rows_are_beside_it() -> None:
     assert abs(whole[1] - embed(module)[1]).max() > 1e-3  # Evaluation drops nothing.
 
 
+def test_inputs_are_dropped_of_masked_texts_too() -> None:
+    module = small_model(**with_lora(dropout=0.5))
+    learn(module)
+    masked = BATCH | {"masked_tokens": TOKENS, "masked_positions": jnp.zeros((4, 1), jnp.int32)}
+    keys = jax.random.split(jax.random.key(0), 4)
+    # Masking hid nothing here: the texts, and what is drawn for them, are those of the plain view.
+    wanted = embed(module, train=True, dropout_key=keys)[1]
+    found = module.views(masked, train=True, dropout_key=keys)["text"]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
 def test_remat_gives_the_same_gradients() -> None:
     def gradient(remat: bool):
         module = small_model(**with_lora(dropout=0.5))

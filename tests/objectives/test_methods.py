@@ -58,6 +58,13 @@ from otter_jax.objectives.contrastive import Term
             r"declip has a soft target only with targets=.otter",
         ),
         ("declip", {"alpha": "estimated", "targets": "kd"}, "targets=kd"),
+        ("declip", {"epsilon": 0.05}, r"epsilon=0\.05: .* declip has a soft target only with tar"),
+        ("slip", {"remove_diagonal": False}, "remove_diagonal=False: it must be unset: slip has"),
+        (
+            "kd",
+            {"remove_diagonal": True, "teacher_scale": 0.1},
+            r"teacher_scale=0\.1: it must be at least 0\.53 with remove_diagonal or known",
+        ),
     ],
 )
 def test_bad_options_are_named(name: str, options: dict, message: str) -> None:
