@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from otter_jax import config as config_lib
 from otter_jax import sharding
 from otter_jax.data.sources import Source
-from otter_jax.json_files import complete_lines, read_json, write_json
+from otter_jax.json_files import read_json, read_json_lines, write_json
 from otter_jax.terminal import say
 
 # What a run writes before its first step that hangs on its config or data; features/ has names of
@@ -180,8 +180,8 @@ def refuse_other_run(config: ConfigDict, workdir: Path) -> None:
 
 def is_untrained(workdir: Path) -> bool:
     """Return whether no step of a run is left in its workdir, so that it is free for another."""
-    lines = complete_lines(workdir / "metrics.jsonl")
-    return last_saved_step(workdir) == 0 and not any(json.loads(each)["step"] > 0 for each in lines)
+    lines = read_json_lines(workdir / "metrics.jsonl")
+    return last_saved_step(workdir) == 0 and not any(each["step"] > 0 for each in lines)
 
 
 def last_saved_step(workdir: Path) -> int:
