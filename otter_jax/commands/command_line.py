@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 # What bad input raises, in words for whoever gave it; anything else is a fault of ours.
@@ -20,9 +21,17 @@ def fail(reason: str | Exception) -> NoReturn:
     sys.exit(f"otter_jax: {' '.join(str(reason).split())}")
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has come, which is to leave things as Ctrl-C does."""
+
+
 @contextmanager
-def ending_in_one_line() -> Iterator[None]:
-    """Let a refusal or Ctrl-C in this block end the program with one line."""
+def ending_in_one_line(when_stopped: str = "stopped") -> Iterator[None]:
+    """Let a refusal or Ctrl-C in this block end the program with one line.
+
+    Args:
+        when_stopped: the line of one that was stopped, where what stopped it has none to say.
+    """
     try:
         yield
     except BrokenPipeError:  # Whoever read what is printed has seen enough, as `head` does.
@@ -31,12 +40,26 @@ def ending_in_one_line() -> Iterator[None]:
     except REFUSALS as error:
         fail(error)
     except KeyboardInterrupt as stop:
-        print(f"\notter_jax: {str(stop) or 'stopped'}", flush=True)
+        print(f"\notter_jax: {str(stop) or when_stopped}", flush=True)
         if not hasattr(stop, "status"):  # No run was interrupted that has processes beside it.
-            os._exit(130)
+            os._exit(128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT))
         from otter_jax.runs.interruption import leave
 
         leave(stop.status)
+
+
+@contextmanager
+def hearing_sigterm() -> Iterator[None]:
+    """Raise `Terminated` in this block when SIGTERM comes, lest files or processes are left."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def path_of(text: str) -> Path:

@@ -14,7 +14,6 @@ import argparse
 import ast
 import csv
 import importlib.util
-import sys
 import tempfile
 import textwrap
 import warnings
@@ -24,7 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from otter_jax.commands.command_line import Parser, make_folder, path_of
+from otter_jax.commands.command_line import (
+    Parser,
+    ending_in_one_line,
+    hearing_sigterm,
+    make_folder,
+    path_of,
+)
 from otter_jax.data import images, statistics
 from otter_jax.data.caption_checks import SHOWN, doubts, sample_captions
 from otter_jax.data.kept_pairs import KEEP_FILE, write_keys
@@ -38,12 +43,8 @@ KEEP_ABOVE = 0.5  # How much a pair is trusted at least that is kept, unless it 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Inspect what the command line says; what is wrong with it ends in one line."""
     options = parse(arguments)
-    try:
+    with ending_in_one_line("stopped; --limit=N looks at a random part"), hearing_sigterm():
         inspect(options)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        sys.exit(f"otter_jax: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
-        sys.exit("\notter_jax: stopped; --limit=N looks at a random part")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

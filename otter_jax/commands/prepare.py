@@ -21,15 +21,18 @@ import pickle
 import re
 import shlex
 import shutil
-import signal
-import sys
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from otter_jax.commands.command_line import Parser, path_of
+from otter_jax.commands.command_line import (
+    Parser,
+    ending_in_one_line,
+    hearing_sigterm,
+    path_of,
+)
 from otter_jax.data.builders.recipes import RECIPES, open_pairs
 from otter_jax.data.kept_pairs import keep_listed
 from otter_jax.data.records import RecordError, Source, in_words, read_in_order
@@ -99,23 +102,8 @@ class Job:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Convert what the command line says; what is wrong with it ends in one line."""
     options = parse(arguments)
-    try:
-        with _stopping_as_by_ctrl_c():
-            prepare(options)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        sys.exit(f"otter_jax: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
-        sys.exit("\notter_jax: stopped; the same command goes on")
-
-
-@contextlib.contextmanager
-def _stopping_as_by_ctrl_c() -> Iterator[None]:
-    """Make SIGTERM a KeyboardInterrupt while the context lasts."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with ending_in_one_line("stopped; the same command goes on"), hearing_sigterm():
+        prepare(options)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
