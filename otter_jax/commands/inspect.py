@@ -17,7 +17,7 @@ import importlib.util
 import tempfile
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,16 +129,7 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
     say(report(found))
     if options.out is not None and towers is not None:
         write_trust(options.out, source, pairs, estimate)
-        trusted = zip(pairs["key"], estimate.alpha >= options.keep_above, strict=True)
-        kept = [key for key, is_trusted in trusted if is_trusted]
-        write_keys(options.out / KEEP_FILE, kept)
-        unseen = len(source) - len(numbers)
-        others = f" (the {unseen:,} that --limit passed over are not among them)" if unseen else ""
-        say(
-            f"written to {options.out}: {', '.join(trust_files())}, and the {len(kept):,} pairs "
-            f"that are trusted by {options.keep_above:g} or more{others}; to train on those alone: "
-            f"--config.data.keep={options.out / KEEP_FILE}"
-        )
+        say(_keep_trusted(options, pairs["key"], estimate.alpha, len(source) - len(numbers)))
     if options.out is not None:
         write_json(options.out / "inspect.json", found)
         draw_histograms(options.out / "histograms.png", tally)
@@ -147,7 +138,29 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def _keep_trusted(
+    options: argparse.Namespace, keys: Sequence[str], alpha: np.ndarray, unseen: int
+) -> str:
+    """Write the keys of pairs that are trusted enough; return what to say of all that is written.
+
+    Args:
+        options: of the command line.
+        keys: of the pairs.
+        alpha: [n], how far each is trusted, in [0, 1].
+        unseen: how many pairs --limit passed over.
+    """
+    kept = [key for key, trust in zip(keys, alpha, strict=True) if trust >= options.keep_above]
+    write_keys(options.out / KEEP_FILE, kept)
+    others = f" (the {unseen:,} that --limit passed over are not among them)" if unseen else ""
+    return (
+        f"written to {options.out}: {', '.join(trust_files())}, and the {len(kept):,} pairs "
+        f"that are trusted by {options.keep_above:g} or more{others}; to train on those alone: "
+        f"--config.data.keep={options.out / KEEP_FILE}"
+    )
+
+
 def _refuse_bad_options(options: argparse.Namespace) -> None:
+    """Refuse options that cannot be, or go with others that are not given (ValueError)."""
     if options.out is not None and options.out.is_file():
         raise ValueError(f"--out={options.out} is a file; name a folder")
     if options.batch_size < 2:
@@ -214,9 +227,8 @@ def draw_histograms(path: Path, tally: statistics.Tally) -> None:
     columns = {**tally.columns, "width / height": tally.aspects()}
     figure = Figure(figsize=(3.2 * len(columns), 2.8), layout="constrained")
     for axes, (name, values) in zip(figure.subplots(1, len(columns)), columns.items(), strict=True):
-        high = (
-            np.quantile(values, 0.99) if len(values) else 1.0
-        )  # A few giants would hide the rest.
+        # A few giants would hide the rest.
+        high = np.quantile(values, 0.99) if len(values) else 1.0
         axes.hist(np.minimum(values, high), bins=40, color="#4a90c2")
         axes.set(title=name, yticks=[])
         axes.spines[["left", "right", "top"]].set_visible(False)
@@ -372,7 +384,8 @@ def _match_probability(
 
     captions: list[str] = []
 
-    def views() -> Any:
+    def views() -> Iterator[np.ndarray]:
+        """Yield images as the model sees them; their captions are noted."""
         for _, record in read_in_order(source, map(int, order)):
             captions.append(record.caption)
             yield encoder.transform(images.decode(record.image))
