@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,30 @@ def ending_in_one_line(when_stopped: str = "stopped") -> Iterator[None]:
         from otter_jax.runs.interruption import leave
 
         leave(stop.status)
+
+
+@contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """End the program on Ctrl-C in this block, which imports what is large, without unwinding it.
+
+    Where an exception meets a compiled module that is being imported, some crash, and others make
+    an ImportError of it that somebody else takes for a package that is missing.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        os.write(1, b"\notter_jax: stopped\n")
+        os._exit(128 + number)
+
+    # Another handler is somebody's own; outside the main thread there can be none.
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from otter_jax.commands.command_line import (
     hearing_sigterm,
     make_folder,
     path_of,
+    stopping_at_once,
 )
 from otter_jax.data import images, statistics
 from otter_jax.data.caption_checks import SHOWN, doubts, sample_captions
@@ -94,8 +95,9 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
     """
     # The rest of the package knows how to show progress, to draw and to load models. It is imported
     # where this program needs it, so that the library below, which others import, does without.
-    from otter_jax.json_files import write_json
-    from otter_jax.terminal import progress, say
+    with stopping_at_once():
+        from otter_jax.json_files import write_json
+        from otter_jax.terminal import progress, say
 
     _refuse_bad_options(options)  # Before the long part.
     encoder = _load(options.model)
