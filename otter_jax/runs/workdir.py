@@ -218,8 +218,10 @@ def refuse_unwritable(workdir: Path) -> None:
     place = workdir.absolute()
     while not place.exists():
         place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise ValueError(f"--workdir={workdir} cannot be written: see {place}")
+    if not place.is_dir():
+        raise ValueError(f"--workdir={workdir}: {place} is a file; name another folder")
+    if not os.access(place, os.W_OK):
+        raise ValueError(f"--workdir={workdir}: no permission to write in {place}")
     if place == workdir.absolute():
         return
     try:  # Some file systems, such as /proc, say yes and mean no.
