@@ -25,7 +25,14 @@ from pathlib import Path
 from absl import flags
 
 from otter_jax.commands import train
-from otter_jax.commands.command_line import Parser, make_folder, path_of, unknown_flags
+from otter_jax.commands.command_line import (
+    Parser,
+    make_folder,
+    path_of,
+    stopping_at_once,
+    unknown_flags,
+)
+from otter_jax.data.templates import DEFAULT_TEMPLATE, read_templates
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -90,7 +97,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="otter-jax evaluate")
     for option in ("--model", "--sets"):
         parser.add_argument(option, action="append", required=True)
-    parser.add_argument("--template", default="a photo of {}.")
+    parser.add_argument("--template", default=DEFAULT_TEMPLATE)
     parser.add_argument("--names", default="joined", choices=("joined", "averaged"))
     parser.add_argument("--output", type=path_of, default=Path("evaluation.json"))
     return parser.parse_args(arguments)
@@ -100,14 +107,19 @@ def measure_models(options: argparse.Namespace) -> None:
     """Measure models, show the table, and write it down after each of them.
 
     Raises:
-        ValueError, FileNotFoundError: for a model or a set that is none.
+        ValueError, FileNotFoundError: for a model, a set or a template that is none.
     """
-    from otter_jax.evaluation import several_models
-    from otter_jax.json_files import write_json
+    with stopping_at_once():
+        from otter_jax.evaluation import several_models
+        from otter_jax.json_files import write_json
 
-    make_folder("--output", options.output.parent)
     if options.output.is_dir():
         raise ValueError(f"--output={options.output} is a folder; name a file")
+    try:
+        read_templates(options.template)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"--template: {error}") from None
+    make_folder("--output", options.output.parent)
 
     def keep(found: Mapping[str, several_models.Scores]) -> None:
         write_json(options.output, found)
