@@ -33,10 +33,10 @@ MOST_CLASSES = 1000
 def main(arguments: Sequence[str]) -> None:
     """Open the page for the runs that the command line names, until it is stopped."""
     options = parse(arguments)
+    import_gradio()  # Before what takes long.
     models = {path.resolve().name: load(path) for path in options.runs}
     if len(models) < len(options.runs):
         raise ValueError("the runs have the same name")
-    import_gradio()  # Before what takes long.
     workdir = options.runs[0]
     pairs = index_pairs(workdir, next(iter(models.values())), options.pairs)
     for model in models.values():  # Compiled now, so that no visitor waits for it.
@@ -77,6 +77,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if len(options.runs) > 2:
         parser.error(f"one run or two, found {len(options.runs)}")
+    if not 0 < options.port < 2**16:
+        parser.error(f"--port={options.port}: it must be 1 to {2**16 - 1}")
     if options.pairs < 1:
         parser.error(f"--pairs={options.pairs}: it must be at least 1")
     return options

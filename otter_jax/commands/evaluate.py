@@ -63,7 +63,7 @@ def with_flags(arguments: Sequence[str]) -> list[str]:
     They are models where --sets follows, as `load` takes them, and else the one workdir.
 
     Raises:
-        ValueError: several workdirs.
+        ValueError: several workdirs, or one beside models.
 
     >>> with_flags(["runs/a", "--config.seed=1"]), with_flags(["a", "b", "--sets=openmoji"])
     (['--workdir=runs/a', '--config.seed=1'], ['--model=a', '--model=b', '--sets=openmoji'])
@@ -75,6 +75,9 @@ def with_flags(arguments: Sequence[str]) -> list[str]:
         raise ValueError(
             f"{len(paths)} models are compared on --sets=SPEC,SPEC: {', '.join(paths)}"
         )
+    named = [each for each in flags_given if re.match("--workdir($|=)", each)]
+    if paths and named:
+        raise ValueError(f"one run is evaluated at a time, found {', '.join([*paths, *named])}")
     return [f"--{'model' if of_models else 'workdir'}={path}" for path in paths] + flags_given
 
 

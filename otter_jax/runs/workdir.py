@@ -213,22 +213,30 @@ def _clear_for(config: ConfigDict, source: Source | None, workdir: Path) -> None
     sharding.first_process_says(True)  # The others wait until it is done.
 
 
-def refuse_unwritable(workdir: Path) -> None:
-    """Refuse a workdir that cannot be made or written (ValueError naming what is in the way)."""
-    place = workdir.absolute()
+def refuse_unwritable(folder: Path, option: str = "--workdir") -> None:
+    """Refuse a folder that cannot be made or written, without making it.
+
+    Args:
+        folder: where something is to be written.
+        option: what names it on the command line, for the error.
+
+    Raises:
+        ValueError: naming what is in the way.
+    """
+    place = folder.absolute()
     while not place.exists():
         place = place.parent
     if not place.is_dir():
-        raise ValueError(f"--workdir={workdir}: {place} is a file; name another folder")
+        raise ValueError(f"{option}={folder}: {place} is a file; name another folder")
     if not os.access(place, os.W_OK):
-        raise ValueError(f"--workdir={workdir}: no permission to write in {place}")
-    if place == workdir.absolute():
+        raise ValueError(f"{option}={folder}: no permission to write in {place}")
+    if place == folder.absolute():
         return
     try:  # Some file systems, such as /proc, say yes and mean no.
         tempfile.TemporaryDirectory(dir=place).cleanup()
     except OSError as error:
         raise ValueError(
-            f"--workdir={workdir}: no folder can be made in {place} ({error.strerror})"
+            f"{option}={folder}: no folder can be made in {place} ({error.strerror})"
         ) from None
 
 

@@ -42,6 +42,15 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture) -> Non
         (["fly"], "unknown command 'fly': choose from train, evaluate, inspect"),
         (["evaluate", "--wrkdir=x"], "unknown flag --wrkdir: did you mean --workdir"),
         (["export"], r"required: workdir, folder; otter-jax export --help lists the options"),
+        # Before anything is read.
+        (["export", "nowhere", "/dev/null"], "FOLDER=/dev/null: /dev/null is a file"),
+        (["export", "nowhere", "/"], "/ should be a new or an empty folder"),
+        (["export", "nowhere", "new", "--interpolate=2"], r"interpolation at 2.0: .* in \[0, 1\]"),
+        (
+            ["plan", "--config=icons", "--topology=v5e:1", "--out=/dev/null"],
+            "--out=/dev/null: /dev",
+        ),
+        (["sweep", "--config=icons", "--workdir=/dev/null"], "--workdir=/dev/null: /dev/null is a"),
         (["compare", "nowhere"], "nowhere is not a finished run: there is no such folder"),
         (["inspect"], "required: --data"),
         (["inspect", "--data=nothing"], "otter_jax: .*nothing"),

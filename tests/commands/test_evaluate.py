@@ -78,6 +78,7 @@ def test_several_sets() -> None:
         ([], "which run"),
         (["nowhere"], "nowhere: there is no run to evaluate"),
         (["a", "b"], "2 models are compared on --sets=SPEC,SPEC: a, b"),
+        (["a", "--workdir=b"], "one run is evaluated at a time, found a, --workdir=b"),
     ],
 )
 def test_no_run_is_refused(arguments: list, message: str) -> None:
