@@ -97,9 +97,12 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
     # where this program needs it, so that the library below, which others import, does without.
     with stopping_at_once():
         from otter_jax.json_files import write_json
+        from otter_jax.runs.workdir import refuse_unwritable
         from otter_jax.terminal import progress, say
 
     _refuse_bad_options(options)  # Before the long part.
+    if options.out is not None:
+        refuse_unwritable(options.out, "--out")
     encoder = _load(options.model)
     source = open_source(read_specs(options.data), progress=progress)
     for remark in remarks(source):
@@ -163,8 +166,6 @@ def _keep_trusted(
 
 def _refuse_bad_options(options: argparse.Namespace) -> None:
     """Refuse options that cannot be, or go with others that are not given (ValueError)."""
-    if options.out is not None and options.out.is_file():
-        raise ValueError(f"--out={options.out} is a file; name a folder")
     if options.batch_size < 2:
         raise ValueError(f"--batch_size={options.batch_size}; it must be at least 2")
     if options.keep_above is None:

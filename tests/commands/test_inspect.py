@@ -144,10 +144,8 @@ def test_the_table_is_csv_without_pyarrow(tmp_path: Path, monkeypatch: pytest.Mo
         (["--data=webdataset:/no/such/place.tar"], "/no/such/place.tar"),
         (["--data=open_clipart", "--limit=0"], "--limit=0"),
         (["--data=open_clipart", "--batch_size=1"], "--batch_size=1"),
-        (
-            ["--data=open_clipart", f"--out={__file__}"],
-            f"--out={__file__} is a file",
-        ),
+        (["--data=nonsense", f"--out={__file__}"], f"--out={__file__}: {__file__} is a file"),
+        (["--data=nonsense", f"--out={__file__}/new"], f"/new: {__file__} is a file; name another"),
         (["--data=(open_clipart"], 'write \'("SPEC","SPEC")\''),
         (["--data=open_clipart", "--model=/no/such/model"], "/no/such/model"),
     ],

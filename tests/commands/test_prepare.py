@@ -270,7 +270,9 @@ def test_what_is_refused(pairs: str, whole: Path, tmp_path: Path) -> None:
     )
     assert "unknown data source 'nothing'" in refusal("--from=nothing", to_whole[1])
     assert contents(whole) == before
-    refusal("--from=nothing", f"--to={tmp_path / 'new'}")
+    refusal("--from=nothing", f"--to={tmp_path / 'new' / 'pairs'}")
+    said = refusal("--from=nothing", f"--to={tmp_path / 'new'}", "--keep=nowhere.txt")
+    assert said == "otter_jax: --keep: there is no file nowhere.txt"
     assert not (tmp_path / "new").exists()
 
 
