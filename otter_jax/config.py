@@ -143,8 +143,8 @@ class DataSection:
             a pair of its own, so that an epoch has all of them.
         keep: a list of the pairs to train on, by their keys, or a table with each pair's trust or
             score, FILE?above=0.5, see data/kept_pairs.py. Unset: all.
-        group: with objective.known_positives, a column of a .csv, .tsv or .jsonl, or a key of the
-            tar's json, that is equal where pairs match each other. Unset: the captions.
+        group: with objective.known_positives, a column of a table, or a key of the tar's json,
+            that is equal where pairs match each other. Unset: the captions.
         held_out: share of the pairs that is not trained on but evaluated, as the set `held_out`;
             drawn by the seed, equal images and captions staying together. 0: none.
         max_bad_share: where more of the records cannot be used, the run stops.

@@ -45,8 +45,13 @@ class JsonLines:
     """A file of one JSON object a line, each with its `step`; goes on where a run resumes."""
 
     def __init__(self, path: Path, resume_step: int):
-        """Open `path` and drop the lines of steps after `resume_step`, which will come again."""
-        kept = [line for line in complete_lines(path) if json.loads(line)["step"] <= resume_step]
+        """Open `path` and drop the lines of steps after `resume_step`, which will come again.
+
+        Raises:
+            ValueError: as `read_json_lines`.
+        """
+        lines = zip(_complete_lines(path), read_json_lines(path), strict=True)
+        kept = [line for line, values in lines if values["step"] <= resume_step]
         partial = path.with_name(path.name + ".partial")
         partial.write_text("".join(kept), encoding="utf-8")
         partial.replace(path)
@@ -69,7 +74,31 @@ class JsonLines:
         self._file.close()
 
 
-def complete_lines(path: Path) -> list[str]:
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a file that `JsonLines` writes, which may be missing.
+
+    A last line that is half written is left out.
+
+    Raises:
+        ValueError: naming the file and the line that is no object with a `step`.
+    """
+    found = []
+    try:
+        lines = _complete_lines(path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged, no text ({error})") from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict) or not isinstance(value.get("step"), int):
+            raise ValueError(f"{path} is damaged: line {number} is no JSON object with a step")
+        found.append(value)
+    return found
+
+
+def _complete_lines(path: Path) -> list[str]:
     """Return the lines of a file that may be missing or end in the middle of one."""
     if not path.exists():
         return []

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from otter_jax import config as config_lib
 from otter_jax import objectives, sharding
+from otter_jax.data.groups import refuse_unknown_column
 from otter_jax.data.held_out import Split
 from otter_jax.data.sources import Source, remarks
 from otter_jax.embedding import trust_rounds
@@ -139,6 +140,7 @@ def open_pairs(
     for remark in remarks(source):
         say(remark)
     refuse_bad_data(config, source, {})
+    refuse_unknown_column(source, config.data.group)
     if split := split_held_out(config, source):
         source = split.train
     refuse_other_data(source, workdir)

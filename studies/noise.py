@@ -209,6 +209,8 @@ def in_order(path: Path, captions: Captions) -> tuple[np.ndarray, np.ndarray]:
     """
     lines, count = read_lines(path), len(captions.by_image())
     each = len(lines) // count
+    if not lines:
+        raise ValueError(f"{path} is empty; it should have the captions of {count} images")
     if each * count != len(lines):
         raise ValueError(f"{path}: {len(lines)} lines are no multiple of {count} images")
     having: dict[str, list[int]] = defaultdict(list)

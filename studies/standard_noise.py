@@ -324,7 +324,9 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     add("--count_equal", action="store_true", help="equal captions count as right")
     add("--out", type=Path, help="only write the tables, to this file")
     arguments = parser.parse_args(given)
-    if arguments.out is not None:
+    if (out := arguments.out) is not None:
+        if out.is_dir() or not out.absolute().parent.is_dir():
+            parser.error(f"--out={out}: name a file, in a folder that there is")
         return arguments
     named = all(getattr(arguments, name) for name in SPLITS)
     published = [arguments.karpathy is not None, arguments.images is not None]
@@ -345,6 +347,8 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     for name, path in files:
         if path is not None and not path.exists():
             parser.error(f"--{name}={path}: there is nothing there")
+        if path is not None and path.is_file() and not path.stat().st_size:
+            parser.error(f"--{name}={path}: the file is empty")
     return arguments
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from otter_jax.json_files import JsonLines, read_json, write_json
+from otter_jax.json_files import JsonLines, read_json, read_json_lines, write_json
 
 
 def test_resumed_lines_have_no_twin_and_no_half(tmp_path: Path) -> None:
@@ -40,3 +40,12 @@ def test_json_is_replaced_whole(tmp_path: Path) -> None:
     write_json(path, {"a": 2})
     assert read_json(path) == {"a": 2}
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_lines_that_are_damaged_are_named_wherever_they_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert read_json_lines(path) == []
+    path.write_bytes(b'{"step": 1}\n\0\0\0\n')  # As after a loss of power.
+    for read in (read_json_lines, lambda name: JsonLines(name, resume_step=1)):
+        with pytest.raises(ValueError, match=r"metrics.jsonl is damaged: line 2 is no JSON object"):
+            read(path)

@@ -429,6 +429,7 @@ def test_sources_are_mixed_by_their_weights(
         ({"batch_size": 64}, "more than the 48 pairs"),
         ({"data.train": "webdataset:/nowhere/{0..3}.tar"}, "nowhere"),
         ({"data.train": "clipart"}, "unknown data source 'clipart'"),
+        ({"data.group": "a", "objective.known_positives": "ignore"}, "data.group='a': none of"),
         ({"evaluate.sets": ("imagenot",)}, "unknown set 'imagenot'"),
         ({"model.image.name": "resnet51"}, "there is no image tower 'resnet51'"),
         ({"model.text.pretrained": "/nowhere"}, "config.model.text.pretrained: there are no"),

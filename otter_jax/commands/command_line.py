@@ -6,9 +6,11 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 # What bad input raises, in words for whoever gave it; anything else is a fault of ours.
@@ -20,9 +22,17 @@ def fail(reason: str | Exception) -> NoReturn:
     sys.exit(f"otter_jax: {' '.join(str(reason).split())}")
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has come, which is to leave things as Ctrl-C does."""
+
+
 @contextmanager
-def ending_in_one_line() -> Iterator[None]:
-    """Let a refusal or Ctrl-C in this block end the program with one line."""
+def ending_in_one_line(when_stopped: str = "stopped") -> Iterator[None]:
+    """Let a refusal or Ctrl-C in this block end the program with one line.
+
+    Args:
+        when_stopped: the line of one that was stopped, where what stopped it has none to say.
+    """
     try:
         yield
     except BrokenPipeError:  # Whoever read what is printed has seen enough, as `head` does.
@@ -31,12 +41,50 @@ def ending_in_one_line() -> Iterator[None]:
     except REFUSALS as error:
         fail(error)
     except KeyboardInterrupt as stop:
-        print(f"\notter_jax: {str(stop) or 'stopped'}", flush=True)
+        print(f"\notter_jax: {str(stop) or when_stopped}", flush=True)
         if not hasattr(stop, "status"):  # No run was interrupted that has processes beside it.
-            os._exit(130)
+            os._exit(128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT))
         from otter_jax.runs.interruption import leave
 
         leave(stop.status)
+
+
+@contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """End the program on Ctrl-C in this block, which imports what is large, without unwinding it.
+
+    Where an exception meets a compiled module that is being imported, some crash, and others make
+    an ImportError of it that somebody else takes for a package that is missing.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        os.write(1, b"\notter_jax: stopped\n")
+        os._exit(128 + number)
+
+    # Another handler is somebody's own; outside the main thread there can be none.
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def hearing_sigterm() -> Iterator[None]:
+    """Raise `Terminated` in this block when SIGTERM comes, lest files or processes are left."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def path_of(text: str) -> Path:

@@ -33,10 +33,10 @@ MOST_CLASSES = 1000
 def main(arguments: Sequence[str]) -> None:
     """Open the page for the runs that the command line names, until it is stopped."""
     options = parse(arguments)
+    import_gradio()  # Before what takes long.
     models = {path.resolve().name: load(path) for path in options.runs}
     if len(models) < len(options.runs):
         raise ValueError("the runs have the same name")
-    import_gradio()  # Before what takes long.
     workdir = options.runs[0]
     pairs = index_pairs(workdir, next(iter(models.values())), options.pairs)
     for model in models.values():  # Compiled now, so that no visitor waits for it.
@@ -77,6 +77,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if len(options.runs) > 2:
         parser.error(f"one run or two, found {len(options.runs)}")
+    if not 0 < options.port < 2**16:
+        parser.error(f"--port={options.port}: it must be 1 to {2**16 - 1}")
     if options.pairs < 1:
         parser.error(f"--pairs={options.pairs}: it must be at least 1")
     return options
@@ -174,6 +176,7 @@ def _saying_why(gradio: Any, function: Callable[..., Any]) -> Callable[..., Any]
 
     @functools.wraps(function)
     def guarded(*values: Any) -> Any:
+        """Return what the function does; a refusal is shown on the page."""
         try:
             return function(*values)
         except (ValueError, OSError) as error:
@@ -187,11 +190,11 @@ def _picture(gradio: Any, label: str) -> Any:
     place = gradio.Image(label=label, type="filepath", sources=["upload", "clipboard"], height=240)
 
     def path_of_upload(payload: Any) -> str | None:
+        """Return where an upload lies; None where there is none."""
         return None if payload is None else payload.path
 
-    place.preprocess = (
-        path_of_upload  # Else Gradio opens it, and says of what is none only "Error".
-    )
+    # Else Gradio opens it, and says of what is none only "Error".
+    place.preprocess = path_of_upload
     return place
 
 
@@ -206,6 +209,7 @@ def _classify_tab(gradio: Any, models: dict[str, Encoder]) -> None:
             answers = [gradio.Label(label=name, num_top_classes=10) for name in models]
 
     def answer(path: str | None, labels: str, template: str) -> Any:
+        """Return what each model says of the picture."""
         found = [classify(model, path, labels, template) for model in models.values()]
         return found if len(found) > 1 else found[0]
 
@@ -220,6 +224,7 @@ def _search_tab(gradio: Any, pairs: PairIndex) -> None:
     gallery = gradio.Gallery(label="Found", columns=4, height="auto")
 
     def search(text: str, path: str | None) -> list[tuple[np.ndarray, str]]:
+        """Return the pairs that fit the picture best, or the text where there is no picture."""
         if path is not None:
             return shown(pairs, pairs.search_image(read_picture(path), SHOWN))
         return shown(pairs, pairs.search_text(text, SHOWN))
@@ -246,6 +251,7 @@ def _doubtful_tab(gradio: Any, pairs: PairIndex, dropped: DropList) -> None:
         drop_button = gradio.Button("Drop this pair", variant="stop")
 
     def show(rank: int) -> tuple[np.ndarray, str, list[tuple[np.ndarray, str]]]:
+        """Return a pair's picture and caption, and the pairs whose images are like it."""
         place = order[int(rank) - 1]
         state = "dropped" if pairs.keys[place] in dropped else "kept"
         facts = f"trust {pairs.alpha[place]:.2f}, {state}, {len(dropped)} dropped"
@@ -253,6 +259,7 @@ def _doubtful_tab(gradio: Any, pairs: PairIndex, dropped: DropList) -> None:
         return thumbnail(pairs.picture(place)), said, shown(pairs, pairs.neighbors(place, 8))
 
     def drop(rank: int) -> tuple[Any, ...]:
+        """Drop a pair; return the next one's rank and what `show` gives of it."""
         dropped.drop(pairs.keys[order[int(rank) - 1]])
         following = min(int(rank) + 1, len(order))
         return (following, *show(following))

@@ -25,7 +25,14 @@ from pathlib import Path
 from absl import flags
 
 from otter_jax.commands import train
-from otter_jax.commands.command_line import Parser, make_folder, path_of, unknown_flags
+from otter_jax.commands.command_line import (
+    Parser,
+    make_folder,
+    path_of,
+    stopping_at_once,
+    unknown_flags,
+)
+from otter_jax.data.templates import DEFAULT_TEMPLATE, read_templates
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -56,7 +63,7 @@ def with_flags(arguments: Sequence[str]) -> list[str]:
     They are models where --sets follows, as `load` takes them, and else the one workdir.
 
     Raises:
-        ValueError: several workdirs.
+        ValueError: several workdirs, or one beside models.
 
     >>> with_flags(["runs/a", "--config.seed=1"]), with_flags(["a", "b", "--sets=openmoji"])
     (['--workdir=runs/a', '--config.seed=1'], ['--model=a', '--model=b', '--sets=openmoji'])
@@ -68,6 +75,9 @@ def with_flags(arguments: Sequence[str]) -> list[str]:
         raise ValueError(
             f"{len(paths)} models are compared on --sets=SPEC,SPEC: {', '.join(paths)}"
         )
+    named = [each for each in flags_given if re.match("--workdir($|=)", each)]
+    if paths and named:
+        raise ValueError(f"one run is evaluated at a time, found {', '.join([*paths, *named])}")
     return [f"--{'model' if of_models else 'workdir'}={path}" for path in paths] + flags_given
 
 
@@ -90,7 +100,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="otter-jax evaluate")
     for option in ("--model", "--sets"):
         parser.add_argument(option, action="append", required=True)
-    parser.add_argument("--template", default="a photo of {}.")
+    parser.add_argument("--template", default=DEFAULT_TEMPLATE)
     parser.add_argument("--names", default="joined", choices=("joined", "averaged"))
     parser.add_argument("--output", type=path_of, default=Path("evaluation.json"))
     return parser.parse_args(arguments)
@@ -100,14 +110,19 @@ def measure_models(options: argparse.Namespace) -> None:
     """Measure models, show the table, and write it down after each of them.
 
     Raises:
-        ValueError, FileNotFoundError: for a model or a set that is none.
+        ValueError, FileNotFoundError: for a model, a set or a template that is none.
     """
-    from otter_jax.evaluation import several_models
-    from otter_jax.json_files import write_json
+    with stopping_at_once():
+        from otter_jax.evaluation import several_models
+        from otter_jax.json_files import write_json
 
-    make_folder("--output", options.output.parent)
     if options.output.is_dir():
         raise ValueError(f"--output={options.output} is a folder; name a file")
+    try:
+        read_templates(options.template)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"--template: {error}") from None
+    make_folder("--output", options.output.parent)
 
     def keep(found: Mapping[str, several_models.Scores]) -> None:
         write_json(options.output, found)

@@ -12,8 +12,10 @@ from collections.abc import Sequence
 
 from otter_jax.commands.command_line import Parser, path_of
 from otter_jax.embedding.encoder import load
-from otter_jax.embedding.interpolation import interpolate, load_start
+from otter_jax.embedding.interpolation import interpolate, load_start, refuse_no_share
 from otter_jax.embedding.onnx_export import save_onnx
+from otter_jax.models.export import refuse_used
+from otter_jax.runs.workdir import refuse_unwritable
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -31,12 +33,16 @@ def main(arguments: Sequence[str]) -> None:
         "--start", help="another start: a workdir, an exported folder or a checkpoint"
     )
     options = parser.parse_args(arguments)
+    refuse_unwritable(options.folder, "FOLDER")  # Before the model is read.
+    refuse_used(options.folder)
+    if options.start and options.interpolate is None:
+        raise ValueError("--start is where --interpolate begins: set --interpolate=0.5 too")
+    if options.interpolate is not None:
+        refuse_no_share(options.interpolate)
     encoder = load(options.workdir)
     if options.interpolate is not None:
         start = load(options.start) if options.start else load_start(options.workdir)
         encoder = interpolate(start, encoder, options.interpolate)
-    elif options.start:
-        raise ValueError("--start is where --interpolate begins: set --interpolate=0.5 too")
     if options.format == "onnx":
         save_onnx(encoder, options.folder)
     else:

@@ -14,17 +14,23 @@ import argparse
 import ast
 import csv
 import importlib.util
-import sys
 import tempfile
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from otter_jax.commands.command_line import Parser, make_folder, path_of
+from otter_jax.commands.command_line import (
+    Parser,
+    ending_in_one_line,
+    hearing_sigterm,
+    make_folder,
+    path_of,
+    stopping_at_once,
+)
 from otter_jax.data import images, statistics
 from otter_jax.data.caption_checks import SHOWN, doubts, sample_captions
 from otter_jax.data.kept_pairs import KEEP_FILE, write_keys
@@ -38,12 +44,8 @@ KEEP_ABOVE = 0.5  # How much a pair is trusted at least that is kept, unless it 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Inspect what the command line says; what is wrong with it ends in one line."""
     options = parse(arguments)
-    try:
+    with ending_in_one_line("stopped; --limit=N looks at a random part"), hearing_sigterm():
         inspect(options)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        sys.exit(f"otter_jax: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
-        sys.exit("\notter_jax: stopped; --limit=N looks at a random part")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -93,10 +95,14 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
     """
     # The rest of the package knows how to show progress, to draw and to load models. It is imported
     # where this program needs it, so that the library below, which others import, does without.
-    from otter_jax.json_files import write_json
-    from otter_jax.terminal import progress, say
+    with stopping_at_once():
+        from otter_jax.json_files import write_json
+        from otter_jax.runs.workdir import refuse_unwritable
+        from otter_jax.terminal import progress, say
 
     _refuse_bad_options(options)  # Before the long part.
+    if options.out is not None:
+        refuse_unwritable(options.out, "--out")
     encoder = _load(options.model)
     source = open_source(read_specs(options.data), progress=progress)
     for remark in remarks(source):
@@ -128,16 +134,7 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
     say(report(found))
     if options.out is not None and towers is not None:
         write_trust(options.out, source, pairs, estimate)
-        trusted = zip(pairs["key"], estimate.alpha >= options.keep_above, strict=True)
-        kept = [key for key, is_trusted in trusted if is_trusted]
-        write_keys(options.out / KEEP_FILE, kept)
-        unseen = len(source) - len(numbers)
-        others = f" (the {unseen:,} that --limit passed over are not among them)" if unseen else ""
-        say(
-            f"written to {options.out}: {', '.join(trust_files())}, and the {len(kept):,} pairs "
-            f"that are trusted by {options.keep_above:g} or more{others}; to train on those alone: "
-            f"--config.data.keep={options.out / KEEP_FILE}"
-        )
+        say(_keep_trusted(options, pairs["key"], estimate.alpha, len(source) - len(numbers)))
     if options.out is not None:
         write_json(options.out / "inspect.json", found)
         draw_histograms(options.out / "histograms.png", tally)
@@ -146,9 +143,29 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def _keep_trusted(
+    options: argparse.Namespace, keys: Sequence[str], alpha: np.ndarray, unseen: int
+) -> str:
+    """Write the keys of pairs that are trusted enough; return what to say of all that is written.
+
+    Args:
+        options: of the command line.
+        keys: of the pairs.
+        alpha: [n], how far each is trusted, in [0, 1].
+        unseen: how many pairs --limit passed over.
+    """
+    kept = [key for key, trust in zip(keys, alpha, strict=True) if trust >= options.keep_above]
+    write_keys(options.out / KEEP_FILE, kept)
+    others = f" (the {unseen:,} that --limit passed over are not among them)" if unseen else ""
+    return (
+        f"written to {options.out}: {', '.join(trust_files())}, and the {len(kept):,} pairs "
+        f"that are trusted by {options.keep_above:g} or more{others}; to train on those alone: "
+        f"--config.data.keep={options.out / KEEP_FILE}"
+    )
+
+
 def _refuse_bad_options(options: argparse.Namespace) -> None:
-    if options.out is not None and options.out.is_file():
-        raise ValueError(f"--out={options.out} is a file; name a folder")
+    """Refuse options that cannot be, or go with others that are not given (ValueError)."""
     if options.batch_size < 2:
         raise ValueError(f"--batch_size={options.batch_size}; it must be at least 2")
     if options.keep_above is None:
@@ -213,9 +230,8 @@ def draw_histograms(path: Path, tally: statistics.Tally) -> None:
     columns = {**tally.columns, "width / height": tally.aspects()}
     figure = Figure(figsize=(3.2 * len(columns), 2.8), layout="constrained")
     for axes, (name, values) in zip(figure.subplots(1, len(columns)), columns.items(), strict=True):
-        high = (
-            np.quantile(values, 0.99) if len(values) else 1.0
-        )  # A few giants would hide the rest.
+        # A few giants would hide the rest.
+        high = np.quantile(values, 0.99) if len(values) else 1.0
         axes.hist(np.minimum(values, high), bins=40, color="#4a90c2")
         axes.set(title=name, yticks=[])
         axes.spines[["left", "right", "top"]].set_visible(False)
@@ -371,7 +387,8 @@ def _match_probability(
 
     captions: list[str] = []
 
-    def views() -> Any:
+    def views() -> Iterator[np.ndarray]:
+        """Yield images as the model sees them; their captions are noted."""
         for _, record in read_in_order(source, map(int, order)):
             captions.append(record.caption)
             yield encoder.transform(images.decode(record.image))

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import otter_jax
-from otter_jax.commands.command_line import ending_in_one_line, fail
+from otter_jax.commands.command_line import ending_in_one_line, fail, stopping_at_once
 from otter_jax.commands.cpu_settings import use_cpu_well
 
 # The module of this name in commands/ has `main(arguments)`.
@@ -43,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(f"unknown command {name!r}: {hint} {', '.join(COMMANDS)}")
     else:
         with ending_in_one_line():
-            importlib.import_module(f"otter_jax.commands.{name}").main(rest)
+            with stopping_at_once():
+                command = importlib.import_module(f"otter_jax.commands.{name}")
+            command.main(rest)
 
 
 def usage() -> str:

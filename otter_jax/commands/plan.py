@@ -24,10 +24,11 @@ from ml_collections import ConfigDict
 
 from otter_jax import config as config_lib
 from otter_jax import objectives, sharding
-from otter_jax.commands.command_line import Parser, ending_in_one_line
+from otter_jax.commands.command_line import Parser, ending_in_one_line, hearing_sigterm, path_of
 from otter_jax.json_files import read_json, write_json
 from otter_jax.pictures.plans import draw_plans
 from otter_jax.preset_files import read_preset
+from otter_jax.runs.workdir import refuse_unwritable
 from otter_jax.terminal import say
 from otter_jax.training import compiler_reports, shapes
 from otter_jax.training.topologies import Topology, parse_topology
@@ -150,16 +151,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--complete", action="store_true", help="compile to the end: it can be run")
     parser.add_argument("--pairs", type=int, help="of the training set, for the hours of the run")
     parser.add_argument(
-        "--out", type=Path, help="a folder for plan.json and plan.png (default: plans/CONFIG)"
+        "--out", type=path_of, help="a folder for plan.json and plan.png (default: plans/CONFIG)"
     )
     options, rest = parser.parse_known_args(arguments)
     jax.config.update("jax_platforms", "cpu")  # This machine's own devices are not asked.
-    with ending_in_one_line():
+    with ending_in_one_line(), hearing_sigterm():
         config = read_preset(options.config)
         set_keys(config, rest)
         if options.pairs is not None:
             config.total_steps = steps_for(config, options.pairs)
         config_lib.check(config)
+        out = options.out or Path("plans") / Path(options.config.partition(":")[0]).stem
+        refuse_unwritable(out, "--out")
         chosen = [parse_topology(name) for name in options.topology.split(",")]
         for topology in chosen:  # Before a minute is spent on the first.
             refuse(config, topology)
@@ -171,7 +174,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if not plans[-1].fits:
                 for line in remedies(config, topology):
                     say(line)
-        out = options.out or Path("plans") / Path(options.config.partition(":")[0]).stem
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "plan.json", [each.as_dict() for each in plans])
         draw_plans(out / "plan.png", options.config, plans)

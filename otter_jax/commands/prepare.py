@@ -21,17 +21,20 @@ import pickle
 import re
 import shlex
 import shutil
-import signal
-import sys
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from otter_jax.commands.command_line import Parser, path_of
+from otter_jax.commands.command_line import (
+    Parser,
+    ending_in_one_line,
+    hearing_sigterm,
+    path_of,
+)
 from otter_jax.data.builders.recipes import RECIPES, open_pairs
-from otter_jax.data.kept_pairs import keep_listed
+from otter_jax.data.kept_pairs import keep_listed, read_list
 from otter_jax.data.records import RecordError, Source, in_words, read_in_order
 from otter_jax.data.scan_pool import scan_in_order
 from otter_jax.data.sources import left_out, remarks, skipped_files
@@ -99,23 +102,8 @@ class Job:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Convert what the command line says; what is wrong with it ends in one line."""
     options = parse(arguments)
-    try:
-        with _stopping_as_by_ctrl_c():
-            prepare(options)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        sys.exit(f"otter_jax: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
-        sys.exit("\notter_jax: stopped; the same command goes on")
-
-
-@contextlib.contextmanager
-def _stopping_as_by_ctrl_c() -> Iterator[None]:
-    """Make SIGTERM a KeyboardInterrupt while the context lasts."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with ending_in_one_line("stopped; the same command goes on"), hearing_sigterm():
+        prepare(options)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -165,8 +153,20 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
     folder = options.to.absolute()  # Beam's workers may run elsewhere.
     if set(":?") & set(str(folder)):
         raise ValueError(f"--to={options.to}: a SPEC cannot name it, since it has a ':' or '?'")
+    with _naming_keep():
+        if options.keep:
+            read_list(options.keep)  # Before what takes long.
     with claimed_folder(folder):
         return _convert(options, folder, run)
+
+
+@contextlib.contextmanager
+def _naming_keep() -> Iterator[None]:
+    """Call a list of pairs to keep what it is called here, where something is wrong with it."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(str(error).replace("config.data.keep", "--keep")) from None
 
 
 def _convert(options: argparse.Namespace, folder: Path, run: Runner) -> dict[str, Any]:
@@ -184,7 +184,8 @@ def _convert(options: argparse.Namespace, folder: Path, run: Runner) -> dict[str
     if options.keep:
         if hasattr(source, "splits"):
             raise ValueError(f"--keep: {options.spec} comes in splits, which it would join")
-        source = keep_listed(source, options.keep, progress, say)
+        with _naming_keep():
+            source = keep_listed(source, options.keep, progress, say)
         count = sum(left_out(source).values())
         say(f"{count:,} pairs are not in {options.keep}, and are not written")
     job = Job(source, folder, options.name, options.recipe, options.records_per_shard)
@@ -216,7 +217,7 @@ def claimed_folder(folder: Path) -> Iterator[None]:
         raise ValueError(f"--to={folder} is a file; name a new folder")
     if not any(path.is_file() for path in _notes(folder)) and any(_others(folder)):
         raise ValueError(f"--to={folder} is not empty; name a new folder")
-    is_new = not folder.exists()
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = WorkdirLock(folder / LOCK)
@@ -226,8 +227,10 @@ def claimed_folder(folder: Path) -> Iterator[None]:
         with lock, _kept_if_begun(folder / UNFINISHED):
             yield
     finally:
-        if is_new and not any(folder.iterdir()):
-            folder.rmdir()
+        for path in new:
+            if any(path.iterdir()):
+                break
+            path.rmdir()
 
 
 @contextlib.contextmanager

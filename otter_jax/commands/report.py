@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from otter_jax.commands.command_line import Parser, path_of
+from otter_jax.commands.command_line import Parser, make_folder, path_of
 from otter_jax.evaluation import comparison, comparison_tables, finished_runs
 from otter_jax.evaluation.comparison import Comparison
 from otter_jax.pictures import pages
@@ -26,11 +26,13 @@ def main(arguments: Sequence[str]) -> None:
     histories = [read_history(path) for path in paths]
     if len({each.path.resolve() for each in histories}) < len(histories):
         raise ValueError("a run is given twice")
+    if options.baseline is not None and len(histories) == 1:
+        raise ValueError(f"--baseline={options.baseline} goes with several runs")
     default = paths[0] / pages.FILE if len(histories) == 1 else Path(pages.FILE)
     path = options.output or default
     if path.is_dir():
         path /= pages.FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder("--output", path.parent)
     remarks = list(remarks_on(histories))
     tables = tables_of(histories, options.baseline) if len(histories) > 1 else []
     pages.write_page(path, histories, tables, remarks)

@@ -29,12 +29,13 @@ from types import FrameType
 from typing import Any
 
 from otter_jax.commands import compare
-from otter_jax.commands.command_line import Parser
+from otter_jax.commands.command_line import Parser, path_of
 from otter_jax.commands.cpu_settings import all_cores
 from otter_jax.config import describe_unknown_key
 from otter_jax.evaluation.comparison import NotEvaluatedError
 from otter_jax.preset_files import find_preset
 from otter_jax.runs.interruption import Interrupted
+from otter_jax.runs.workdir import refuse_unwritable
 
 MOST_SEEDS = 10_000
 
@@ -92,6 +93,7 @@ def main(arguments: Sequence[str]) -> None:
     folder = (
         options.workdir or Path("runs") / f"sweep_{Path(options.config.partition(':')[0]).stem}"
     )
+    refuse_unwritable(folder)
     refuse_unknown_keys([*(f"--config.{each}" for each in options.set), *given])
     runs = {
         name: [f"--config={options.config}", *given, *changes]
@@ -140,7 +142,9 @@ def parse_sweep(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]
         metavar="KEY=VALUE,VALUE",
         help="values of a config key, each with all others; repeatable",
     )
-    parser.add_argument("--workdir", type=Path, help="folder of the runs; default: runs/sweep_NAME")
+    parser.add_argument(
+        "--workdir", type=path_of, help="folder of the runs; default: runs/sweep_NAME"
+    )
     parser.add_argument(
         "--at_once",
         type=int,

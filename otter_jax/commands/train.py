@@ -14,7 +14,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from otter_jax.commands.command_line import REFUSALS, fail, unknown_flags
+from otter_jax.commands.command_line import REFUSALS, fail, stopping_at_once, unknown_flags
 from otter_jax.preset_files import find_preset, preset_names
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's chatter; its errors still show.
@@ -63,7 +63,8 @@ def main(arguments: Sequence[str]) -> None:
     if asks_for_help(arguments):
         print(describe_options())
         return
-    from otter_jax import config as config_lib
+    with stopping_at_once():
+        from otter_jax import config as config_lib
 
     # Which the library cannot read.
     arguments, unset = config_lib.split_unset(arguments)
@@ -109,9 +110,10 @@ def run(argv: Sequence[str], unset: Sequence[str], overrides: Mapping[str, Any])
     drop_what_another_method_had(config)
     if _MODE.value == "train":
         refuse_missing_pairs(config, workdir)
-    from otter_jax import evaluate, train
-    from otter_jax.runs import processes
-    from otter_jax.runs.interruption import Interruption
+    with stopping_at_once():
+        from otter_jax import evaluate, train
+        from otter_jax.runs import processes
+        from otter_jax.runs.interruption import Interruption
 
     Interruption.may_end_process = True
     if config.deterministic:

@@ -1,6 +1,7 @@
 """Which pairs are known to match each other: those of equal captions, or of one group by name."""
 
 import hashlib
+import itertools
 from collections.abc import Iterable
 
 import numpy as np
@@ -29,10 +30,21 @@ def hash_groups(names: Iterable[str]) -> np.ndarray:
 
 
 def refuse_unknown_column(source: Source, column: str | None) -> None:
-    """Refuse a column that none of the first records has (ValueError listing those they have)."""
+    """Refuse a column that none of the first records has (ValueError listing those they have).
+
+    Of a `Mixture` they are the first of each part.
+    """
     if column is None:
         return
-    found = read_records(source, range(min(len(source), LOOKED_AT)))
+    lengths = getattr(source, "lengths", (len(source),))[:LOOKED_AT]
+    starts = itertools.accumulate(lengths, initial=0)
+    each = max(1, LOOKED_AT // len(lengths))
+    numbers = [
+        start + number
+        for start, length in zip(starts, lengths, strict=False)
+        for number in range(min(length, each))
+    ]
+    found = read_records(source, numbers)
     read = [record for record in found if not isinstance(record, RecordError)]
     if any(column in record.metadata for record in read):
         return

@@ -43,17 +43,27 @@ def keep_listed(
     names = read_list(listed)
     keys = [_key_or_none(source, n) for n in progress(range(len(source)), len(source), "keys")]
     kept = np.array([key in names for key in keys], bool)
+    unknown = names.difference(keys)
+    hint = _hint_of_blanks(unknown, keys)
     if not kept.any():
-        shown = ", ".join(repr(name) for name in sorted(names)[:3])
+        shown = ", ".join(map(repr, sorted(names)[:3])) + (", ..." if len(names) > 3 else "")
         raise ValueError(
-            f"config.data.keep={listed}: none of its {len(names):,} keys ({shown}, ...) is that of "
-            f"a pair of {source.name}, which are like {keys[0]!r}"
+            f"config.data.keep={listed}: none of its {len(names):,} keys ({shown}) is that of "
+            f"a pair of {source.name}, which are like {keys[0]!r}{hint}"
         )
-    if unknown := len(names.difference(keys)):
+    if unknown:
         remark(
-            f"config.data.keep={listed}: {unknown:,} of its {len(names):,} keys are of no pair here"
+            f"config.data.keep={listed}: {len(unknown):,} of its {len(names):,} keys are of no "
+            f"pair here{hint}"
         )
     return restrict(source, kept, "not in data.keep")
+
+
+def _hint_of_blanks(unknown: Iterable[str], keys: Iterable[str | None]) -> str:
+    """Return what is to be said of listed keys that have blanks around those of pairs."""
+    known = set(keys)
+    count = sum(name.strip() in known for name in unknown)
+    return f"; without the blanks around them {count:,} would be: remove those" if count else ""
 
 
 def _key_or_none(source: Source, number: int) -> str | None:

@@ -91,6 +91,7 @@ class ParquetTable:
         *,
         caption_names: Sequence[str] = CAPTION_NAMES,
         needs_caption: bool = True,
+        column: str | None = None,
     ) -> None:
         """Read the captions, and ask the file system for every image that is named by its path.
 
@@ -101,6 +102,7 @@ class ParquetTable:
             caption_names: Customary names of the captions' columns.
             needs_caption: Whether rows without a caption are left out. (Of labels there may be
                 none.)
+            column: Another one, of text or numbers, that records have in their metadata.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -129,6 +131,7 @@ class ParquetTable:
             self._image_paths = _read_columns(file, [path_column])[0] if path_column else None
             self._refuse_other_lengths()
             self._failed = self._failed_downloads(file, image)
+            self._metadata_columns = _read_metadata(file, column, path)
             self._check_rows(hashlib.sha256(self._sample_images()))
 
     def _refuse_other_lengths(self) -> None:
@@ -197,7 +200,7 @@ class ParquetTable:
     def __getitem__(self, i: int) -> Record:
         """Read row `i`; RecordError if it has no image."""
         row = self.row(i)
-        return Record(row.key, self.image(i), row.captions[0], {}, row.captions)
+        return Record(row.key, self.image(i), row.captions[0], row.columns, row.captions)
 
     def key(self, i: int) -> str:
         """Return what row `i` is called."""
@@ -225,11 +228,18 @@ class ParquetTable:
         """Return what a row of the file says; RecordError if it is no pair."""
         if number in self._failed:
             raise RecordError(f"download failed ({self._failed[number]})")
-        captions = self._captions(number)
+        captions, columns = self._captions(number), self._columns(number)
         if self._bytes_column:
-            return Row(str(number), None, captions, {})
+            return Row(str(number), None, captions, columns)
         name = self._image_name(number)
-        return Row(name, self._path.parent / name, captions, {})
+        return Row(name, self._path.parent / name, captions, columns)
+
+    def _columns(self, number: int) -> dict[str, Any]:
+        """Return what the column that was asked for says; RecordError if it is not UTF-8."""
+        try:
+            return {name: found[number].as_py() for name, found in self._metadata_columns.items()}
+        except UnicodeDecodeError:
+            raise RecordError("metadata not UTF-8") from None
 
     def _open(self, metadata: "FileMetaData | None" = None) -> "ParquetFile":
         try:
@@ -308,6 +318,25 @@ def _read_columns(file: "ParquetFile", names: Sequence[str]) -> list["ChunkedArr
     tables = [file.read(columns=[name]) for name in dict.fromkeys(names)]
     columns = [table.column(i) for table in tables for i in range(table.num_columns)]
     return [_field_of_struct(column) for column in columns]
+
+
+def _read_metadata(file: "ParquetFile", name: str | None, path: Path) -> dict[str, "ChunkedArray"]:
+    """Return a column by its name, none for None; ValueError if it is none, or no plain one."""
+    import pyarrow
+
+    if name is None:
+        return {}
+    names = file.schema_arrow.names
+    if name not in names:
+        raise ValueError(
+            f"config.data.group={name!r}: {path} has no such column; it has {', '.join(names)}"
+        )
+    kind = _field(file.schema_arrow, name).type
+    if pyarrow.types.is_nested(kind) or _is_bytes(kind):
+        raise ValueError(
+            f"config.data.group={name!r}: in {path} it holds {kind}; it must be text or numbers"
+        )
+    return {name: _read_columns(file, [name])[0]}
 
 
 def _field_of_struct(column: "ChunkedArray") -> "ChunkedArray":

@@ -81,6 +81,7 @@ class _Wish(NamedTuple):
     cache_dir: Path | None
     captions: CaptionRule
     every_caption: bool
+    column: str | None
     progress: Progress
 
 
@@ -91,6 +92,7 @@ def open_source(
     cache_dir: Path | None = None,
     captions: CaptionRule = choose_captions,
     every_caption: bool = False,
+    column: str | None = None,
     progress: Progress = no_progress,
 ) -> Source:
     """Open the data set that a SPEC names, or several as a `Mixture`.
@@ -114,6 +116,8 @@ def open_source(
         captions: How captions are made of the text and metadata in tar shards; a function of a
             module. Nothing else has metadata to make them of.
         every_caption: Whether every caption of an image is a pair of its own, see `CaptionPairs`.
+        column: One of Parquet tables that records are to have in their metadata, as
+            `config.data.group` asks for it. Other sources give all that they know of a record.
         progress: Shows how far indexing is.
 
     Raises:
@@ -121,7 +125,7 @@ def open_source(
         FileNotFoundError: For a path at which there is nothing.
         ModuleNotFoundError: If a package is missing; says which, and how to install it.
     """
-    wish = _Wish(split, cache_dir, captions, every_caption, progress)
+    wish = _Wish(split, cache_dir, captions, every_caption, column, progress)
     if isinstance(spec, str):
         return _open_one(Spec.parse(spec), wish)
     if not spec:
@@ -180,7 +184,7 @@ def _caption_rule(spec: Spec, wished: CaptionRule) -> CaptionRule:
 
 def _open_tables(spec: Spec, wish: _Wish) -> Source:
     spec.refuse_options_but(*OPTIONS["csv"])
-    tables = open_tables(spec)
+    tables = open_tables(spec, column=wish.column)
     return tables[0] if len(tables) == 1 else Mixture(tables, spec.name)
 
 

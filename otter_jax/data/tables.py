@@ -36,7 +36,11 @@ _OTHER_FORMATS = (  # By the first bytes.
 
 
 def open_tables(
-    spec: Spec, *, caption_names: Sequence[str] = CAPTION_NAMES, needs_caption: bool = True
+    spec: Spec,
+    *,
+    caption_names: Sequence[str] = CAPTION_NAMES,
+    needs_caption: bool = True,
+    column: str | None = None,
 ) -> list[Table]:
     """Open the tables of a SPEC, in order.
 
@@ -44,6 +48,7 @@ def open_tables(
         spec: `csv:PATH`, with the options `image` and `caption`, see `columns.choose_columns`.
         caption_names: Customary names of the captions' columns.
         needs_caption: Whether rows without a caption are left out.
+        column: Another one that is read of Parquet; of text all are.
 
     Raises:
         FileNotFoundError: For a path at which there is nothing.
@@ -51,11 +56,9 @@ def open_tables(
         ValueError: For a file that is no such table, a column that is not found, and a table
             without one usable row; and for a path in a store.
     """
+    reading = {"caption_names": caption_names, "needs_caption": needs_caption}
     return [
-        _open_table(
-            path, spec.name, spec.options, caption_names=caption_names, needs_caption=needs_caption
-        )
-        for path in find_tables(spec)
+        _open_table(path, spec.name, spec.options, column, **reading) for path in find_tables(spec)
     ]
 
 
@@ -105,7 +108,9 @@ def refuse_remote(spec: Spec) -> None:
         )
 
 
-def _open_table(path: Path, name: str, options: Mapping[str, str], **reading: object) -> Table:
+def _open_table(
+    path: Path, name: str, options: Mapping[str, str], column: str | None, **reading: object
+) -> Table:
     storage.refuse_no_file(str(path))
     start = _first_bytes(path)
     for magic, what in _OTHER_FORMATS:
@@ -113,7 +118,7 @@ def _open_table(path: Path, name: str, options: Mapping[str, str], **reading: ob
             raise ValueError(f"{path} is {what}. csv: reads {FORMS}")
     suffix = path.suffix.lower()
     if suffix in (".parquet", ".pq") or start.startswith(b"PAR1"):
-        return ParquetTable(path, name, options, **reading)
+        return ParquetTable(path, name, options, column=column, **reading)
     if suffix in _JSON_LINES and not _is_json_array(start):
         return JsonLinesTable(path, name, options, **reading)
     if suffix in (".json", *_JSON_LINES) or _begins(start, b"{") or _is_json_array(start):

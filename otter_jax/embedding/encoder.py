@@ -331,7 +331,7 @@ class Encoder:
         return _joined(self._in_batches(self._compiled.embed_image, rows, SIZES), self.embed_dim)
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
-        """Return unit text embeddings, float32 [N, embed_dim]."""
+        """Return unit text embeddings, float32 [N, embed_dim]; ValueError for what is no text."""
         if isinstance(texts, str):
             raise ValueError(f"texts should be a list of strings, found the string {texts!r}")
         texts = list(texts)
@@ -360,6 +360,10 @@ class Encoder:
             labels: the names of the classes.
             template: the prompt around a name, such as "a drawing of {}."; several, a text file of
                 one a line, or "clip80", and the names' embeddings are means over the prompts.
+
+        Raises:
+            ValueError: for labels that are no strings, a template without {}, and as
+                `encode_image`.
         """
         if isinstance(labels, str):
             raise ValueError(f"labels should be a list of strings, found the string {labels!r}")
@@ -624,6 +628,11 @@ def load(path: str | Path, *, step: int | None = None) -> Encoder:
     if not _is_workdir(folder):
         is_ours = str(path) in published.published_names()
         return _load_published(str(path)) if is_ours else _load_two_towers(path)
+    return _load_workdir(folder, step)
+
+
+def _load_workdir(folder: Path, step: int | None) -> Encoder:
+    """Return the model of a run; arguments and errors are those of `load`."""
     from otter_jax import config
     from otter_jax.runs import best_step, checkpoints
 

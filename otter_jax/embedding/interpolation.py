@@ -46,13 +46,18 @@ def interpolate(start: Encoder, end: Encoder, share: float) -> Encoder:
     Raises:
         ValueError: for another share, or two models whose arrays differ in name or shape.
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"interpolation at {share}: it must lie in [0, 1]")
+    refuse_no_share(share)
     model, variables = _merged(end)
     _, first = _merged(start)
     _refuse_other_network(first, variables)
     mean = jax.tree.map(lambda a, b: (1 - share) * a + share * b, first, variables)
     return dataclasses.replace(end, model=model, variables=mean)
+
+
+def refuse_no_share(share: float) -> None:
+    """Refuse what is no share of the way from one model to another (ValueError)."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"interpolation at {share}: it must lie in [0, 1]")
 
 
 def _merged(encoder: Encoder) -> tuple[dual_encoder.FunctionalModel, dual_encoder.Variables]:

@@ -70,7 +70,7 @@ def save_onnx(encoder: Encoder, folder: str | Path) -> None:
         ModuleNotFoundError: the extra [onnx] is not installed.
     """
     jax2onnx = _import_jax2onnx()
-    folder = export.make_folder(folder)
+    folder = export.new_folder(folder)
     module = _in_float32(encoder.model.bind(encoder.variables))
     for program in _programs(module, encoder.image_size, encoder.tokenizer.max_tokens):
         path = folder / f"{program.name}.onnx"

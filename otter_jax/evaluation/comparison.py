@@ -127,8 +127,11 @@ def compare(
             rows[place, metric] = None
             cell = cells.setdefault((method, place, metric), Cell(method, place, metric, {}))
             if run.seed in cell.values:
+                alike = (r for r in methods[method] if describe(r, setting, ALL) == place)
+                first = next(each for each in alike if each.seed == run.seed)
                 raise ValueError(
-                    f"{run.path}: seed {run.seed} of {method} ({place}) is there twice"
+                    f"{first.path} and {run.path} are the same run twice: seed {run.seed} of "
+                    f"{method}, {place}; leave one of them out"
                 )
             cell.values[run.seed] = run.results[metric]
     if not rows:

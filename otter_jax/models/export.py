@@ -83,7 +83,7 @@ def export_tower(tower: nnx.Module, folder: str | Path) -> None:
     Raises:
         ValueError: there is something in the folder.
     """
-    folder, tower = make_folder(folder), lora.merge(tower)
+    folder, tower = new_folder(folder), lora.merge(tower)
     form = hugging_face_form(tower)
     if form is None:
         fields = {"model_type": MODEL_TYPE, OWN_KEY: describe_tower(tower)}
@@ -128,7 +128,7 @@ def export_dual_encoder(
     Raises:
         ValueError: there is something in the folder.
     """
-    folder, module = make_folder(folder), lora.merge(module)
+    folder, module = new_folder(folder), lora.merge(module)
     fields, arrays = _clip(module) or _own(module)
     own = describe(module) | {DATA_KEY: dict(data or {})}
     own["distillation_log_scale"] = float(module.distillation_log_scale[...])
@@ -385,13 +385,18 @@ _FORMS: Mapping[type[nnx.Module], Callable[[Any], HuggingFaceForm | None]] = {
 }
 
 
-def make_folder(folder: str | Path) -> Path:
+def new_folder(folder: str | Path) -> Path:
     """Return a folder to write into; ValueError if there is something in it."""
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} should be a new or an empty folder")
+    refuse_used(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def refuse_used(folder: Path) -> None:
+    """Refuse to write where there is a file, or a folder with something in it (ValueError)."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} should be a new or an empty folder")
 
 
 def _write(folder: Path, fields: Mapping[str, Any], arrays: Arrays) -> None:

@@ -1,6 +1,5 @@
 """The pictures of a run: what the soft targets match with what, and what the model answers."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from otter_jax.data import images
 from otter_jax.data.sources import Source
 from otter_jax.embedding.encoder import Encoder
 from otter_jax.embedding.features import FeatureStore
-from otter_jax.json_files import complete_lines
+from otter_jax.json_files import read_json_lines
 from otter_jax.pictures import curves, figures
 
 PAIRS_SHOWN = 20
@@ -52,7 +51,7 @@ def linked_groups(target: np.ndarray, count: int, group_size: int = 4) -> np.nda
 
 def draw_curves(folder: Path, metrics: Path) -> None:
     """Draw loss.png and evaluation.png of what a run's metrics.jsonl has of them."""
-    lines = [json.loads(line) for line in complete_lines(metrics)]
+    lines = read_json_lines(metrics)
     if losses := curves.loss_curves(lines):
         curves.draw_loss(folder / "loss.png", losses)
     if evaluations := curves.evaluation_curves(lines):

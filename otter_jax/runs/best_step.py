@@ -3,14 +3,13 @@
 metrics.jsonl says it all, so a run that is resumed knows what it knew.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from otter_jax.json_files import complete_lines
+from otter_jax.json_files import read_json_lines
 
 PREFIX = "eval/"
 
@@ -31,8 +30,7 @@ def evaluations(workdir: Path, metric: str) -> list[tuple[int, float]]:
     In order. What is not finite is the worst there is.
     """
     found: dict[int, float] = {}
-    for line in complete_lines(workdir / "metrics.jsonl"):
-        values = json.loads(line)
+    for values in read_json_lines(workdir / "metrics.jsonl"):
         if metric in values and values["step"] > 0:
             value = values[metric]
             found[values["step"]] = value if math.isfinite(value) else -math.inf

@@ -1,7 +1,6 @@
 """What a workdir says of its run, finished or not: read once, for whoever looks at it."""
 
 import dataclasses
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -11,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from otter_jax import config as config_lib
-from otter_jax.json_files import complete_lines, read_json_object
+from otter_jax.json_files import read_json_lines, read_json_object
 from otter_jax.runs.checkpoints import find_damage
 from otter_jax.runs.machine import FILE as MACHINE_FILE
 
@@ -80,28 +79,6 @@ def read_history(workdir: Path) -> History:
         ),
         total_steps=_total_steps(config, data),
     )
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a file of one a line; a last line that is half written is left out.
-
-    Raises:
-        ValueError: naming the file and the line that is no object with a `step`.
-    """
-    found = []
-    try:
-        lines = complete_lines(path)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is damaged, no text ({error})") from None
-    for number, line in enumerate(lines, start=1):
-        try:
-            value = json.loads(line)
-        except ValueError:
-            value = None
-        if not isinstance(value, dict) or not isinstance(value.get("step"), int):
-            raise ValueError(f"{path} is damaged: line {number} is no JSON object with a step")
-        found.append(value)
-    return found
 
 
 def damage_of_last_checkpoint(history: History) -> str | None:

@@ -4,7 +4,6 @@ metrics.jsonl holds only what the config and the seed determine, so that two run
 byte for byte; whatever depends on the machine goes to timings.jsonl.
 """
 
-import json
 import math
 import re
 import secrets
@@ -17,7 +16,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from otter_jax.json_files import JsonLines, complete_lines, read_json
+from otter_jax.json_files import JsonLines, read_json, read_json_lines
 from otter_jax.runs.machine import FILE as MACHINE_FILE
 from otter_jax.runs.machine import describe_machine
 from otter_jax.terminal import Task, aligned, duration, say
@@ -40,8 +39,7 @@ class Costs(Protocol):
 def read_evaluation(path: Path, step: int) -> dict[str, dict[str, float]]:
     """Return `{set: {metric: value}}` of one step in metrics.jsonl; empty where it has none."""
     results: dict[str, dict[str, float]] = {}
-    for line in complete_lines(path):
-        values = json.loads(line)
+    for values in read_json_lines(path):
         if values["step"] != step:
             continue
         for name, value in values.items():

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from otter_jax import config as config_lib
 from otter_jax import sharding
 from otter_jax.data.sources import Source
-from otter_jax.json_files import complete_lines, read_json, write_json
+from otter_jax.json_files import read_json, read_json_lines, write_json
 from otter_jax.terminal import say
 
 # What a run writes before its first step that hangs on its config or data; features/ has names of
@@ -180,8 +180,8 @@ def refuse_other_run(config: ConfigDict, workdir: Path) -> None:
 
 def is_untrained(workdir: Path) -> bool:
     """Return whether no step of a run is left in its workdir, so that it is free for another."""
-    lines = complete_lines(workdir / "metrics.jsonl")
-    return last_saved_step(workdir) == 0 and not any(json.loads(each)["step"] > 0 for each in lines)
+    lines = read_json_lines(workdir / "metrics.jsonl")
+    return last_saved_step(workdir) == 0 and not any(each["step"] > 0 for each in lines)
 
 
 def last_saved_step(workdir: Path) -> int:
@@ -213,20 +213,30 @@ def _clear_for(config: ConfigDict, source: Source | None, workdir: Path) -> None
     sharding.first_process_says(True)  # The others wait until it is done.
 
 
-def refuse_unwritable(workdir: Path) -> None:
-    """Refuse a workdir that cannot be made or written (ValueError naming what is in the way)."""
-    place = workdir.absolute()
+def refuse_unwritable(folder: Path, option: str = "--workdir") -> None:
+    """Refuse a folder that cannot be made or written, without making it.
+
+    Args:
+        folder: where something is to be written.
+        option: what names it on the command line, for the error.
+
+    Raises:
+        ValueError: naming what is in the way.
+    """
+    place = folder.absolute()
     while not place.exists():
         place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise ValueError(f"--workdir={workdir} cannot be written: see {place}")
-    if place == workdir.absolute():
+    if not place.is_dir():
+        raise ValueError(f"{option}={folder}: {place} is a file; name another folder")
+    if not os.access(place, os.W_OK):
+        raise ValueError(f"{option}={folder}: no permission to write in {place}")
+    if place == folder.absolute():
         return
     try:  # Some file systems, such as /proc, say yes and mean no.
         tempfile.TemporaryDirectory(dir=place).cleanup()
     except OSError as error:
         raise ValueError(
-            f"--workdir={workdir}: no folder can be made in {place} ({error.strerror})"
+            f"{option}={folder}: no folder can be made in {place} ({error.strerror})"
         ) from None
 
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from otter_jax import objectives, sharding
 from otter_jax.data import batches, text_augmentations
-from otter_jax.data.groups import group_name, hash_groups, refuse_unknown_column
+from otter_jax.data.groups import group_name, hash_groups
 from otter_jax.data.pair_loader import PairLoader, Views
 from otter_jax.data.records import (
     count_reasons,
@@ -70,7 +70,6 @@ def open_training_data(parts: Parts, source: Source) -> TrainingData:
             f"config.data.token_buckets={config.data.token_buckets}: the text tower "
             f"{config.model.text.name} looks at padding too, which must not be cut; leave it ()"
         )
-    refuse_unknown_column(source, config.data.group)
     one_view = views.images == 1 and not views.masked_text and not views.second_text
     fixed = config.data.augmentation == "none" and not config.data.flip and one_view
     trains = config.total_steps != 0  # Else hardly a pair is looked at.

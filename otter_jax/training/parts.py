@@ -130,6 +130,7 @@ def open_whole(config: ConfigDict, workdir: Path) -> Source:
             config.data.train,
             cache_dir=workdir,
             every_caption=config.data.captions == "all",
+            column=config.data.group,
             progress=progress,
         )
     except FileNotFoundError as error:

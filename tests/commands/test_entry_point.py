@@ -1,6 +1,7 @@
 """One entry point: what it lists, and that every refusal is one line."""
 
 import importlib
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 import otter_jax
 from otter_jax.commands import main
-from otter_jax.commands.command_line import make_folder, unknown_flags
+from otter_jax.commands.command_line import make_folder, stopping_at_once, unknown_flags
 
 
 def test_usage_lists_every_command(capsys: pytest.CaptureFixture) -> None:
@@ -41,6 +42,15 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture) -> Non
         (["fly"], "unknown command 'fly': choose from train, evaluate, inspect"),
         (["evaluate", "--wrkdir=x"], "unknown flag --wrkdir: did you mean --workdir"),
         (["export"], r"required: workdir, folder; otter-jax export --help lists the options"),
+        # Before anything is read.
+        (["export", "nowhere", "/dev/null"], "FOLDER=/dev/null: /dev/null is a file"),
+        (["export", "nowhere", "/"], "/ should be a new or an empty folder"),
+        (["export", "nowhere", "new", "--interpolate=2"], r"interpolation at 2.0: .* in \[0, 1\]"),
+        (
+            ["plan", "--config=icons", "--topology=v5e:1", "--out=/dev/null"],
+            "--out=/dev/null: /dev",
+        ),
+        (["sweep", "--config=icons", "--workdir=/dev/null"], "--workdir=/dev/null: /dev/null is a"),
         (["compare", "nowhere"], "nowhere is not a finished run: there is no such folder"),
         (["inspect"], "required: --data"),
         (["inspect", "--data=nothing"], "otter_jax: .*nothing"),
@@ -78,3 +88,30 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
         program.stdout.close()
         assert program.stderr.read() == b""
     assert program.returncode == 141  # As of a program that SIGPIPE ends.
+
+
+def test_ctrl_c_while_modules_are_imported_is_not_lost() -> None:
+    code = (
+        "import contextlib, importlib, os, signal, time\n"
+        "from otter_jax.commands import main\n"
+        "def load(name):\n"  # As a module that does without what cannot be imported.
+        "    with contextlib.suppress(BaseException):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        time.sleep(10)\n"
+        "importlib.import_module = load\n"
+        "main.main(['compare'])\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (130, "\notter_jax: stopped\n")
+    assert found.stderr == ""
+
+
+def test_only_pythons_own_way_with_ctrl_c_is_replaced() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    for handler in (signal.default_int_handler, signal.SIG_IGN):
+        signal.signal(signal.SIGINT, handler)
+        with stopping_at_once():
+            is_own = signal.getsignal(signal.SIGINT) is handler
+        found = signal.getsignal(signal.SIGINT)
+        signal.signal(signal.SIGINT, before)
+        assert found is handler and is_own == (handler is signal.SIG_IGN)

@@ -55,6 +55,7 @@ def test_models_are_measured_as_in_a_run(
         (["--model=a", "--model=a", "--sets=openmoji"], "--model=a is given twice"),
         (["--model=a", "--sets=openmojis"], "--sets: unknown set 'openmojis'"),
         (["--model=a", "--sets=(openmoji"], r"--sets=\(openmoji: write --sets=SPEC,SPEC"),
+        (["--model=quickstart", "--sets=openmoji", "--template=x"], "--template: the template 'x'"),
     ],
 )
 def test_what_is_no_model_or_set_is_refused(arguments: list, message: str) -> None:
@@ -77,6 +78,7 @@ def test_several_sets() -> None:
         ([], "which run"),
         (["nowhere"], "nowhere: there is no run to evaluate"),
         (["a", "b"], "2 models are compared on --sets=SPEC,SPEC: a, b"),
+        (["a", "--workdir=b"], "one run is evaluated at a time, found a, --workdir=b"),
     ],
 )
 def test_no_run_is_refused(arguments: list, message: str) -> None:

@@ -2,6 +2,10 @@
 
 import importlib.util
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -140,10 +144,8 @@ def test_the_table_is_csv_without_pyarrow(tmp_path: Path, monkeypatch: pytest.Mo
         (["--data=webdataset:/no/such/place.tar"], "/no/such/place.tar"),
         (["--data=open_clipart", "--limit=0"], "--limit=0"),
         (["--data=open_clipart", "--batch_size=1"], "--batch_size=1"),
-        (
-            ["--data=open_clipart", f"--out={__file__}"],
-            f"--out={__file__} is a file",
-        ),
+        (["--data=nonsense", f"--out={__file__}"], f"--out={__file__}: {__file__} is a file"),
+        (["--data=nonsense", f"--out={__file__}/new"], f"/new: {__file__} is a file; name another"),
         (["--data=(open_clipart"], 'write \'("SPEC","SPEC")\''),
         (["--data=open_clipart", "--model=/no/such/model"], "/no/such/model"),
     ],
@@ -180,3 +182,27 @@ def test_names_of_folders_as_captions_are_said(
 def test_a_negative_seed_is_refused_by_name(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit, match=r"--seed=-1; it must not be negative"):
         inspect.main(["--data=open_clipart", "--seed=-1"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_that_is_stopped_leaves_nothing_behind(
+    pairs_folder: Path, tiny_model: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "out"
+    arguments = [f"--data=webdataset:{pairs_folder}", f"--model={tiny_model}", f"--out={out}"]
+    code = (
+        "import time\nfrom otter_jax.commands import inspect\n"
+        "from otter_jax.embedding import pair_features\n"
+        "pair_features.embed_pairs = lambda *_: time.sleep(60)\n"
+        f"inspect.main({[*arguments, '--trust']})\n"
+    )
+    together = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], **together) as process:
+        while not list(out.glob("*")):  # The folder of the features.
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        said = process.stdout.read().splitlines()
+    assert process.returncode == 128 + number
+    assert said[-1] == "otter_jax: stopped; --limit=N looks at a random part"
+    assert not any("Traceback" in line for line in said) and not list(out.iterdir())

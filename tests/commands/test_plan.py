@@ -5,7 +5,11 @@ The slow test compiles with XLA's own for TPUs and GPUs, where they are installe
 
 import importlib.util
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -186,3 +190,33 @@ def test_topologies_are_judged_before_the_first_is_compiled(
     arguments = ["--config=otter_rn50", "--topology=v5e:2x4,v4:2x4x4,h100:1x7"]
     with pytest.raises(SystemExit, match="does not divide over 7 devices"):
         plan.main(arguments)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_that_is_stopped_leaves_no_child_and_no_folder(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    child = tmp_path / "child"
+    sleeps = f"import os, time; open({str(child)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    code = (
+        "import sys\nfrom otter_jax.commands import plan\n"
+        "plan.refuse, plan.count_flops = lambda *_: None, lambda _: 1.0\n"
+        f"plan.child_command = lambda *_: [sys.executable, '-c', {sleeps!r}]\n"
+        "plan.main(['--config=icons', '--topology=v5e:2x2', '--out=plans'])\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True},
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        cwd=tmp_path,
+    )
+    with process:
+        while not (child.is_file() and child.read_text()):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        said = process.stdout.read()
+    assert process.returncode == 128 + number and said == "\notter_jax: stopped\n"
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(child.read_text()), 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["child"]

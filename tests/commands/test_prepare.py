@@ -141,17 +141,16 @@ def test_a_stopped_conversion_says_one_line_and_goes_on(
     write_shard(tmp_path / "0.tar", pairs)
     command = ["-m", "otter_jax.commands.prepare", f"--from=webdataset:{tmp_path / '0.tar'}",
                f"--to={folder}", "--records_per_shard=1200", "--workers=2"]  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, *command], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    together = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen([sys.executable, *command], **together, start_new_session=True)
     while not list(folder.glob(".unfinished/*.partial")):
         assert process.poll() is None
         time.sleep(0.001)
     os.killpg(process.pid, number)  # All of them, as a terminal and SLURM do.
-    _, errors = process.communicate()
-    assert process.returncode == 1
-    assert errors.split("\n")[-2] == "otter_jax: stopped; the same command goes on"
-    assert "Traceback" not in errors
+    said, _ = process.communicate()
+    assert process.returncode == 128 + number
+    assert said.split("\n")[-2] == "otter_jax: stopped; the same command goes on"
+    assert "Traceback" not in said
     assert not list(folder.glob(".unfinished/*.partial"))
     prepare.main(command[2:])
     assert len(open_source(f"tfds:{folder}")) == 14400
@@ -271,7 +270,9 @@ def test_what_is_refused(pairs: str, whole: Path, tmp_path: Path) -> None:
     )
     assert "unknown data source 'nothing'" in refusal("--from=nothing", to_whole[1])
     assert contents(whole) == before
-    refusal("--from=nothing", f"--to={tmp_path / 'new'}")
+    refusal("--from=nothing", f"--to={tmp_path / 'new' / 'pairs'}")
+    said = refusal("--from=nothing", f"--to={tmp_path / 'new'}", "--keep=nowhere.txt")
+    assert said == "otter_jax: --keep: there is no file nowhere.txt"
     assert not (tmp_path / "new").exists()
 
 

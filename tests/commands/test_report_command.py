@@ -77,6 +77,8 @@ def test_bad_input_ends_in_one_line(runs: list[str], tmp_path: Path) -> None:
         ([str(tmp_path)], "holds no run"),
         ([runs[0], runs[0]], "given twice"),
         ([*runs, "--baseline=none"], "--baseline=none stands for 0 methods"),
+        ([runs[0], "--baseline=none"], "--baseline=none goes with several runs"),
+        ([*runs, f"--output={runs[0]}/config.json/page.html"], "--output=.*/config.json: it is a"),
         ([], "required: RUN"),
     ):
         with pytest.raises(SystemExit, match=message):

@@ -1,6 +1,7 @@
 """Which pairs are known to match each other, by their captions or by a column."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -9,11 +10,12 @@ from hypothesis import strategies as st
 
 from otter_jax.data.groups import group_name, hash_groups, refuse_unknown_column
 from otter_jax.data.records import Record
-from otter_jax.data.sources import open_source
+from otter_jax.data.sources import Mixture, open_source
 
 
 class Table:
-    name = "csv:mine.csv"
+    name, fingerprint = "csv:mine.csv", "0"
+    skipped: ClassVar[dict[str, int]] = {}
 
     def __init__(self, *rows: dict):
         self.rows = rows
@@ -47,6 +49,8 @@ def test_equal_names_have_equal_hashes(names: list[str]) -> None:
 def test_a_column_that_no_record_has_is_refused() -> None:
     refuse_unknown_column(Table({}), None)
     refuse_unknown_column(Table({}, {"product": 1}), "product")
+    other = Mixture([Table(*[{}] * 30), Table({"product": 1})], "two")
+    refuse_unknown_column(other, "product")  # Only the second part has it.
     with pytest.raises(ValueError, match=r"data.group='produkt': none of the .* have product"):
         refuse_unknown_column(Table({"product": 1}), "produkt")
     with pytest.raises(ValueError, match=r"they have nothing beside their captions"):

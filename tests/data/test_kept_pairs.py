@@ -139,8 +139,23 @@ def test_parts_of_several_sources_stay_parts(specs: dict[str, str], tmp_path: Pa
 def test_a_list_of_another_set_is_refused(specs: dict[str, str], tmp_path: Path) -> None:
     source = open_source(specs["csv"], cache_dir=tmp_path)
     (tmp_path / "keep.txt").write_text("x1\nx2\n")
-    with pytest.raises(ValueError, match=r"none of its 2 keys \('x1', 'x2', ...\) .* are like"):
+    with pytest.raises(ValueError, match=r"none of its 2 keys \('x1', 'x2'\) .* are like '\S+'$"):
         keep_listed(source, str(tmp_path / "keep.txt"))
+    (tmp_path / "keep.txt").write_text("x1\nx2\nx3\nx4\n")
+    with pytest.raises(ValueError, match=r"none of its 4 keys \('x1', 'x2', 'x3', ...\) "):
+        keep_listed(source, str(tmp_path / "keep.txt"))
+
+
+def test_blanks_around_keys_are_pointed_out(specs: dict[str, str], tmp_path: Path) -> None:
+    source = open_source(specs["csv"], cache_dir=tmp_path)
+    keys = [source[number].key for number in range(3)]
+    (tmp_path / "keep.txt").write_text("".join(f"{key} \n" for key in keys))
+    with pytest.raises(ValueError, match="without the blanks around them 3 would be: remove"):
+        keep_listed(source, str(tmp_path / "keep.txt"))
+    (tmp_path / "keep.txt").write_text(f"{keys[0]}\n{keys[1]}\t\nx1\n")
+    said: list[str] = []
+    assert len(keep_listed(source, str(tmp_path / "keep.txt"), remark=said.append)) == 1
+    assert "2 of its 3 keys are of no pair here; without the blanks around them 1 would" in said[0]
 
 
 def test_a_run_trains_on_what_is_kept(

@@ -145,3 +145,20 @@ def test_fingerprint_follows_captions_and_images(tmp_path: Path) -> None:
     reference = fingerprint(b"x", "cat")
     assert reference == fingerprint(b"x", "cat")
     assert len({reference, fingerprint(b"x", "cot"), fingerprint(b"y", "cat")}) == 3
+
+
+@pytest.mark.parametrize("image", ["path", "bytes"])
+def test_a_column_that_is_asked_for_is_metadata(tmp_path: Path, image: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"pixels")
+    images = ["a.jpg"] * 3 if image == "path" else [b"pixels"] * 3
+    columns = {"image": images, "caption": ["a", "b", "c"], "id": [7, None, 8], "list": [[1]] * 3}
+    table(tmp_path, columns)
+    path = f"csv:{tmp_path}/pairs.parquet"
+    assert open_source(path)[0].metadata == {}
+    source = open_source(path, column="id")
+    assert [source[i].metadata for i in range(3)] == [{"id": 7}, {"id": None}, {"id": 8}]
+    assert source.fingerprint == open_source(path).fingerprint  # The pairs are the same.
+    with pytest.raises(ValueError, match=r"data.group='ids': .* it has image, caption, id, list"):
+        open_source(path, column="ids")
+    with pytest.raises(ValueError, match=r"data.group='list': .* must be text or numbers"):
+        open_source(path, column="list")

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from otter_jax.runs.history import read_json_lines
+from otter_jax.json_files import read_json_lines
 from otter_jax.runs.machine import FILE, give_back_freed_memory
 from otter_jax.runs.reporting import Reporter
 

@@ -150,6 +150,10 @@ def test_where_nothing_was_trained_another_config_begins_anew(
 def test_a_place_where_no_folder_can_be_made_is_refused(tmp_path: Path) -> None:
     refuse_unwritable(tmp_path / "a" / "b")
     assert not list(tmp_path.iterdir())  # Nothing is left of the trial.
+    (tmp_path / "file").touch()
+    for path in ("file", "file/x"):
+        with pytest.raises(ValueError, match=f"^--workdir=.*/{path}: .*/file is a file; name"):
+            refuse_unwritable(tmp_path / path)
     if Path("/proc").is_dir():  # Its permissions promise what it does not keep.
         with pytest.raises(ValueError, match=r"^--workdir=/proc/x"):
             refuse_unwritable(Path("/proc/x"))

@@ -94,6 +94,9 @@ def test_images_come_into_the_order_of_scan(tmp_path: Path) -> None:
     path.write_text("".join(f"{line}\n" for line in lines[:-1]))
     with pytest.raises(ValueError, match="14 lines are no multiple of 3 images"):
         noise.in_order(path, captions)
+    path.write_text("")
+    with pytest.raises(ValueError, match=r"train_caps.txt is empty; it should have the captions"):
+        noise.in_order(path, captions)
 
 
 @pytest.mark.parametrize(

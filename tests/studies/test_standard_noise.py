@@ -91,6 +91,8 @@ def test_recalls_are_customary_unless_equal_captions_count() -> None:
         ([*SPECS, "--noise=random"], "unknown noise 'random'"),
         ([*SPECS, "--noise=none.npy"], "--noise=none.npy: there is nothing there"),
         ([*SPECS, "--noise=random:1", "--order=no.txt"], "--order=no.txt: there is nothing there"),
+        (["--out=/"], "--out=/: name a file"),
+        (["--out=nowhere/tables.md"], "--out=nowhere/tables.md: name a file, in a folder"),
         (["--karpathy=x.json", "--noise=random:0.4"], "or --karpathy and --images"),
         ([*SPECS, "--karpathy=x.json", "--noise=random:0.4"], "or --karpathy and --images"),
         ([*SPECS, "--noise=random:0.4", "--trials=0"], "--trials=0; it must be at least 1"),
@@ -103,6 +105,16 @@ def test_a_command_that_lacks_something_is_refused(
     with pytest.raises(SystemExit):
         study.parse_arguments(["--workdir=w", *given])
     assert message in capsys.readouterr().err
+
+
+def test_an_empty_file_is_refused_before_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "train_caps.txt").touch()
+    given = [*SPECS, "--noise=random:0.4", f"--order={tmp_path / 'train_caps.txt'}"]
+    with pytest.raises(SystemExit):
+        study.parse_arguments(["--workdir=w", *given])
+    assert "train_caps.txt: the file is empty" in capsys.readouterr().err
 
 
 def test_noise_that_is_written_in_two_ways_is_one() -> None:
