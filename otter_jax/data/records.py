@@ -158,7 +158,7 @@ def read_in_order(
 
 
 class Progress(Protocol):
-    """Passes items on and shows how far it is, as `otter_jax.runs.reporting.progress` does."""
+    """Passes items on and shows how far it is, as `otter_jax.terminal.progress` does."""
 
     def __call__(self, items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
         """Yield the items, `total` in number."""

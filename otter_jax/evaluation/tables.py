@@ -1,4 +1,4 @@
-"""Results as a CSV: a line for every metric of every set."""
+"""Results as tables: a CSV of every metric of every set, and interpolations on the screen."""
 
 import csv
 from collections.abc import Mapping

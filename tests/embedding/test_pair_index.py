@@ -10,6 +10,9 @@ import pytest
 
 from otter_jax import config as config_lib
 from otter_jax import sharding
+from otter_jax.data.held_out import hold_out
+from otter_jax.data.kept_pairs import keep_listed
+from otter_jax.data.sources import open_source
 from otter_jax.embedding import encoder, pair_index
 from otter_jax.embedding.pair_index import DropList, PairIndex
 from otter_jax.models import dual_encoder
@@ -66,6 +69,20 @@ def test_what_is_dropped_stays_dropped(tmp_path: Path) -> None:
     assert path.read_text() == "a\nc\n" and len(again) == 2
     assert "b" in again and "a" not in again
     assert [each.name for each in tmp_path.iterdir()] == ["keep.txt"]
+
+
+def test_only_pairs_that_a_run_was_trained_on_are_in_its_index(
+    tiny_config: Callable, pairs: PairIndex, tmp_path: Path
+) -> None:
+    listed = pairs.keys[:40]
+    (tmp_path / "listed.txt").write_text("".join(f"{key}\n" for key in listed))
+    changes = {"data.keep": str(tmp_path / "listed.txt"), "data.held_out": 0.2}
+    config = tiny_config(**changes)
+    (tmp_path / "config.json").write_text(json.dumps(config_lib.as_dict(config)))
+    found = pair_index.index_pairs(tmp_path, pairs.encoder, limit=100)
+    trained = hold_out(keep_listed(open_source(config.data.train), changes["data.keep"]), 0.2, 0)
+    assert found.source.fingerprint == trained.train.fingerprint
+    assert set(found.keys) < set(listed) and len(found.keys) == len(trained.train)
 
 
 def test_a_run_whose_pairs_are_gone_says_so(tiny_config: Callable, tmp_path: Path) -> None:
