@@ -105,15 +105,18 @@ def add(tower: nnx.Module, settings: Lora, *, rngs: nnx.Rngs) -> None:
     """Give the tower's linear layers updates, in place.
 
     Raises:
-        ValueError: no layer has the pattern in its path, or the rank is above a layer's width.
+        ValueError: there are no linear layers, none has the pattern in its path, or the rank is
+            above a layer's width.
     """
     layers = {_name(path): layer for path, layer in _layers(tower, Linear)}
     chosen = [name for name in layers if re.search(settings.layers or "", name)]
+    if not layers:
+        raise ValueError(f"LoRA: {type(tower).__name__} has no linear layers; choose another tower")
     if not chosen:
         some = ", ".join([*layers][:: max(1, len(layers) // 6)])
         raise ValueError(
             f"LoRA: {type(tower).__name__} has no linear layer with {settings.layers or ''!r} in "
-            f"its path; it has {len(layers)}{': ' if layers else ''}{some}"
+            f"its path; it has {len(layers)}: {some}"
         )
     for name in chosen:
         inputs, outputs = layers[name].in_features, layers[name].out_features

@@ -171,6 +171,11 @@ def test_impossible_updates_are_refused(settings: dict, words: str) -> None:
         add(small_model().text, Lora(**settings), rngs=nnx.Rngs(0))
 
 
+def test_a_tower_without_linear_layers_is_refused() -> None:
+    with pytest.raises(ValueError, match="Module has no linear layers; choose another tower"):
+        add(nnx.Module(), Lora(rank=4), rngs=nnx.Rngs(0))
+
+
 def test_wrong_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="frozen, or has trained low-rank updates"):
         TrainableParts(frozen=True, lora=Lora(rank=4))
