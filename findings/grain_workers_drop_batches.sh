@@ -5,13 +5,13 @@
 # Expected:  the number of workers changes the speed. Batches are the same, and drop_remainder drops
 #            fewer records than a batch has, as with PyTorch's DataLoader.
 # Happens:   each worker takes every n-th record, makes batches of its own and drops its own
-#            remainder. 16 workers have 62 or 63 records each, and not one batch of 64: the loop over
-#            the data set ends at once, no error. So with grain's DataLoader, and with to_iter_dataset
-#            before batch. Without drop_remainder all 16 batches are short. A MapDataset's own batch
-#            is made before records are shared out, and does not change.
+#            remainder. 16 workers have 62 or 63 records each, and not one batch of 64: the loop
+#            over the data set ends at once, no error. So with grain's DataLoader, and with
+#            to_iter_dataset before batch. Without drop_remainder all 16 batches are short. A
+#            MapDataset's own batch is made before records are shared out, and does not change.
 # Matters:   sets of a few pairs, whose epochs lose a part that depends on the machine's cores;
-#            validation and zero-shot evaluation of small sets on a machine with many. Negatives of a
-#            batch change too: with 4 workers the first is records 0, 4, 8, ...
+#            validation and zero-shot evaluation of small sets on a machine with many. Negatives of
+#            a batch change too: with 4 workers the first is records 0, 4, 8, ...
 # Seen on 2026-11-29, 0, 4, 8 and 16 workers:
 #   records in full batches, to_iter_dataset, then batch: [960, 768, 512, 0] of 1000
 #   records in full batches, DataLoader: [960, 768, 512, 0] of 1000

@@ -8,11 +8,11 @@
 #            gradient of what is the same everywhere is summed over the devices by jax.grad itself.
 #            pmean, or psum divided by the devices, then finds equal numbers, and leaves the sum:
 #            on 8 devices 8 times the gradient, no error. check_vma=False gives the right one.
-#            And the other way round: the gradient of a loss that is averaged by pmean inside of the
-#            function is right by default, and another one with check_vma=False.
+#            And the other way round: the gradient of a loss that is averaged by pmean inside of
+#            the function is right by default, and another one with check_vma=False.
 # Matters:   steps of image-text training are written in just this way, with jax.lax.all_gather of
-#            the embeddings. The reported loss is right. Under Adam the factor hides, while SGD takes
-#            steps of 8 times the length, and clipping of the gradient's norm cuts far more.
+#            the embeddings. The reported loss is right. Under Adam the factor hides, while SGD's
+#            steps are 8 times as long, and clipping of the gradient's norm cuts far more.
 # Seen on 2026-11-29, 8 devices on a CPU, norm of the gradient by that of one device:
 #   mean squares, then pmean: check_vma=False 1.00, default 8.00
 #   InfoNCE of gathered embeddings, then pmean: check_vma=False 1.00, default 8.00
