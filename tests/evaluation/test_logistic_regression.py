@@ -41,6 +41,26 @@ def test_objective_and_predictions_equal_scikit_learns(l2: float) -> None:
     np.testing.assert_allclose(ours, theirs.predict_proba(features), atol=0.02)
 
 
+def test_a_probe_of_many_classes_is_fitted_to_the_end() -> None:
+    """The gradient of the mean is below scikit-learn's tolerance before anything is learned."""
+    count, width = 3000, 64
+    features = np.random.default_rng(0).normal(size=(count, width))
+    features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
+    labels, l2 = np.arange(count), 0.1
+
+    def gradient(kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        logits = features.astype(np.float64) @ kernel + bias
+        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+        shares /= shares.sum(axis=1, keepdims=True)
+        shares[np.arange(count), labels] -= 1
+        return (features.T @ shares + l2 * kernel) / count
+
+    first = np.abs(gradient(np.zeros((width, count)), np.zeros(count))).max()
+    assert 1e-5 < first < 3e-4
+    fitted = logistic_regression.fit(features, labels, count, l2)
+    assert np.abs(gradient(fitted["kernel"], fitted["bias"])).max() < 2e-3 * first
+
+
 def test_one_device_equals_eight() -> None:
     features, labels = problem(count=61)  # Padded to 64.
     fitted = [
