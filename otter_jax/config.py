@@ -216,7 +216,7 @@ class TowerSection:
         keep_batch_stats: batch norm keeps its running statistics. Otherwise they move also in a
             tower whose parameters do not (as released).
         remat: compute activations again for the gradient instead of keeping them: less memory, more
-            time.
+            time. On a CPU XLA does so only where scan_layers is set too.
         scan_layers: compile layers that are equal once, as a loop (of ViTs, CLIP's texts, the BERT
             family and ResNets): a program of a fraction of the size, with the same numbers.
         projection: linear | linear_no_bias | mlp | none | auto (none if widths agree, else

@@ -278,7 +278,30 @@ def test_stochastic_depth_drops_whole_examples_at_its_rate():
     assert len(kinds) == 4 and np.all(np.abs(counts - 100) < 40)
 
 
-def test_remat_changes_memory_not_numbers(small: ViT):
+def test_remat_saves_memory_where_layers_are_a_loop():
+    def temporaries(*, remat: bool) -> int:
+        shape = {"hidden_size": 32, "num_hidden_layers": 6, "num_attention_heads": 2}
+        config = ViTConfig(
+            image_size=64,
+            patch_size=4,
+            intermediate_size=128,
+            remat=remat,
+            scan_layers=True,
+            **shape,
+        )
+        graph, parameters = nnx.split(ViT(config, rngs=nnx.Rngs(0)))
+
+        def loss(parameters: nnx.State, images: jax.Array) -> jax.Array:
+            return jnp.sum(nnx.merge(graph, parameters)(images, train=True).pooled ** 2)
+
+        images = jax.ShapeDtypeStruct((4, 64, 64, 3), jnp.uint8)
+        program = jax.jit(jax.grad(loss)).lower(parameters, images).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(remat=True) < 0.5 * temporaries(remat=False)
+
+
+def test_remat_changes_no_numbers(small: ViT):
     kept = gradients_of_cubes(small, IMAGES)
     again = gradients_of_cubes(from_pretrained(GOLDEN / "small_vit", remat=True), IMAGES)
     for first, second in zip(
