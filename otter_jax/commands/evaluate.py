@@ -11,8 +11,8 @@ Or several models, trained here or not, on the same sets into one table:
 WORKDIR may also be written --workdir=DIR, and a model --model=PATH. A model is whatever
 `otter_jax.load` takes: a workdir, an exported folder, a checkpoint with two towers by its path or
 its name in the Hugging Face Hub. --sets are those of config.evaluate.sets, --template and --names
-as config.evaluate has them. The table also goes to --output (default: evaluation.json), which is
-replaced.
+as config.evaluate has them: where they are not given, a run's own, and for other models the
+defaults. The table also goes to --output (default: evaluation.json), which is replaced.
 """
 
 import argparse
@@ -100,8 +100,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="otter-jax evaluate")
     for option in ("--model", "--sets"):
         parser.add_argument(option, action="append", required=True)
-    parser.add_argument("--template", default=DEFAULT_TEMPLATE)
-    parser.add_argument("--names", default="joined", choices=("joined", "averaged"))
+    parser.add_argument("--template", help="of a run its own, unless given")
+    parser.add_argument("--names", choices=("joined", "averaged"))
     parser.add_argument("--output", type=path_of, default=Path("evaluation.json"))
     return parser.parse_args(arguments)
 
@@ -119,7 +119,7 @@ def measure_models(options: argparse.Namespace) -> None:
     if options.output.is_dir():
         raise ValueError(f"--output={options.output} is a folder; name a file")
     try:
-        read_templates(options.template)
+        read_templates(options.template or DEFAULT_TEMPLATE)
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"--template: {error}") from None
     make_folder("--output", options.output.parent)

@@ -252,11 +252,14 @@ def run_all(
     features_are_known = any(folder.glob("features/*"))
     alone = len(left) if at_once == 1 else int(not features_are_known)
     workers = max(1, min(at_once, len(left) - alone))
+    # A run's last digits depend on its cores: all have as many, the first as well.
     shares: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
-    for number in range(workers):
-        shares.put(set(all_cores()[number::workers]))
+    first, *_ = divided = equal_shares(all_cores(), at_once)
+    for share in divided:
+        shares.put(share)
     # In threads, since a child that is interrupted has a quarter of a second from the main thread.
-    good = _all(ThreadPoolExecutor(1), run, [(*each, None) for each in left[:alone]])
+    pool = ThreadPoolExecutor(1, initializer=lambda: use_cores(first))
+    good = _all(pool, run, [(*each, None) for each in left[:alone]])
     pool = ThreadPoolExecutor(workers, initializer=lambda: use_cores(shares.get()))
     good += _all(pool, run, [(*each, "output.txt") for each in left[alone:]])
     return [name for (name, _), is_good in zip(left, good, strict=True) if not is_good]
@@ -273,6 +276,12 @@ def _all(
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def equal_shares(cores: Sequence[int], number: int) -> list[set[int]]:
+    """Divide cores into so many shares of as many each; what is left over is in none."""
+    size = len(cores) // number
+    return [set(cores[each::number][:size]) for each in range(number)]
 
 
 def use_cores(cores: set[int]) -> None:

@@ -672,6 +672,16 @@ def refuse_no_model(path: str | Path) -> None:
         find_pretrained(path)
 
 
+def config_of(path: str | Path) -> ConfigDict | None:
+    """Return the config of the run that made a model, as `load` takes it; None where none did."""
+    from otter_jax import config
+
+    folder = Path(path).expanduser()
+    if not _is_workdir(folder) and str(path) in published.published_names():
+        folder = published.FOLDER / str(path)
+    return config.load_config(folder / "config.json") if _is_workdir(folder) else None
+
+
 def _is_workdir(folder: Path) -> bool:
     """Return whether a run has written the folder: its config.json is not a model's."""
     path = folder / "config.json"

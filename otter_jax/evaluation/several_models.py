@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from otter_jax.data.templates import DEFAULT_TEMPLATE
-from otter_jax.embedding.encoder import load, refuse_no_model
+from otter_jax.config import default_config
+from otter_jax.embedding.encoder import config_of, load, refuse_no_model
 from otter_jax.embedding.features import FeatureStore
 from otter_jax.evaluation.sets import SetMetrics, open_sets, refuse_unknown_sets
 from otter_jax.runs.reporting import percent
@@ -17,8 +17,8 @@ def evaluate_models(
     paths: Sequence[str],
     specs: Sequence[str],
     *,
-    template: str = DEFAULT_TEMPLATE,
-    names: str = "joined",
+    template: str | None = None,
+    names: str | None = None,
     keep: Callable[[dict[str, Scores]], None],
 ) -> dict[str, Scores]:
     """Measure models, one after the other, as the sets would be measured in a run.
@@ -26,8 +26,9 @@ def evaluate_models(
     Args:
         paths: of the models, as `otter_jax.load` takes them.
         specs: what to measure them on, as config.evaluate.sets has it.
-        template: as config.evaluate.template.
-        names: as config.evaluate.names.
+        template: as config.evaluate.template; None: each run's own, and the default for models of
+            no run.
+        names: as config.evaluate.names, and so on.
         keep: called with what has been found after every model.
 
     Returns:
@@ -45,18 +46,24 @@ def evaluate_models(
     found: dict[str, Scores] = {}
     for path in paths:
         model = load(path)
-        say(f"{path}: {model!r}")
+        own_template, own_names = prompts_of(path)
+        prompts = {"template": template or own_template, "names": names or own_names}
+        say(f"{path}: {model!r}, prompt {prompts['template']!r}")
         # In memory: there is no workdir that the features would belong to.
         store = FeatureStore(Path(), model, freeze_image=False, freeze_text=False)
-        sets = list(
-            open_sets(list(specs), image_size=model.image_size, template=template, names=names)
-        )
+        sets = list(open_sets(list(specs), image_size=model.image_size, **prompts))
         chance = {each.name: each.chance() for each in sets}
         found.pop("chance", None)  # It stands behind all models.
         found |= {path: {each.name: each.evaluate(model, store) for each in sets}}
         found["chance"] = chance
         keep(found)
     return found
+
+
+def prompts_of(path: str) -> tuple[str, str]:
+    """Return config.evaluate.template and .names of the run that made a model, or the defaults."""
+    config = config_of(path) or default_config()
+    return config.evaluate.template, config.evaluate.names
 
 
 def table(found: Mapping[str, Scores]) -> str:

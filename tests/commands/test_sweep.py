@@ -128,12 +128,18 @@ def test_runs_side_by_side_share_the_cores(
     monkeypatch.setattr(sweep, "use_cores", lambda cores: setattr(here, "cores", cores))
     main.main(["sweep", "--config=quickstart", f"--workdir={tmp_path}", "--seeds=0..4",
                "--at_once=2", "--set", "objective.name=infonce"])  # fmt: skip
-    assert started[0] == (None, False)
+    assert started[0] == ({0, 2}, False)
     assert len(started) == 5 and all(with_files for _, with_files in started[1:])
     assert {frozenset(cores) for cores, _ in started[1:]} == {frozenset({0, 2}), frozenset({1, 5})}
     said = [path.parent.name for path in tmp_path.glob("*/output.txt")]
     assert sorted(said) == [f"objective.name=infonce,seed={seed}" for seed in range(1, 5)]
     assert "seed=1, its output in " in capsys.readouterr().out
+
+
+def test_all_runs_have_as_many_cores() -> None:
+    assert sweep.equal_shares([0, 1, 2, 5], 1) == [{0, 1, 2, 5}]
+    assert sweep.equal_shares([0, 1, 2, 5, 7], 2) == [{0, 2}, {1, 5}]
+    assert sweep.equal_shares([3, 4], 2) == [{3}, {4}]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores are chosen under Linux")
