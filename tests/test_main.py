@@ -158,7 +158,7 @@ def test_workdir_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = run_main("--config=configs/quickstart.py", f"--workdir={tmp_path / 'file' / 'run'}")
     assert result.returncode != 0
-    assert "cannot be written" in result.stderr and "Traceback" not in result.stderr
+    assert "is a file; name another folder" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_nobody_to_join_ends_in_one_line(tmp_path: Path) -> None:

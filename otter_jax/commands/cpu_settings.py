@@ -36,15 +36,17 @@ def use_cpu_well() -> None:
 def convolve_on_all_cores(environment: MutableMapping[str, str], number: int) -> None:
     """Have XLA compute convolutions on all cores of a CPU, as many as `number` says.
 
-    Nothing happens if the environment says anything of it, or on machines with a GPU or TPU unless
-    JAX_PLATFORMS is cpu. A program with one core takes back what it inherits from one with several.
+    Nothing happens if the environment says anything of it or names a file of flags, or on machines
+    with a GPU or TPU unless JAX_PLATFORMS is cpu. A program with one core takes back what it
+    inherits from one with several.
     """
-    flags = environment.get(FLAGS, "").split()
-    if number == 1 and ON_ALL_CORES in flags:
-        flags.remove(ON_ALL_CORES)
-        environment[FLAGS] = " ".join(flags)
-    elif number > 1 and LIBRARY not in environment.get(FLAGS, "") and _on_cpu(environment):
-        environment[FLAGS] = " ".join([*flags, ON_ALL_CORES])
+    told = environment.get(FLAGS, "").strip()
+    if number == 1 and ON_ALL_CORES in told.split():
+        environment[FLAGS] = told.replace(ON_ALL_CORES, "").strip()
+        return
+    are_flags = not told or told.startswith("--")
+    if number > 1 and are_flags and LIBRARY not in told and _on_cpu(environment):
+        environment[FLAGS] = f"{told} {ON_ALL_CORES}".strip()
 
 
 def all_cores() -> list[int]:

@@ -306,7 +306,8 @@ def machine_of(history: History) -> Table:
                 f"{last['processes']} process(es)",
             )
         )
-        rows.append(("host", f"{last['system']}, {last['processors']} processors"))
+        allowed = f"{last['cores']} of " if last.get("cores") else ""
+        rows.append(("host", f"{last['system']}, {allowed}{last['processors']} processors"))
         if len(history.machines) > 1:
             steps = ", ".join(str(each["step"]) for each in history.machines[1:])
             rows.append(("resumed after step", steps))

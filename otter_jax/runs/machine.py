@@ -23,6 +23,8 @@ def describe_machine() -> dict[str, Any]:
         "processes": jax.process_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "processors": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "versions": versions | {name: _version(name) for name in PACKAGES},
     }
 

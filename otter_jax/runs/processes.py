@@ -36,9 +36,22 @@ def make_deterministic() -> None:
     Other platforms always do, and ignore it. XLA reads its flags when JAX looks for devices, so
     this must come before.
     """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if DETERMINISTIC not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC}".strip()
+    add_flag(DETERMINISTIC)
+
+
+def add_flag(flag: str) -> None:
+    """Add a flag to those that XLA reads when JAX looks for devices.
+
+    Raises:
+        ValueError: XLA_FLAGS names a file of flags, which is somebody else's.
+    """
+    told = os.environ.get("XLA_FLAGS", "").strip()
+    if told and not told.startswith("--"):
+        raise ValueError(
+            f"XLA_FLAGS={told} names a file: write its flags into the variable, with {flag} added"
+        )
+    if flag not in told:
+        os.environ["XLA_FLAGS"] = f"{told} {flag}".strip()
 
 
 def refuse_not_deterministic(config: ConfigDict) -> None:
@@ -66,11 +79,12 @@ def join(
         process_id: which one this is, from 0.
 
     Raises:
-        ValueError: saying what was given and which variables were found, if the others cannot be.
+        ValueError: saying what was given and which variables were found, if the others cannot be;
+            XLA_FLAGS names a file.
     """
     # XLA's CPU runtime otherwise starts whatever it can at once, and collectives that do not depend
     # on each other then meet in another order in each process, which ends all of them.
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {IN_ORDER}"
+    add_flag(IN_ORDER)
     arguments = (address, num_processes, process_id)
     address, *numbers = (
         os.environ.get(name) if value is None else value

@@ -157,7 +157,9 @@ def test_convolutions_are_left_to_one_core_and_to_whoever_says_anything_of_them(
     monkeypatch.setattr(cpu_settings, "ACCELERATORS", ())
     assert told(1) is None and told(2) == ours and told(2, XLA_FLAGS=ours) == ours
     assert told(2, XLA_FLAGS=other) == other
-    assert told(1, XLA_FLAGS=f"--a {ours} --b") == "--a --b"
+    assert told(2, XLA_FLAGS="/a/file of flags") == "/a/file of flags"
+    assert told(2, XLA_FLAGS=" --a='x  y' ") == f"--a='x  y' {ours}"
+    assert told(1, XLA_FLAGS=f"--a --b {ours}") == "--a --b"
 
 
 def test_a_machine_with_an_accelerator_is_told_nothing_unless_the_cpu_is_wanted(

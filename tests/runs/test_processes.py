@@ -286,6 +286,18 @@ def test_determinism_that_xla_was_not_asked_for_is_refused(
     processes.refuse_not_deterministic(config)
 
 
+def test_flags_are_added_to_flags_but_not_to_the_name_of_a_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XLA_FLAGS", " --a='x  y'")
+    processes.add_flag("--b=1")
+    processes.add_flag("--b=1")
+    assert os.environ["XLA_FLAGS"] == "--a='x  y' --b=1"
+    monkeypatch.setenv("XLA_FLAGS", "/folder/flags")
+    with pytest.raises(ValueError, match="XLA_FLAGS=/folder/flags names a file"):
+        processes.add_flag("--b=1")
+
+
 def test_a_single_process_agrees_with_itself() -> None:
     assert processes.exchange("words") == ["words"]
     processes.refuse_differences({"a": "1"})
