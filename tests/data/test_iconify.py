@@ -308,7 +308,7 @@ def test_a_cut_tarball_ends_in_one_line(many: Path, tmp_path: Path) -> None:
     whole = pack(many, tmp_path / "package.tgz").read_bytes()
     for end in (0, 5, len(whole) // 3, len(whole) - 9, len(whole) - 1):
         (tmp_path / "cut.tgz").write_bytes(whole[:end])
-        with pytest.raises(ValueError, match=r"cut\.tgz is cut off, or no tarball .*npm pack"):
+        with pytest.raises(ValueError, match=r"cut\.tgz is cut off, or no tarball .*npm pack .*@2"):
             open_at(tmp_path / "cut.tgz", tmp_path)
 
 
@@ -316,7 +316,7 @@ def test_other_packages_and_options_are_refused(many: Path, tmp_path: Path) -> N
     other = tmp_path / "other"
     other.mkdir()
     (other / "package.json").write_text('{"name": "left-pad"}')
-    with pytest.raises(ValueError, match="is not the npm package @iconify/json"):
+    with pytest.raises(ValueError, match="not the npm package .*npm pack @iconify/json@2"):
         open_at(other, tmp_path)
     with pytest.raises(FileNotFoundError, match="there is no such folder or tarball"):
         open_at(tmp_path / "nothing", tmp_path)

@@ -21,6 +21,7 @@ from typing import Any
 from otter_jax.data.builders.iconify.names import captions_of
 
 NAME = "@iconify/json"
+GET_IT = f"get it by npm pack {NAME}@2.2.535"  # The version that docs/icons.md is about.
 MAX_SET_BYTES = 1 << 28  # Beyond any set there is; the largest of 2.2.535 has 104 MB.
 LICENCES = ("MIT", "Apache-2.0", "ISC", "CC0-1.0", "Unlicense", "CC-BY-4.0", "CC-BY-3.0")
 VARIANTS = 2  # Of a caption in a set: there are sets that draw each icon in thirty ways.
@@ -125,7 +126,7 @@ def read_package(path: Path, wish: Wish = Wish()) -> Package:
         else:
             contents[name.removeprefix("json/").removesuffix(".json")] = data
     if manifest.get("name") != NAME:
-        raise ValueError(f"iconify:{path} is not the npm package {NAME}; get it by npm pack {NAME}")
+        raise ValueError(f"iconify:{path} is not the npm package {NAME}; {GET_IT}")
     found.version = str(manifest.get("version", found.version))
     if missing := set(wish.sets) - set(contents):
         raise ValueError(f"iconify:{path}: there is no set {min(missing)!r}")
@@ -165,9 +166,7 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
             while whole.read(1 << 20):
                 pass
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(
-            f"iconify:{path} is cut off, or no tarball ({error}); get it by npm pack {NAME}"
-        ) from None
+        raise ValueError(f"iconify:{path} is cut off, or no tarball ({error}); {GET_IT}") from None
 
 
 def _object(data: bytes) -> dict[str, Any] | None:
