@@ -78,7 +78,7 @@ class Package:
     Attributes:
         icons: The icons.
         sets: Their sets, by prefix.
-        skipped: How many icons were left out, by reason.
+        skipped: How many icons were left out, by reason; of unreadable sets, how many sets.
         skipped_sets: Why each of the other sets was left out, by prefix.
         version: The package's.
     """
@@ -182,7 +182,8 @@ def _take_set(found: Package, prefix: str, data: bytes, wish: Wish) -> None:
     """Add the icons of a set, or note why there are none of it."""
     contents = _object(data)
     if contents is None or not isinstance(contents.get("icons"), dict):
-        found.skipped_sets[prefix] = "no set of icons"
+        found.skipped_sets[prefix] = "unreadable set"
+        found.skipped["unreadable set"] += 1  # Nobody knows of how many icons.
         return
     info = _mapping(contents.get("info"))
     if reason := reason_to_leave_out(info, wish.licences):
