@@ -168,6 +168,7 @@ def test_sets_and_icons_are_left_out_by_reason(tmp_path: Path) -> None:
         "logos": make_set({"a": TALL}, info={"category": "Logos"}),
         "brands": make_set({"a": TALL}, info={"name": "Some Brands"}),
         "hidden": make_set({"a": TALL}, info={"hidden": True}),
+        "aside": make_set({"a": TALL}, info={"category": None}),
         "foreign": '[1, 2]',
         "cut": '{"icons": {"a"',
     }  # fmt: skip
@@ -180,10 +181,11 @@ def test_sets_and_icons_are_left_out_by_reason(tmp_path: Path) -> None:
         "more than 2 of a caption in a set": 1, "another name of an icon": 1,
         "licence not chosen": 1, "set without a licence": 1, "set of several colours": 1,
         "set of logos": 2, "superseded set": 1, "unreadable set": 2,
+        "set without a category": 1,
     }  # fmt: skip
     assert left_out["sets_left_out"]["unreadable set"] == ["cut", "foreign"]
-    # All 22 icons, aliases among them, and the two sets of which nobody knows how many they have.
-    assert left_out["pairs"] + sum(found.skipped.values()) == 22 + 2
+    # All 23 icons, aliases among them, and the two sets of which nobody knows how many they have.
+    assert left_out["pairs"] + sum(found.skipped.values()) == 23 + 2
     assert "| good | Set | A | [MIT](https://example.org/mit) |" in found.attachments[
         "ATTRIBUTION.md"]  # fmt: skip
 
@@ -317,7 +319,7 @@ def test_other_packages_and_options_are_refused(many: Path, tmp_path: Path) -> N
     other = tmp_path / "other"
     other.mkdir()
     (other / "package.json").write_text('{"name": "left-pad"}')
-    with pytest.raises(ValueError, match="not the npm package .*npm pack @iconify/json@2"):
+    with pytest.raises(ValueError, match=r"not the npm package .*npm pack @iconify/json@2"):
         open_at(other, tmp_path)
     with pytest.raises(FileNotFoundError, match="there is no such folder or tarball"):
         open_at(tmp_path / "nothing", tmp_path)
@@ -325,7 +327,7 @@ def test_other_packages_and_options_are_refused(many: Path, tmp_path: Path) -> N
         ("?sets=s01,nowhere", "there is no set 'nowhere'"),
         ("?size=0", "it must be 1 to 1024"),
         ("?colour=1", "unknown option 'colour'"),
-        ("?licences=GPL", "no icon is left"),
+        ("?licences=GPL", "no icon is left of 41 sets (licence not chosen: 41)"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             open_at(many, tmp_path, options)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from otter_jax.data.builders.iconify.names import captions_of
+from otter_jax.data.records import in_words
 
 NAME = "@iconify/json"
 GET_IT = f"get it by npm pack {NAME}@2.2.535"  # The version that docs/icons.md is about.
@@ -134,7 +135,7 @@ def read_package(path: Path, wish: Wish = Wish()) -> Package:
         if not wish.sets or prefix in wish.sets:
             _take_set(found, prefix, contents[prefix], wish)
     if not found.icons:
-        reasons = Counter(found.skipped_sets.values())
+        reasons = in_words(Counter(found.skipped_sets.values()))
         raise ValueError(f"iconify:{path}: no icon is left of {len(contents)} sets ({reasons})")
     return found
 
@@ -219,8 +220,8 @@ def _mapping(value: object) -> Mapping[str, Any]:
 def reason_to_leave_out(info: Mapping[str, Any], licences: Iterable[str]) -> str | None:
     """Return why a set is left out, by what it says of itself, or None.
 
-    It must have one of the licences and one colour; and be current, which those are not that are
-    hidden or in no category. Sets of logos, by category or name, show what a firm chose, not what
+    It must have one of the licences, one colour and a category; and be current, which those are not
+    that are hidden. Sets of logos, by category or name, show what a firm chose, not what
     is meant.
     """
     licence = _mapping(info.get("license")).get("spdx")
@@ -230,8 +231,10 @@ def reason_to_leave_out(info: Mapping[str, Any], licences: Iterable[str]) -> str
         return "licence not chosen"
     if info.get("palette") is not False:
         return "set of several colours"
-    if info.get("hidden") or not info.get("category"):
+    if info.get("hidden"):
         return "superseded set"
+    if not info.get("category"):
+        return "set without a category"
     if info["category"] in _LOGOS or _BRANDS.search(str(info.get("name", ""))):
         return "set of logos"
     return None

@@ -20,7 +20,7 @@ from otter_jax.data.builders.iconify.package import (
     read_package,
 )
 from otter_jax.data.builders.iconify.splits import SPLITS, TRAIN, divide, find_families
-from otter_jax.data.records import Progress, Record, no_progress
+from otter_jax.data.records import Progress, Record, in_words, no_progress
 from otter_jax.data.specs import Spec
 
 SIZE = 64  # Pixels.
@@ -135,7 +135,8 @@ def open_icons(
     drawings = draw([icon.svg for icon in package.icons], size, folder, processes, progress)
     kept = choose(package, drawings, progress)
     if not any(each.split == TRAIN for each in kept):
-        raise ValueError(f"{spec.name}: not one icon is left to train on ({package.skipped})")
+        reasons = in_words(+package.skipped)  # Without those of which there are none.
+        raise ValueError(f"{spec.name}: not one icon is left to train on ({reasons})")
     attachments = {
         "ATTRIBUTION.md": attribution(package),
         "summary.json": json.dumps(summary(package, kept, size), indent=2) + "\n",
