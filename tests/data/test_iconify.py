@@ -326,6 +326,10 @@ def test_other_packages_and_options_are_refused(many: Path, tmp_path: Path) -> N
     for options, message in (
         ("?sets=s01,nowhere", "there is no set 'nowhere'"),
         ("?size=0", "it must be 1 to 1024"),
+        ("?sets=", "sets is empty; it wants prefixes of sets with commas"),
+        ("?sets=&size=32", "sets is empty"),
+        ("?size=32&sets=s01,", "sets is empty"),
+        ("?licences=", "licences is empty; it wants SPDX identifiers"),
         ("?colour=1", "unknown option 'colour'"),
         ("?licences=GPL", "no icon is left of 41 sets (licence not chosen: 41)"),
     ):
