@@ -1,8 +1,10 @@
 """The builder of icons: what is taken, how it is drawn, and that what is held out is unseen."""
 
+import ast
 import io
 import json
 import re
+import shlex
 import tarfile
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from otter_jax.data.builders.iconify.names import captions_of
 from otter_jax.data.images import decode
 from otter_jax.data.sources import open_source
 from otter_jax.data.specs import Spec
+from otter_jax.evaluation.sets import open_one
 
 pytest.importorskip("resvg_py")
 
@@ -250,7 +253,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".json"}
 
 
-def test_prepared_splits_are_read_by_name(many: Path, drawn: Path, tmp_path: Path) -> None:
+def test_prepared_splits_are_read_by_name(
+    many: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     pytest.importorskip("tensorflow_datasets")
     whole, packed = tmp_path / "whole", tmp_path / "packed"
     tarball = pack(many, tmp_path / "package.tgz")
@@ -271,6 +276,12 @@ def test_prepared_splits_are_read_by_name(many: Path, drawn: Path, tmp_path: Pat
     classes = (whole / "classes_style_test.txt").read_text().splitlines()
     held = open_source(f"tfds:{whole}:style_test")
     assert classes == sorted({held[i].caption for i in range(len(held))})
+    first_said, _ = re.findall(r"to evaluate on those held out: (.+)", capsys.readouterr().out)
+    sets, template = (flag.partition("=")[2] for flag in shlex.split(first_said))
+    assert template == "{}"
+    style, concepts = (open_one(spec, 32) for spec in ast.literal_eval(sets))
+    assert [name for (name,) in style.class_names] == classes and len(style.images) == len(held)
+    assert len(concepts.images) == before.splits["concepts_test"]
 
 
 def test_what_was_drawn_is_not_drawn_again(

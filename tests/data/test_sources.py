@@ -71,9 +71,7 @@ def test_unknown_specs_are_told_the_valid_forms(spec: str) -> None:
 
 @pytest.mark.parametrize("spec", ["iconify:json.tgz", "iconify:json.tgz?sets=lucide", "iconify"])
 def test_what_prepare_alone_reads_is_sent_there(spec: str) -> None:
-    with pytest.raises(
-        ValueError, match=r"unknown data source .*otter-jax prepare --from=iconify:"
-    ):
+    with pytest.raises(ValueError, match=r"unknown data source .*prepare --from=iconify:"):
         open_source(spec)
 
 
