@@ -3,8 +3,10 @@
 import ast
 import io
 import json
+import os
 import re
 import shlex
+import sys
 import tarfile
 from pathlib import Path
 
@@ -302,7 +304,10 @@ def test_what_was_drawn_is_not_drawn_again(
 
 
 def test_what_was_drawn_outlives_ctrl_c(
-    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    many: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     pytest.importorskip("tensorflow_datasets")
     command = [f"--from=iconify:{many}", f"--to={tmp_path / 'out'}", "--workers=1"]
@@ -310,9 +315,11 @@ def test_what_was_drawn_outlives_ctrl_c(
     def stop(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="same command goes on"):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
+        patch.setattr(os, "_exit", sys.exit)  # Which would be the end of the tests, too.
         patch.setattr(source, "choose", stop)
         prepare.main(command)
+    assert "same command goes on" in capsys.readouterr().out
     monkeypatch.setattr(drawings, "draw_one", stop)  # Nothing is drawn again.
     prepare.main(command)
     assert len(open_source(f"tfds:{tmp_path / 'out'}")) > 0
