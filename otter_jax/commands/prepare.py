@@ -199,7 +199,21 @@ def _convert(options: argparse.Namespace, folder: Path, run: Runner) -> dict[str
     manifest = finish(job)
     say(f"{manifest['pairs']:,} pairs ({in_words(manifest['skipped'])})")
     say(f"to train on them: {shlex.quote(f'--config.data.train=tfds:{job.folder}')}")
+    if sets := ",".join(json.dumps(spec, ensure_ascii=False) for spec in evaluation_sets(job)):
+        # Their captions are the classes as they are, with nothing around them.
+        keys = (f"--config.evaluate.sets=({sets},)", "--config.evaluate.template={}")
+        say(f"to evaluate on those held out: {shlex.join(keys)}")
     return manifest
+
+
+def evaluation_sets(job: Job) -> list[str]:
+    """Return the SPECs that rank the classes of each test split whose list of them was written."""
+    lists = {split: job.folder / f"classes_{split}.txt" for split in job.splits}
+    return [
+        f"tfds:{job.folder}:{split}?classes={path}"
+        for split, path in lists.items()
+        if split.endswith("_test") and path.is_file()
+    ]
 
 
 @contextlib.contextmanager

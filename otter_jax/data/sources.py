@@ -146,6 +146,8 @@ def _open_records(spec: Spec, wish: _Wish) -> Source:
     if not on_sheets and (spec.kind not in _OPENERS or not spec.path):
         meant = spec_of_path(spec.name)
         forms = f"write {meant}" if meant else f"valid forms: {', '.join(SPEC_FORMS)}"
+        if spec.kind == "iconify":
+            forms = "it is for prepare: otter-jax prepare --from=iconify:PACKAGE --to=DIR"
         raise ValueError(f"unknown data source {spec.name!r}; {forms}")
     if wish.captions is not choose_captions and spec.kind != "webdataset":
         raise ValueError(f"{spec.name}: only tar shards have metadata to make captions of")

@@ -2,8 +2,9 @@
 
 Where a tower is frozen and nothing upstream of it varies, its features are the same at every step
 and in every evaluation. They are stored under a name that holds all they depend on: the tower's
-weights, the data and the transform; a file is never wrong, at worst unused. Features of a tower
-that is trained are good for one evaluation: its sets share them in memory, and only where a
+weights, the data and the transform; a file is never wrong, at worst unused. Names do not tell what
+was never stored from what was stored of another state, so nothing is said of either. Features of a
+tower that is trained are good for one evaluation: its sets share them in memory, and only where a
 finished model is evaluated are they worth a file.
 """
 
@@ -29,7 +30,7 @@ from otter_jax.embedding.kept_parts import (
 )
 from otter_jax.models.dual_encoder import Variables
 from otter_jax.models.two_towers import Kind
-from otter_jax.terminal import heard, progress, say
+from otter_jax.terminal import heard, progress
 
 # Gives, of what was computed before, the parts that follow.
 ComputeParts = Callable[[Sequence[StoredArrays]], Iterable[StoredArrays]]
@@ -93,7 +94,6 @@ class FeatureStore:
         self.freeze_image = freeze_image
         self.freeze_text = freeze_text
         self.keep_trained = keep_trained
-        self._before = sorted(folder.glob("*.npz"))  # Files that this process has not written.
         self._memory: dict[str, StoredArrays] = {}
         self._trained: tuple[Variables | None, dict[str, str]] = (None, {})
         self._passing: set[str] = set()
@@ -160,12 +160,6 @@ class FeatureStore:
         return arrays
 
     def _compute_and_write(self, path: Path, compute: ComputeParts) -> StoredArrays:
-        if self._before:
-            say(
-                f"the features in {self.folder} (files: {len(self._before)}) are of other data or "
-                "weights, or of another version: computed anew"
-            )
-            self._before = []  # Said once.
         if jax.process_count() > 1:
             arrays = join(list(compute([])))
             write_arrays(path, arrays)

@@ -1,9 +1,11 @@
 """The builder of icons: what is taken, how it is drawn, and that what is held out is unseen."""
 
+import ast
 import io
 import json
 import os
 import re
+import shlex
 import sys
 import tarfile
 from pathlib import Path
@@ -20,6 +22,7 @@ from otter_jax.data.builders.iconify.names import captions_of
 from otter_jax.data.images import decode
 from otter_jax.data.sources import open_source
 from otter_jax.data.specs import Spec
+from otter_jax.evaluation.sets import open_one
 
 pytest.importorskip("resvg_py")
 
@@ -170,6 +173,7 @@ def test_sets_and_icons_are_left_out_by_reason(tmp_path: Path) -> None:
         "logos": make_set({"a": TALL}, info={"category": "Logos"}),
         "brands": make_set({"a": TALL}, info={"name": "Some Brands"}),
         "hidden": make_set({"a": TALL}, info={"hidden": True}),
+        "aside": make_set({"a": TALL}, info={"category": None}),
         "foreign": '[1, 2]',
         "cut": '{"icons": {"a"',
     }  # fmt: skip
@@ -181,10 +185,12 @@ def test_sets_and_icons_are_left_out_by_reason(tmp_path: Path) -> None:
         "hidden by its set": 1, "logo": 1, "copy, exact or nearly": 1, "broken icon": 2,
         "more than 2 of a caption in a set": 1, "another name of an icon": 1,
         "licence not chosen": 1, "set without a licence": 1, "set of several colours": 1,
-        "set of logos": 2, "superseded set": 1,
+        "set of logos": 2, "superseded set": 1, "unreadable set": 2,
+        "set without a category": 1,
     }  # fmt: skip
-    assert left_out["sets_left_out"]["no set of icons"] == ["cut", "foreign"]
-    assert left_out["pairs"] + sum(found.skipped.values()) == 22  # All icons, aliases among them.
+    assert left_out["sets_left_out"]["unreadable set"] == ["cut", "foreign"]
+    # All 23 icons, aliases among them, and the two sets of which nobody knows how many they have.
+    assert left_out["pairs"] + sum(found.skipped.values()) == 23 + 2
     assert "| good | Set | A | [MIT](https://example.org/mit) |" in found.attachments[
         "ATTRIBUTION.md"]  # fmt: skip
 
@@ -249,7 +255,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".json"}
 
 
-def test_prepared_splits_are_read_by_name(many: Path, drawn: Path, tmp_path: Path) -> None:
+def test_prepared_splits_are_read_by_name(
+    many: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     pytest.importorskip("tensorflow_datasets")
     whole, packed = tmp_path / "whole", tmp_path / "packed"
     tarball = pack(many, tmp_path / "package.tgz")
@@ -270,6 +278,12 @@ def test_prepared_splits_are_read_by_name(many: Path, drawn: Path, tmp_path: Pat
     classes = (whole / "classes_style_test.txt").read_text().splitlines()
     held = open_source(f"tfds:{whole}:style_test")
     assert classes == sorted({held[i].caption for i in range(len(held))})
+    first_said, _ = re.findall(r"to evaluate on those held out: (.+)", capsys.readouterr().out)
+    sets, template = (flag.partition("=")[2] for flag in shlex.split(first_said))
+    assert template == "{}"
+    style, concepts = (open_one(spec, 32) for spec in ast.literal_eval(sets))
+    assert [name for (name,) in style.class_names] == classes and len(style.images) == len(held)
+    assert len(concepts.images) == before.splits["concepts_test"]
 
 
 def test_what_was_drawn_is_not_drawn_again(
@@ -290,7 +304,10 @@ def test_what_was_drawn_is_not_drawn_again(
 
 
 def test_what_was_drawn_outlives_ctrl_c(
-    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    many: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     pytest.importorskip("tensorflow_datasets")
     command = [f"--from=iconify:{many}", f"--to={tmp_path / 'out'}", "--workers=1"]
@@ -299,7 +316,7 @@ def test_what_was_drawn_outlives_ctrl_c(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
-        patch.setattr(os, "_exit", sys.exit)
+        patch.setattr(os, "_exit", sys.exit)  # Which would be the end of the tests, too.
         patch.setattr(source, "choose", stop)
         prepare.main(command)
     assert "same command goes on" in capsys.readouterr().out
@@ -312,7 +329,7 @@ def test_a_cut_tarball_ends_in_one_line(many: Path, tmp_path: Path) -> None:
     whole = pack(many, tmp_path / "package.tgz").read_bytes()
     for end in (0, 5, len(whole) // 3, len(whole) - 9, len(whole) - 1):
         (tmp_path / "cut.tgz").write_bytes(whole[:end])
-        with pytest.raises(ValueError, match=r"cut\.tgz is cut off, or no tarball .*npm pack"):
+        with pytest.raises(ValueError, match=r"cut\.tgz is cut off, or no tarball .*npm pack .*@2"):
             open_at(tmp_path / "cut.tgz", tmp_path)
 
 
@@ -320,15 +337,19 @@ def test_other_packages_and_options_are_refused(many: Path, tmp_path: Path) -> N
     other = tmp_path / "other"
     other.mkdir()
     (other / "package.json").write_text('{"name": "left-pad"}')
-    with pytest.raises(ValueError, match="is not the npm package @iconify/json"):
+    with pytest.raises(ValueError, match=r"not the npm package .*npm pack @iconify/json@2"):
         open_at(other, tmp_path)
     with pytest.raises(FileNotFoundError, match="there is no such folder or tarball"):
         open_at(tmp_path / "nothing", tmp_path)
     for options, message in (
         ("?sets=s01,nowhere", "there is no set 'nowhere'"),
         ("?size=0", "it must be 1 to 1024"),
+        ("?sets=", "sets is empty; it wants prefixes of sets with commas"),
+        ("?sets=&size=32", "sets is empty"),
+        ("?size=32&sets=s01,", "sets is empty"),
+        ("?licences=", "licences is empty; it wants SPDX identifiers"),
         ("?colour=1", "unknown option 'colour'"),
-        ("?licences=GPL", "no icon is left"),
+        ("?licences=GPL", "no icon is left of 41 sets (licence not chosen: 41)"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             open_at(many, tmp_path, options)

@@ -69,6 +69,12 @@ def test_unknown_specs_are_told_the_valid_forms(spec: str) -> None:
         open_source(spec)
 
 
+@pytest.mark.parametrize("spec", ["iconify:json.tgz", "iconify:json.tgz?sets=lucide", "iconify"])
+def test_what_prepare_alone_reads_is_sent_there(spec: str) -> None:
+    with pytest.raises(ValueError, match=r"unknown data source .*prepare --from=iconify:"):
+        open_source(spec)
+
+
 @pytest.mark.parametrize("pattern", ["nothing/*.tar", "nothing/{0..3}.tar", "nothing.tar"])
 def test_a_path_at_which_there_is_nothing(tmp_path: Path, pattern: str) -> None:
     with pytest.raises(FileNotFoundError, match="nothing"):

@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from otter_jax.data.builders.iconify.names import captions_of
+from otter_jax.data.records import in_words
 
 NAME = "@iconify/json"
+GET_IT = f"get it by npm pack {NAME}@2.2.535"  # The version that docs/icons.md is about.
 MAX_SET_BYTES = 1 << 28  # Beyond any set there is; the largest of 2.2.535 has 104 MB.
 LICENCES = ("MIT", "Apache-2.0", "ISC", "CC0-1.0", "Unlicense", "CC-BY-4.0", "CC-BY-3.0")
 VARIANTS = 2  # Of a caption in a set: there are sets that draw each icon in thirty ways.
@@ -77,7 +79,7 @@ class Package:
     Attributes:
         icons: The icons.
         sets: Their sets, by prefix.
-        skipped: How many icons were left out, by reason.
+        skipped: How many icons were left out, by reason; of unreadable sets, how many sets.
         skipped_sets: Why each of the other sets was left out, by prefix.
         version: The package's.
     """
@@ -125,7 +127,7 @@ def read_package(path: Path, wish: Wish = Wish()) -> Package:
         else:
             contents[name.removeprefix("json/").removesuffix(".json")] = data
     if manifest.get("name") != NAME:
-        raise ValueError(f"iconify:{path} is not the npm package {NAME}; get it by npm pack {NAME}")
+        raise ValueError(f"iconify:{path} is not the npm package {NAME}; {GET_IT}")
     found.version = str(manifest.get("version", found.version))
     if missing := set(wish.sets) - set(contents):
         raise ValueError(f"iconify:{path}: there is no set {min(missing)!r}")
@@ -133,7 +135,7 @@ def read_package(path: Path, wish: Wish = Wish()) -> Package:
         if not wish.sets or prefix in wish.sets:
             _take_set(found, prefix, contents[prefix], wish)
     if not found.icons:
-        reasons = Counter(found.skipped_sets.values())
+        reasons = in_words(Counter(found.skipped_sets.values()))
         raise ValueError(f"iconify:{path}: no icon is left of {len(contents)} sets ({reasons})")
     return found
 
@@ -165,9 +167,7 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
             while whole.read(1 << 20):
                 pass
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(
-            f"iconify:{path} is cut off, or no tarball ({error}); get it by npm pack {NAME}"
-        ) from None
+        raise ValueError(f"iconify:{path} is cut off, or no tarball ({error}); {GET_IT}") from None
 
 
 def _object(data: bytes) -> dict[str, Any] | None:
@@ -183,7 +183,8 @@ def _take_set(found: Package, prefix: str, data: bytes, wish: Wish) -> None:
     """Add the icons of a set, or note why there are none of it."""
     contents = _object(data)
     if contents is None or not isinstance(contents.get("icons"), dict):
-        found.skipped_sets[prefix] = "no set of icons"
+        found.skipped_sets[prefix] = "unreadable set"
+        found.skipped["unreadable set"] += 1  # Nobody knows of how many icons.
         return
     info = _mapping(contents.get("info"))
     if reason := reason_to_leave_out(info, wish.licences):
@@ -219,8 +220,8 @@ def _mapping(value: object) -> Mapping[str, Any]:
 def reason_to_leave_out(info: Mapping[str, Any], licences: Iterable[str]) -> str | None:
     """Return why a set is left out, by what it says of itself, or None.
 
-    It must have one of the licences and one colour; and be current, which those are not that are
-    hidden or in no category. Sets of logos, by category or name, show what a firm chose, not what
+    It must have one of the licences, one colour and a category; and be current, which those are not
+    that are hidden. Sets of logos, by category or name, show what a firm chose, not what
     is meant.
     """
     licence = _mapping(info.get("license")).get("spdx")
@@ -230,8 +231,10 @@ def reason_to_leave_out(info: Mapping[str, Any], licences: Iterable[str]) -> str
         return "licence not chosen"
     if info.get("palette") is not False:
         return "set of several colours"
-    if info.get("hidden") or not info.get("category"):
+    if info.get("hidden"):
         return "superseded set"
+    if not info.get("category"):
+        return "set without a category"
     if info["category"] in _LOGOS or _BRANDS.search(str(info.get("name", ""))):
         return "set of logos"
     return None

@@ -20,11 +20,17 @@ from otter_jax.data.builders.iconify.package import (
     read_package,
 )
 from otter_jax.data.builders.iconify.splits import SPLITS, TRAIN, divide, find_families
-from otter_jax.data.records import Progress, Record, no_progress
+from otter_jax.data.records import Progress, Record, in_words, no_progress
 from otter_jax.data.specs import Spec
 
 SIZE = 64  # Pixels.
 LARGEST_SIZE = 1024
+OPTIONS = {
+    "licences": "SPDX identifiers with commas between them, such as MIT,ISC",
+    "sets": "prefixes of sets with commas between them, such as lucide,tabler",
+    "largest": "a number of icons",
+    "size": "a number of pixels",
+}
 
 
 class Kept(NamedTuple):
@@ -122,7 +128,8 @@ def open_icons(
         ModuleNotFoundError: If resvg-py, which draws, is missing.
         OSError: If the folder cannot be written.
     """
-    spec.refuse_options_but("licences", "sets", "largest", "size")
+    spec.refuse_options_but(*OPTIONS)
+    _refuse_empty_options(spec)
     lists = {
         key: tuple(spec.options[key].split(","))
         for key in ("licences", "sets")
@@ -135,7 +142,8 @@ def open_icons(
     drawings = draw([icon.svg for icon in package.icons], size, folder, processes, progress)
     kept = choose(package, drawings, progress)
     if not any(each.split == TRAIN for each in kept):
-        raise ValueError(f"{spec.name}: not one icon is left to train on ({package.skipped})")
+        reasons = in_words(+package.skipped)  # Without those of which there are none.
+        raise ValueError(f"{spec.name}: not one icon is left to train on ({reasons})")
     attachments = {
         "ATTRIBUTION.md": attribution(package),
         "summary.json": json.dumps(summary(package, kept, size), indent=2) + "\n",
@@ -143,6 +151,18 @@ def open_icons(
     }
     skipped = {reason: count for reason, count in sorted(package.skipped.items()) if count}
     return IconSource(spec.name, kept, drawings, skipped, attachments)
+
+
+def _refuse_empty_options(spec: Spec) -> None:
+    """Refuse options without a value, for which `Spec` takes all options for a part of the path.
+
+    Raises:
+        ValueError: Naming the first such option, and what it wants.
+    """
+    _, _, behind = spec.name.rpartition("?")
+    for option, _, value in (part.partition("=") for part in behind.split("&")):
+        if option in OPTIONS and "" in value.split(","):
+            raise ValueError(f"{spec.name}: {option} is empty; it wants {OPTIONS[option]}")
 
 
 def _whole(spec: Spec, option: str, default: int, most: int) -> int:
