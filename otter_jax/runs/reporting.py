@@ -52,8 +52,8 @@ def read_evaluation(path: Path, step: int) -> dict[str, dict[str, float]]:
 def remark_on_metrics(path: Path, resume_step: int) -> str | None:
     """Return what whoever resumes a run should know of its metrics.jsonl; None if all is well.
 
-    Whether lines are missing at its end is told by timings.jsonl, which has one beside each line of
-    a reported step: what happened between checkpoints left both or neither.
+    Whether lines are missing at its end is told by timings.jsonl, to which every reported step adds
+    a line as well, after that of metrics.jsonl.
 
     Args:
         path: metrics.jsonl, before the lines of later steps are dropped.
