@@ -163,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config_lib.check(config)
         out = options.out or Path("plans") / Path(options.config.partition(":")[0]).stem
         refuse_unwritable(out, "--out")
-        chosen = [parse_topology(name) for name in options.topology.split(",")]
+        chosen = [parse_topology(name.strip()) for name in options.topology.split(",")]
         for topology in chosen:  # Before a minute is spent on the first.
             refuse(config, topology)
         flops = count_flops(config)

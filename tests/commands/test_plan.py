@@ -56,7 +56,7 @@ def test_a_plan_is_made_of_what_the_compiler_leaves(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     stand_in(monkeypatch, LEAVES)
-    arguments = ["--config=otter_rn50", "--topology=v5e:2x4,v5litepod-16,h100:1x8"]
+    arguments = ["--config=otter_rn50", "--topology=v5e:2x4, v5litepod-16 ,h100:1x8"]
     arguments += [f"--out={tmp_path / 'plans'}", "--pairs=2000000"]
     plan.main([*arguments, "--config.model.image.overrides.stem_width=8"])
     said = capsys.readouterr().out
