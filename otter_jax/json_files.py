@@ -93,7 +93,10 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             value = None
         if not isinstance(value, dict) or not isinstance(value.get("step"), int):
-            raise ValueError(f"{path} is damaged: line {number} is no JSON object with a step")
+            raise ValueError(
+                f"{path} is damaged: line {number} is no JSON object with a step; "
+                "remove the line to go on without it"
+            )
         found.append(value)
     return found
 

@@ -47,5 +47,10 @@ def test_lines_that_are_damaged_are_named_wherever_they_are_read(tmp_path: Path)
     assert read_json_lines(path) == []
     path.write_bytes(b'{"step": 1}\n\0\0\0\n')  # As after a loss of power.
     for read in (read_json_lines, lambda name: JsonLines(name, resume_step=1)):
-        with pytest.raises(ValueError, match=r"metrics.jsonl is damaged: line 2 is no JSON object"):
+        with pytest.raises(
+            ValueError,
+            match=r"metrics.jsonl is damaged: line 2 is no JSON object.*; remove the line",
+        ):
             read(path)
+    path.write_bytes(b'{"step": 1}\n')  # As it says.
+    assert read_json_lines(path) == [{"step": 1}]

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -23,7 +23,16 @@ def fail(reason: str | Exception) -> NoReturn:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM has come, which is to leave things as Ctrl-C does."""
+    """A signal has come that is to leave things as Ctrl-C does.
+
+    Attributes:
+        number: the signal's.
+    """
+
+    def __init__(self, number: int):
+        """Say nothing but which signal it was."""
+        super().__init__()
+        self.number = number
 
 
 @contextmanager
@@ -41,9 +50,10 @@ def ending_in_one_line(when_stopped: str = "stopped") -> Iterator[None]:
     except REFUSALS as error:
         fail(error)
     except KeyboardInterrupt as stop:
-        print(f"\notter_jax: {str(stop) or when_stopped}", flush=True)
+        with suppress(OSError):  # The terminal may have been closed.
+            print(f"\notter_jax: {str(stop) or when_stopped}", flush=True)
         if not hasattr(stop, "status"):  # No run was interrupted that has processes beside it.
-            os._exit(128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT))
+            os._exit(128 + (stop.number if isinstance(stop, Terminated) else signal.SIGINT))
         from otter_jax.runs.interruption import leave
 
         leave(stop.status)
@@ -74,17 +84,25 @@ def stopping_at_once() -> Iterator[None]:
 
 
 @contextmanager
-def hearing_sigterm() -> Iterator[None]:
-    """Raise `Terminated` in this block when SIGTERM comes, lest files or processes are left."""
+def hearing_termination() -> Iterator[None]:
+    """Raise `Terminated` in this block on SIGTERM or SIGHUP, lest files or processes are left.
+
+    SIGHUP comes when a terminal is closed, and where it is ignored, as under nohup, it stays so.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Terminated
+        signal.signal(number, signal.SIG_IGN)  # A shell and the system may both send it.
+        raise Terminated(number)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    numbers = [signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def path_of(text: str) -> Path:

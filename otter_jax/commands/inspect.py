@@ -26,7 +26,7 @@ import numpy as np
 from otter_jax.commands.command_line import (
     Parser,
     ending_in_one_line,
-    hearing_sigterm,
+    hearing_termination,
     make_folder,
     path_of,
     stopping_at_once,
@@ -44,7 +44,7 @@ KEEP_ABOVE = 0.5  # How much a pair is trusted at least that is kept, unless it 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Inspect what the command line says; what is wrong with it ends in one line."""
     options = parse(arguments)
-    with ending_in_one_line("stopped; --limit=N looks at a random part"), hearing_sigterm():
+    with ending_in_one_line("stopped; --limit=N looks at a random part"), hearing_termination():
         inspect(options)
 
 

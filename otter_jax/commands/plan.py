@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from otter_jax import config as config_lib
 from otter_jax import objectives, sharding
-from otter_jax.commands.command_line import Parser, ending_in_one_line, hearing_sigterm, path_of
+from otter_jax.commands.command_line import Parser, ending_in_one_line, hearing_termination, path_of
 from otter_jax.json_files import read_json, write_json
 from otter_jax.pictures.plans import draw_plans
 from otter_jax.preset_files import read_preset
@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options, rest = parser.parse_known_args(arguments)
     jax.config.update("jax_platforms", "cpu")  # This machine's own devices are not asked.
-    with ending_in_one_line(), hearing_sigterm():
+    with ending_in_one_line(), hearing_termination():
         config = read_preset(options.config)
         set_keys(config, rest)
         if options.pairs is not None:
@@ -163,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config_lib.check(config)
         out = options.out or Path("plans") / Path(options.config.partition(":")[0]).stem
         refuse_unwritable(out, "--out")
-        chosen = [parse_topology(name) for name in options.topology.split(",")]
+        chosen = [parse_topology(name.strip()) for name in options.topology.split(",")]
         for topology in chosen:  # Before a minute is spent on the first.
             refuse(config, topology)
         flops = count_flops(config)

@@ -30,7 +30,7 @@ from typing import Any
 from otter_jax.commands.command_line import (
     Parser,
     ending_in_one_line,
-    hearing_sigterm,
+    hearing_termination,
     path_of,
 )
 from otter_jax.data.builders.recipes import RECIPES, open_pairs
@@ -102,7 +102,7 @@ class Job:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Convert what the command line says; what is wrong with it ends in one line."""
     options = parse(arguments)
-    with ending_in_one_line("stopped; the same command goes on"), hearing_sigterm():
+    with ending_in_one_line("stopped; the same command goes on"), hearing_termination():
         prepare(options)
 
 

@@ -23,8 +23,8 @@ _FILES_AT_A_TIME = 8  # So that a process lives much longer than it takes to sta
 # Signals are ignored before anything is imported, which may take a while.
 _PROGRAM = f"""
 import signal
-for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, signal.SIG_IGN)
+for name in {{"SIGINT", "SIGTERM", "SIGHUP"}} & set(dir(signal)):
+    signal.signal(getattr(signal, name), signal.SIG_IGN)
 from {__name__} import _serve
 _serve()
 """
@@ -44,8 +44,8 @@ def scan_in_order(
         Exception: What `scan` raises.
         OSError: If a process dies, as it does where memory runs out.
 
-    The processes leave Ctrl-C and SIGTERM to this one: when it breaks off, whatever the reason,
-    they are ended before the exception goes on.
+    The processes leave Ctrl-C, SIGTERM and SIGHUP to this one: when it breaks off, whatever the
+    reason, they are ended before the exception goes on.
     """
     if processes is None:
         worth = sum(storage.state_of(path)[0] for path in paths) // _WORTH_A_PROCESS

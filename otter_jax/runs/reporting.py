@@ -49,6 +49,32 @@ def read_evaluation(path: Path, step: int) -> dict[str, dict[str, float]]:
     return results
 
 
+def remark_on_metrics(path: Path, resume_step: int) -> str | None:
+    """Return what whoever resumes a run should know of its metrics.jsonl; None if all is well.
+
+    Whether lines are missing at its end is told by timings.jsonl, to which every reported step adds
+    a line as well, after that of metrics.jsonl.
+
+    Args:
+        path: metrics.jsonl, before the lines of later steps are dropped.
+        resume_step: the step of the checkpoint that is gone on from; 0 where there is none.
+
+    Raises:
+        ValueError: as `read_json_lines`.
+    """
+    last = max((line["step"] for line in read_json_lines(path)), default=0)
+    if resume_step <= 0:
+        anew = "no checkpoint of a trained step is there: training begins anew, and the lines"
+        return f"{anew} up to step {last} come again" if last > 0 else None
+    if not path.is_file():
+        return f"{path.name} is missing: the lines up to step {resume_step} are lost"
+    timings = read_json_lines(path.with_name("timings.jsonl"))
+    if any(last < each["step"] <= resume_step and "time/wall_seconds" in each for each in timings):
+        checkpoint = f"though the checkpoint is of step {resume_step}"
+        return f"{path.name} ends at step {last}, {checkpoint}: lines are missing"
+    return None
+
+
 class Reporter(AbstractContextManager):
     """Writes metrics of steps and evaluations to every place; the first process alone does."""
 
@@ -74,6 +100,8 @@ class Reporter(AbstractContextManager):
         if jax.process_index() == 0:
             from tensorboardX import SummaryWriter
 
+            if remark := remark_on_metrics(workdir / "metrics.jsonl", resume_step):
+                say(remark)
             self._metrics = JsonLines(workdir / "metrics.jsonl", resume_step)
             self._timings = JsonLines(workdir / "timings.jsonl", resume_step)
             self._tensorboard = SummaryWriter(

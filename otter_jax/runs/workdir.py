@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from otter_jax import config as config_lib
 from otter_jax import sharding
 from otter_jax.data.sources import Source
-from otter_jax.json_files import read_json, read_json_lines, write_json
+from otter_jax.json_files import read_json_lines, read_json_object, write_json
 from otter_jax.terminal import say
 
 # What a run writes before its first step that hangs on its config or data; features/ has names of
@@ -197,7 +197,7 @@ def _is_of(config: ConfigDict, source: Source | None, workdir: Path) -> bool:
         return False
     if source is None or not data.is_file():
         return True
-    return read_json(data)["train"]["fingerprint"] == source.fingerprint
+    return _read_fingerprint(data) == source.fingerprint
 
 
 def _clear_for(config: ConfigDict, source: Source | None, workdir: Path) -> None:
@@ -245,18 +245,29 @@ def refuse_other_data(source: Source, workdir: Path) -> None:
     path = workdir / "data.json"
     if not path.is_file() or is_untrained(workdir):
         return
-    before = read_json(path)["train"]
-    if before["fingerprint"] != source.fingerprint:
+    before = _read_fingerprint(path)
+    if before != source.fingerprint:
         raise ValueError(
             f"the pairs of {source.name} have changed since {workdir} was started (now "
             f"{len(source)}, fingerprint {source.fingerprint[:12]}, was "
-            f"{before['fingerprint'][:12]}): choose another workdir or the same data"
+            f"{before[:12]}): choose another workdir or the same data"
         )
+
+
+def _read_fingerprint(path: Path) -> str:
+    """Return the fingerprint of the pairs that a data.json tells of (ValueError if it has none)."""
+    train = read_json_object(path).get("train")
+    fingerprint = train.get("fingerprint") if isinstance(train, dict) else None
+    if not isinstance(fingerprint, str):
+        raise ValueError(
+            f"{path} is damaged: it should hold the fingerprint of the pairs, under `train`"
+        )
+    return fingerprint
 
 
 def read_finished(workdir: Path, total_steps: int) -> dict[str, Any] | None:
     """Return the results of a run that has come to its end, or None."""
     path = workdir / "results.json"
-    found = read_json(path) if path.is_file() else None
+    found = read_json_object(path) if path.is_file() else None
     last = (found or {}).get("last_step", total_steps)  # A run may have stopped early.
     return found if (workdir / "checkpoints" / str(last)).is_dir() else None

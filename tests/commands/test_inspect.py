@@ -184,7 +184,7 @@ def test_a_negative_seed_is_refused_by_name(capsys: pytest.CaptureFixture) -> No
         inspect.main(["--data=open_clipart", "--seed=-1"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_one_that_is_stopped_leaves_nothing_behind(
     pairs_folder: Path, tiny_model: Path, tmp_path: Path, number: signal.Signals
 ) -> None:

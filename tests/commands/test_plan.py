@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from otter_jax.commands import plan
+from otter_jax.commands.command_line import Terminated, hearing_termination
 from otter_jax.config import default_config
 from otter_jax.preset_files import read_preset
 from otter_jax.training.compiler_reports import REPORT
@@ -55,7 +56,7 @@ def test_a_plan_is_made_of_what_the_compiler_leaves(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     stand_in(monkeypatch, LEAVES)
-    arguments = ["--config=otter_rn50", "--topology=v5e:2x4,v5litepod-16,h100:1x8"]
+    arguments = ["--config=otter_rn50", "--topology=v5e:2x4, v5litepod-16 ,h100:1x8"]
     arguments += [f"--out={tmp_path / 'plans'}", "--pairs=2000000"]
     plan.main([*arguments, "--config.model.image.overrides.stem_width=8"])
     said = capsys.readouterr().out
@@ -192,7 +193,7 @@ def test_topologies_are_judged_before_the_first_is_compiled(
         plan.main(arguments)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_one_that_is_stopped_leaves_no_child_and_no_folder(
     tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -214,9 +215,23 @@ def test_one_that_is_stopped_leaves_no_child_and_no_folder(
         while not (child.is_file() and child.read_text()):
             assert process.poll() is None
             time.sleep(0.05)
+        if number == signal.SIGHUP:
+            process.stdout.close()  # As a terminal is.
         process.send_signal(number)
-        said = process.stdout.read()
-    assert process.returncode == 128 + number and said == "\notter_jax: stopped\n"
+        if number != signal.SIGHUP:
+            assert process.stdout.read() == "\notter_jax: stopped\n"
+    assert process.returncode == 128 + number
     with pytest.raises(ProcessLookupError):
         os.kill(int(child.read_text()), 0)
     assert [path.name for path in tmp_path.iterdir()] == ["child"]
+
+
+def test_under_nohup_a_closed_terminal_changes_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with hearing_termination():
+            os.kill(os.getpid(), signal.SIGHUP)
+            with pytest.raises(Terminated):
+                os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -132,7 +132,7 @@ def test_a_killed_conversion_goes_on(
     assert (folder / SHARD.format(0)).stat().st_mtime_ns == first
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_conversion_says_one_line_and_goes_on(
     whole: Path, tmp_path: Path, shape_pairs: list, number: signal.Signals
 ) -> None:

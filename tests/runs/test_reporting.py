@@ -50,6 +50,64 @@ def test_reporter_writes_every_place(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert read == {"webdataset:/a/b": {"hit@1": 0.25}}
 
 
+def report_steps(workdir: Path, resume_step: int, *steps: int) -> None:
+    """Go on after a checkpoint, and report these steps."""
+    with reporting.Reporter(
+        workdir, total_steps=40, resume_step=resume_step, batch_size=8
+    ) as report:
+        if not resume_step:
+            report.evaluation(0, {"set": {"hit@1": 0.25}})
+        for step in steps:
+            report.step(step, {"loss": 1.5, "temperature": 0.02})
+
+
+def remarks(capsys: pytest.CaptureFixture) -> list[str]:
+    """Return what was said of metrics.jsonl since the last call."""
+    return [line for line in capsys.readouterr().out.splitlines() if "lines" in line]
+
+
+def test_lines_that_went_missing_are_noticed_at_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    report_steps(tmp_path, 0, 10, 20, 30)
+    whole = path.read_text()
+    for kept, last in ((3, 20), (1, 0), (0, 0)):
+        path.write_text("".join(whole.splitlines(keepends=True)[:kept]))
+        report_steps(tmp_path, 30)
+        said = f"metrics.jsonl ends at step {last}, though the checkpoint is of step 30: lines are"
+        assert remarks(capsys) == [f"{said} missing"]
+    path.unlink()
+    report_steps(tmp_path, 30, 40)
+    assert remarks(capsys) == ["metrics.jsonl is missing: the lines up to step 30 are lost"]
+    report_steps(tmp_path, 40)  # It has been said.
+    assert remarks(capsys) == []
+
+
+def test_a_run_that_begins_anew_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    report_steps(tmp_path, 0)  # Killed before its first line of a step.
+    report_steps(tmp_path, 0, 10, 20)
+    assert remarks(capsys) == []
+    report_steps(tmp_path, 0, 10)
+    (said,) = remarks(capsys)
+    assert said.endswith("training begins anew, and the lines up to step 20 come again")
+
+
+def test_ordinary_resumes_are_passed_over_in_silence(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    report_steps(tmp_path, 0)
+    report_steps(tmp_path, 7, 10, 20)  # Stopped before its first line.
+    report_steps(tmp_path, 19, 20, 30)  # The last checkpoint was damaged.
+    report_steps(tmp_path, 35)  # Stopped before the next line.
+    report_steps(tmp_path, 39, 40)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 41, "tr')  # Killed while it wrote.
+    (tmp_path / "timings.jsonl").unlink()
+    report_steps(tmp_path, 40)
+    assert remarks(capsys) == []
+
+
 def test_results_table_has_a_row_a_metric() -> None:
     results = {
         "set": {"hit@1": 0.5, "hit@5": 0.75},

@@ -4,13 +4,21 @@ import json
 import multiprocessing
 import os
 import signal
+import types
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from otter_jax.runs import workdir as workdirs
-from otter_jax.runs.workdir import WorkdirLock, claimed, refuse_in_use, refuse_unwritable
+from otter_jax.runs.workdir import (
+    WorkdirLock,
+    claimed,
+    read_finished,
+    refuse_in_use,
+    refuse_other_data,
+    refuse_unwritable,
+)
 
 
 def hold(folder: str, ready: "multiprocessing.synchronize.Event") -> None:
@@ -157,3 +165,31 @@ def test_a_place_where_no_folder_can_be_made_is_refused(tmp_path: Path) -> None:
     if Path("/proc").is_dir():  # Its permissions promise what it does not keep.
         with pytest.raises(ValueError, match=r"^--workdir=/proc/x"):
             refuse_unwritable(Path("/proc/x"))
+
+
+@pytest.mark.parametrize(
+    "contents", ["", "[]", "{}", '{"train": 1}', '{"train": {}}', '{"train": {"fingerprint": 1}}']
+)
+def test_a_damaged_note_on_the_data_is_named(
+    tiny_config: Callable, tmp_path: Path, contents: str
+) -> None:
+    pairs = types.SimpleNamespace(name="pairs", fingerprint="0123")
+    (tmp_path / "data.json").write_text(contents)
+    with (
+        pytest.raises(ValueError, match=r"data\.json is damaged"),
+        claimed(tiny_config(), tmp_path, pairs),  # Nothing was trained yet.
+    ):
+        pytest.fail("claimed")
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"data\.json is damaged"):
+        refuse_other_data(pairs, tmp_path)
+
+
+def test_results_that_are_no_object_are_no_unfinished_run(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    assert read_finished(tmp_path, 3) is None
+    (tmp_path / "results.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"results\.json is damaged: it should hold an object"):
+        read_finished(tmp_path, 3)
+    (tmp_path / "results.json").write_text('{"last_step": 3}')
+    assert read_finished(tmp_path, 4) == {"last_step": 3}
