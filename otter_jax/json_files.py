@@ -50,8 +50,7 @@ class JsonLines:
         Raises:
             ValueError: as `read_json_lines`.
         """
-        lines = zip(_complete_lines(path), read_json_lines(path), strict=True)
-        kept = [line for line, values in lines if values["step"] <= resume_step]
+        kept = [line for line, values in _read_lines(path) if values["step"] <= resume_step]
         partial = path.with_name(path.name + ".partial")
         partial.write_text("".join(kept), encoding="utf-8")
         partial.replace(path)
@@ -82,6 +81,11 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: naming the file and the line that is no object with a `step`.
     """
+    return [values for _, values in _read_lines(path)]
+
+
+def _read_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Return lines as they stand, each with its object; errors are those of `read_json_lines`."""
     found = []
     try:
         lines = _complete_lines(path)
@@ -97,7 +101,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
                 f"{path} is damaged: line {number} is no JSON object with a step; "
                 "remove the line to go on without it"
             )
-        found.append(value)
+        found.append((line, value))
     return found
 
 
