@@ -32,7 +32,7 @@ from otter_jax.commands.command_line import (
     stopping_at_once,
     unknown_flags,
 )
-from otter_jax.data.templates import DEFAULT_TEMPLATE, read_templates
+from otter_jax.data.templates import read_templates
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -119,7 +119,8 @@ def measure_models(options: argparse.Namespace) -> None:
     if options.output.is_dir():
         raise ValueError(f"--output={options.output} is a folder; name a file")
     try:
-        read_templates(options.template or DEFAULT_TEMPLATE)
+        if options.template is not None:
+            read_templates(options.template)
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"--template: {error}") from None
     make_folder("--output", options.output.parent)

@@ -46,8 +46,9 @@ def evaluate_models(
     found: dict[str, Scores] = {}
     for path in paths:
         model = load(path)
-        own_template, own_names = prompts_of(path)
-        prompts = {"template": template or own_template, "names": names or own_names}
+        own = prompts_of(path)
+        given = {"template": template, "names": names}
+        prompts = own | {name: value for name, value in given.items() if value is not None}
         say(f"{path}: {model!r}, prompt {prompts['template']!r}")
         # In memory: there is no workdir that the features would belong to.
         store = FeatureStore(Path(), model, freeze_image=False, freeze_text=False)
@@ -60,10 +61,10 @@ def evaluate_models(
     return found
 
 
-def prompts_of(path: str) -> tuple[str, str]:
+def prompts_of(path: str) -> dict[str, str]:
     """Return config.evaluate.template and .names of the run that made a model, or the defaults."""
-    config = config_of(path) or default_config()
-    return config.evaluate.template, config.evaluate.names
+    settings = (config_of(path) or default_config()).evaluate
+    return {"template": settings.template, "names": settings.names}
 
 
 def table(found: Mapping[str, Scores]) -> str:

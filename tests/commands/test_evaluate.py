@@ -56,6 +56,7 @@ def test_models_are_measured_as_in_a_run(
         (["--model=a", "--sets=openmojis"], "--sets: unknown set 'openmojis'"),
         (["--model=a", "--sets=(openmoji"], r"--sets=\(openmoji: write --sets=SPEC,SPEC"),
         (["--model=quickstart", "--sets=openmoji", "--template=x"], "--template: the template 'x'"),
+        (["--model=quickstart", "--sets=openmoji", "--template="], "--template: "),
     ],
 )
 def test_what_is_no_model_or_set_is_refused(arguments: list, message: str) -> None:

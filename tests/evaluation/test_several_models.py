@@ -19,16 +19,16 @@ def write_run(folder: Path) -> None:
 
 def test_a_run_is_measured_with_its_own_prompts(tmp_path: Path) -> None:
     write_run(tmp_path / "run")
-    assert prompts_of(str(tmp_path / "run")) == ("{}", "averaged")
+    assert prompts_of(str(tmp_path / "run")) == {"template": "{}", "names": "averaged"}
 
 
 def test_published_models_are_runs_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path / "mine")
     (tmp_path / "mine" / published.ABOUT).touch()
     monkeypatch.setattr(published, "FOLDER", tmp_path)
-    assert prompts_of("mine") == ("{}", "averaged")
+    assert prompts_of("mine") == {"template": "{}", "names": "averaged"}
 
 
 @pytest.mark.parametrize("path", ["openai/clip-vit-base-patch32", "no/such/folder"])
 def test_models_of_no_run_have_the_default(path: str) -> None:
-    assert prompts_of(path) == ("a photo of {}.", "joined")
+    assert prompts_of(path) == {"template": "a photo of {}.", "names": "joined"}
