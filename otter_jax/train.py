@@ -18,6 +18,7 @@ from otter_jax.data.sources import Source, remarks
 from otter_jax.embedding import trust_rounds
 from otter_jax.embedding.encoder import keep_description
 from otter_jax.embedding.starting_point import complete
+from otter_jax.embedding.training_pairs import open_whole, split_held_out
 from otter_jax.evaluate import before_training, draw_sets, write_results
 from otter_jax.evaluation.sets import refuse_unknown_sets
 from otter_jax.models import dual_encoder
@@ -58,9 +59,7 @@ from otter_jax.training.parts import (
     Results,
     build_parts_together,
     describe_run,
-    open_whole,
     refuse_unmeasured_best,
-    split_held_out,
 )
 from otter_jax.training.state import TrainState, initial_state, make_memory, state_places
 from otter_jax.training.step import Learner, StepSettings, make_target_step, make_train_step

@@ -6,19 +6,18 @@ import threading
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from otter_jax import config as config_lib
-from otter_jax.data.held_out import hold_out
-from otter_jax.data.kept_pairs import keep_listed, read_keys, write_keys
-from otter_jax.data.sources import Source, open_source
+from otter_jax.data.kept_pairs import read_keys, write_keys
+from otter_jax.data.sources import Source
 from otter_jax.embedding import trust
 from otter_jax.embedding.encoder import Encoder
 from otter_jax.embedding.features import FeatureStore
 from otter_jax.embedding.given_images import AnyImage
 from otter_jax.embedding.nearest_rows import nearest_rows
 from otter_jax.embedding.pair_features import embed_pairs
-from otter_jax.terminal import progress, say
+from otter_jax.embedding.training_pairs import open_whole, split_held_out
+from otter_jax.terminal import say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +88,9 @@ def index_pairs(workdir: Path, encoder: Encoder, limit: int, seed: int = 0) -> P
         FileNotFoundError, ValueError: if the pairs cannot be read any more.
     """
     config = config_lib.load_config(workdir / "config.json")
-    source = _trained_on(config, workdir)
+    source = open_whole(config, workdir)
+    if split := split_held_out(config, source):
+        source = split.train
     numbers = np.random.default_rng(seed).permutation(len(source))[:limit]
     store = FeatureStore.of(workdir, encoder, config) if (workdir / "features").is_dir() else None
     with tempfile.TemporaryDirectory() as folder:
@@ -101,16 +102,6 @@ def index_pairs(workdir: Path, encoder: Encoder, limit: int, seed: int = 0) -> P
             alpha = None
         image = encoder.project_image(np.asarray(pairs.image, np.float32))
     return PairIndex(source, encoder, np.array(pairs.numbers), list(pairs.keys), image, alpha)
-
-
-def _trained_on(config: ConfigDict, workdir: Path) -> Source:
-    """Return the pairs that a run was trained on: those on its list, without those held out."""
-    source = open_source(config.data.train, cache_dir=workdir, progress=progress)
-    if config.data.keep:
-        source = keep_listed(source, config.data.keep, progress, say)
-    if config.data.held_out:
-        source = hold_out(source, config.data.held_out, config.seed, progress).train
-    return source
 
 
 class DropList:

@@ -12,19 +12,19 @@ from ml_collections import ConfigDict
 from otter_jax import config as config_lib
 from otter_jax import objectives, sharding
 from otter_jax.data.caption_checks import sample_captions
-from otter_jax.data.held_out import Split, hold_out
-from otter_jax.data.kept_pairs import keep_listed
+from otter_jax.data.held_out import Split
 from otter_jax.data.records import in_words
-from otter_jax.data.sources import Source, left_out, open_source
+from otter_jax.data.sources import Source, left_out
 from otter_jax.embedding.encoder import Encoder, build_module, make_encoder
 from otter_jax.embedding.features import FeatureStore
+from otter_jax.embedding.training_pairs import open_whole, split_held_out
 from otter_jax.evaluation.sets import EvaluationSet, held_out_set, open_sets
 from otter_jax.models import dual_encoder
 from otter_jax.models.dual_encoder import FunctionalModel
 from otter_jax.runs import processes
 from otter_jax.runs.best_step import PREFIX, refuse_unmeasured
 from otter_jax.runs.interruption import Interruption
-from otter_jax.terminal import progress, say
+from otter_jax.terminal import say
 from otter_jax.training.optimizers import describe_groups, labels_of
 
 Results = dict[str, Any]
@@ -112,35 +112,6 @@ def refuse_unmeasured_best(parts: Parts) -> None:
     sets = parts.sets
     measured = [f"{PREFIX}{each.name}/{metric}" for each in sets for metric in each.chance()]
     refuse_unmeasured(parts.config.checkpoint.best, measured)
-
-
-def split_held_out(config: ConfigDict, source: Source) -> Split | None:
-    """Return all pairs with those that `data.held_out` keeps from training apart, if it does."""
-    share = config.data.held_out
-    return hold_out(source, share, config.seed, progress) if share else None
-
-
-def open_whole(config: ConfigDict, workdir: Path) -> Source:
-    """Open those of `data.train` that `data.keep` names, those held out among them.
-
-    Errors are those of `open_source` and `keep_listed`, and ValueError for data that are too bad.
-    """
-    try:
-        source = open_source(
-            config.data.train,
-            cache_dir=workdir,
-            every_caption=config.data.captions == "all",
-            column=config.data.group,
-            progress=progress,
-        )
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"config.data.train: {error}; without data of your own, try "
-            "--config.data.train=open_clipart, which comes with a package"
-        ) from error
-    if not config.data.keep:
-        return source
-    return keep_listed(source, config.data.keep, progress, say)
 
 
 def describe_run(parts: Parts, source: Source, total_steps: int) -> None:
