@@ -16,10 +16,9 @@ from runs.test_checkpoints import damage
 
 from otter_jax import evaluate, objectives, sharding, train
 from otter_jax.commands import export
-from otter_jax.embedding import encoder
+from otter_jax.embedding import encoder, training_pairs
 from otter_jax.models import dual_encoder
 from otter_jax.runs import checkpoints, reporting
-from otter_jax.training import parts as training_parts
 from otter_jax.training.optimizers import make_optimizer, make_schedule
 from otter_jax.training.parts import build_parts
 from otter_jax.training.state import initial_state, make_memory, state_places
@@ -71,7 +70,7 @@ def test_bad_sets_are_found_before_the_training_data_are_opened(
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("opened")
 
-    monkeypatch.setattr(training_parts, "open_source", refuse)
+    monkeypatch.setattr(training_pairs, "open_source", refuse)
     with pytest.raises(FileNotFoundError, match=r"config\.evaluate\.sets: csv:/nowhere"):
         run(tiny_config(**{"evaluate.sets": ("csv:/nowhere",)}), tmp_path / "run")
 
